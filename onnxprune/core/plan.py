@@ -1,0 +1,174 @@
+"""The plan: what leaves which tensor of the original file. Auditable, diffable, replayable.
+
+    {"version": 1, "model_sha256": "…", "onnxprune": "0.1.0", "settings": {…},
+     "groups": [{"id": "g12", "kind": "channels", "units": 64, "removed": 24, "exact": true, "classes": [7, 9, …],
+                 "members": [{"tensor": "conv1.weight", "axis": 0, "removed": [3, 7, …], "node": "/conv1/Conv"}, …]}],
+     "nodes_removed": [], "macs": [before, after], "params": [before, after]}
+
+Members are constants (with the node that uses them, as shared constants may be cut differently per use) and every activation
+on which the removal is a slice of one axis. `classes` are the analysis' own numbers; `members` are what they mean, and a
+replay checks that both still agree.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxprune.core.analysis import Analysis
+from onnxprune.core.errors import BadInputError
+from onnxprune.core.graph import name_of
+from onnxprune.core.grouping import Bools, Group
+from onnxprune.core.maps import Facet, varying
+from onnxprune.core.units import Ids
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The JSON document, checked."""
+
+    document: dict[str, Any]
+
+    def to_json(self) -> str:
+        """One line per member, so that plans can be diffed."""
+        head = {k: v for k, v in self.document.items() if k != "groups"}
+        lines = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in head.items()]
+        groups = []
+        for group in self.document["groups"]:
+            own = ", ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in group.items() if k != "members")
+            members = ",\n   ".join(json.dumps(m) for m in group["members"])
+            groups.append(f'  {{{own}, "members": [\n   {members}]}}')
+        body = ",\n".join(groups)
+        return "{\n" + ",\n".join([*lines, f' "groups": [\n{body}]']) + "\n}\n"
+
+    @staticmethod
+    def from_json(text: str, what: str = "the plan") -> Plan:
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BadInputError(f"{what} is not JSON: {error}. Write one with 'onnxprune prune … --plan FILE'.") from None
+        needed = {"version": int, "model_sha256": str, "groups": list}
+        if not isinstance(document, dict) or not all(isinstance(document.get(k), t) for k, t in needed.items()):
+            raise BadInputError(f"{what} is not a plan: it needs {', '.join(needed)}.")
+        if document["version"] != VERSION:
+            raise BadInputError(f"{what} has version {document['version']}; this onnxprune reads version {VERSION}.")
+        for group in document["groups"]:
+            ok = isinstance(group, dict) and all(isinstance(group.get(k), list) for k in ("classes", "members"))
+            if not ok or not all(type(c) is int for c in group["classes"]):
+                raise BadInputError(f"{what} has a group without integer 'classes' or without 'members'.")
+        return Plan(document)
+
+
+def make_plan(
+    analysis: Analysis, removed: Bools, costs: dict[str, list[int]], settings: dict[str, Any], version: str
+) -> Plan:
+    """Describe a removal (bool per class) by the tensors it cuts."""
+    owner = _owners(analysis, removed)
+    members: dict[str, list[dict[str, Any]]] = {g.id: [] for g in analysis.groups}
+    unit_owner = np.append(owner, -1)[analysis.solution.classes]
+    numbers = {k: g.id for k, g in enumerate(analysis.groups)}
+    for (node, i), (source, maps) in analysis.uses.items():
+        for facet in maps:
+            for group, axis, positions in _slices(facet, unit_owner):
+                entry = {"tensor": name_of(source), "axis": axis, "removed": positions, "node": f"{name_of(node)}:{i}"}
+                members[numbers[group]].append(entry)
+    for key, maps in analysis.maps.items():
+        for facet in maps:
+            for group, axis, positions in _slices(facet, unit_owner):
+                members[numbers[group]].append({"tensor": name_of(key), "axis": axis, "removed": positions})
+    groups = []
+    for k, group in enumerate(analysis.groups):
+        classes = np.flatnonzero(owner == k)
+        if classes.size:
+            groups.append(
+                {
+                    "id": group.id,
+                    "origin": group.origin,
+                    "kind": group.kind,
+                    "units": group.units,
+                    "removed": _units_removed(group, removed),
+                    "exact": group.exact,
+                    "classes": [int(c) for c in classes],
+                    "members": members[group.id],
+                }
+            )
+    return Plan(
+        {
+            "version": VERSION,
+            "model_sha256": analysis.model.sha256,
+            "onnxprune": version,
+            "settings": settings,
+            "nodes_removed": [],
+            **costs,
+            "groups": groups,
+        }
+    )
+
+
+def _units_removed(group: Group, removed: Bools) -> int:
+    gone = [int(removed[b].all(axis=1).sum()) // t for b, t in zip(group.blocks, group.per_step, strict=True)]
+    return min(gone)
+
+
+def _owners(analysis: Analysis, removed: Bools) -> Ids:
+    """The group that each removed class is listed under; classes that go with a row belong to the row's group."""
+    owner = np.full(analysis.solution.count, -1, np.int64)
+    for k, group in enumerate(analysis.groups):
+        classes = group.classes
+        owner[classes[removed[classes]]] = k
+    child, parent = analysis.solution.children
+    for k, group in enumerate(analysis.groups):
+        if group.kind == "rows":
+            for c in group.classes[removed[group.classes]]:
+                owner[child[parent == c]] = k
+    for _ in range(4):  # parents of offsets have no group: they follow their children
+        loose = removed & (owner < 0)
+        if not loose.any() or not child.size:
+            break
+        hit = loose[parent] & (owner[child] >= 0)
+        owner[parent[hit]] = owner[child[hit]]
+    return owner
+
+
+def _slices(facet: Facet, owner: Ids) -> list[tuple[int, int, list[int]]]:
+    """`(group, axis, positions)` for every group whose removal from this facet is a slice of one axis."""
+    table = owner[facet]
+    found = []
+    for group in np.unique(table[table >= 0]):
+        gone = table == group
+        for axis in varying(facet):
+            others = tuple(a for a in range(facet.ndim) if a != axis)
+            whole, some = gone.all(axis=others), gone.any(axis=others)
+            if (whole == some).all():
+                found.append((int(group), axis, np.flatnonzero(whole).tolist()))
+                break
+    return found
+
+
+def removed_by(plan: Plan, analysis: Analysis, what: str = "the plan") -> Bools:
+    """The classes a plan removes, checked against what the analysis of this file allows."""
+    if plan.document["model_sha256"] != analysis.model.sha256:
+        raise BadInputError(
+            f"{what} was made for another file (sha256 {plan.document['model_sha256'][:12]}…, this one is "
+            f"{analysis.model.sha256[:12]}…). Apply it to the model it was made from."
+        )
+    count = analysis.solution.count
+    removed = np.zeros(count, bool)
+    for group in plan.document["groups"]:
+        classes = np.array(group["classes"], np.int64)
+        if classes.size and (classes.min() < 0 or classes.max() >= count):
+            raise BadInputError(f"{what} names units that this model does not have (group {group.get('id')}).")
+        removed[classes] = True
+    if (removed & analysis.solution.pinned).any() or (analysis.solution.closure(removed) != removed).any():
+        raise BadInputError(f"{what} removes units that have to stay together or stay; it was edited or made by another version.")
+    again = make_plan(analysis, removed, {}, {}, "").document["groups"]
+    want = [(g["id"], g["members"]) for g in again]
+    have = [(g.get("id"), g["members"]) for g in plan.document["groups"]]
+    if want != have:
+        raise BadInputError(f"{what} lists members that do not belong to its units; it was edited or made by another version.")
+    return removed

@@ -1,0 +1,331 @@
+"""What a rule is, and what it may ask for.
+
+A `Rule` holds everything the rest of the program knows about an operator: how index maps pass through it
+(`maps`), which inputs carry shapes or indices (`params`), what of the node follows a removal (`adjust`), and what it costs (`macs`).
+Rules state relations; the engines in `stages/` act on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from onnxprune.core.graph import Graph, Node
+from onnxprune.core.maps import Facet, Maps, Shape, expand_axes, pad_rank, per_axis, simplify, varying
+from onnxprune.core.observation import Array
+from onnxprune.core.units import Pin, UnitTable
+
+INEXACT_REMEDY = "prune it approximately with --include-inexact"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One operator (or several that behave alike).
+
+    ops: names, `"Conv"` for ai.onnx or `"com.microsoft::FusedConv"`.
+    kind: the family, for `onnxprune ops`.
+    maps: the index maps of the outputs, given those of the inputs.
+    params: positions of inputs whose *values* matter (shapes, axes, indices); they carry no units.
+    adjust: changes attributes and parameter inputs after a removal; None when nothing of the node can change.
+    macs: multiply-accumulates of the node for given input and output shapes.
+    typed: the dtype of the first output is observed, for rules whose adjustment inserts arithmetic.
+    rounded: the channels are worth rounding to what the runtime's kernels like.
+    reference: changes the masked original where removal is approximate (statistics of the kept positions only).
+    carries_shape: the output is a shape: what integer operators make of it carries no units.
+    alias: the output of a constant is that constant (exporters share weights through Identity).
+    """
+
+    ops: tuple[str, ...]
+    kind: str
+    maps: Callable[[MapContext], list[Maps]]
+    params: tuple[int, ...] = ()
+    adjust: Callable[[Any], None] | None = None
+    macs: Callable[[CostContext], int] | None = None
+    typed: bool = False
+    note: str = ""
+    rounded: bool = False
+    reference: Callable[[Any], None] | None = None
+    carries_shape: bool = False
+    alias: bool = False
+
+
+@dataclass(frozen=True)
+class CostContext:
+    """Shapes of one node's inputs and outputs (None where skipped or unknown) and its attributes."""
+
+    attrs: dict[str, Any]
+    inputs: tuple[Shape | None, ...]
+    outputs: tuple[Shape | None, ...]
+
+
+class MapContext:
+    """What a `maps` rule sees of one node.
+
+    Constants are *lazy*: a rule either gives a constant the facets it needs (`give`), or asks for its maps and
+    gets one facet of fresh units per axis. Every use of a constant has its own units, so that weights shared by
+    several layers can be cut differently.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        shapes: dict[str, Shape],
+        lazy: dict[str, str],
+        state: dict[str, Maps],
+        values: Callable[[str], Array | None],
+        units: UnitTable,
+        opset: int,
+        walk: Callable[[Graph, dict[str, Maps]], list[tuple[Maps, Shape | None]] | None],
+    ) -> None:
+        self.node = node
+        self.attrs = node.attrs
+        self.units = units
+        self.opset = opset
+        self._shapes = shapes
+        self._lazy = lazy
+        self._state = state
+        self._values = values
+        self._walk = walk
+        self.given: dict[int, Maps] = {}
+
+    # -- what is there
+
+    def has(self, i: int) -> bool:
+        return i < len(self.node.inputs) and self.node.inputs[i] != ""
+
+    def shape(self, i: int) -> Shape:
+        return self._shapes[self.node.inputs[i]]
+
+    def out_shape(self, k: int = 0) -> Shape:
+        return self._shapes[self.node.outputs[k]]
+
+    def rank(self, i: int = 0) -> int:
+        return len(self.shape(i))
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        return self.attrs.get(name, default)
+
+    def value(self, i: int) -> Array | None:
+        """The value of a parameter input: constant, or observed and equal for both feeds."""
+        return self._values(self.node.inputs[i]) if self.has(i) else None
+
+    def is_param_constant(self, i: int) -> bool:
+        """True when the value of a parameter input is known for all feeds."""
+        return self.value(i) is not None
+
+    def axis(self, default: int = 0, name: str = "axis", rank: int | None = None) -> int:
+        axis = int(self.attr(name, default))
+        return axis % max(1, self.rank() if rank is None else rank)
+
+    def is_lazy(self, i: int) -> bool:
+        """True for a constant, whose facets this rule may choose."""
+        return self.has(i) and self.node.inputs[i] in self._lazy and i not in self.given
+
+    def maps(self, i: int) -> Maps:
+        """The maps of input `i`; a lazy constant gets fresh units along every axis."""
+        if not self.has(i):
+            return ()
+        if i in self.given:
+            return self.given[i]
+        key = self.node.inputs[i]
+        if key in self._lazy:
+            self.given[i] = per_axis(self.shape(i), lambda n: self.units.issue(n, str(self.node)))
+            return self.given[i]
+        return self._state.get(key, ())
+
+    def give(self, i: int, facets: list[Facet] | Maps) -> None:
+        """Set the facets of a lazy constant, in its own axes."""
+        self.given[i] = tuple(f for f in simplify(facets) if f.size > 1)
+
+    # -- what a rule can say
+
+    def pin(self, facets: Maps | list[Facet], reason: str, remedy: str = "") -> None:
+        for facet in facets:
+            self.units.pin(facet.ravel(), self.because(reason, remedy))
+
+    def because(self, reason: str, remedy: str = "") -> Pin:
+        return Pin(self.node.key, f"{self.node} {reason}", remedy)
+
+    def approximate(self, facet: Facet, reason: str) -> None:
+        self.units.approximate(facet.ravel(), self.because(reason, INEXACT_REMEDY))
+
+    def pin_axes(self, i: int, axes: tuple[int, ...], reason: str) -> Maps:
+        """Pin the facets of input `i` that vary along `axes`; return the others."""
+        free = []
+        for facet in self.maps(i):
+            if any(facet.shape[a] > 1 for a in axes):
+                self.pin([facet], reason)
+            else:
+                free.append(facet)
+        return tuple(free)
+
+    def flat_axes(self, maps: Maps, axes: tuple[int, ...]) -> Maps:
+        """Tie positions along `axes`, along which the operator cannot tell units apart (space, time)."""
+        result = []
+        for facet in maps:
+            mixed = tuple(a for a in axes if facet.shape[a] > 1)
+            result.append(self.units.align(facet, mixed) if mixed else facet)
+        return simplify(result)
+
+    def fresh(self, shape: Shape, axes: tuple[int, ...], origin: bool = False) -> Facet:
+        """New units along `axes` (jointly) of a tensor of `shape`."""
+        side = tuple(shape[a] if a in axes else 1 for a in range(len(shape)))
+        return self.units.issue(int(np.prod(side)), str(self.node) if origin else "").reshape(side)
+
+    def subgraph(self, name: str, inputs: dict[str, Maps]) -> list[tuple[Maps, Shape | None]] | None:
+        """Maps and shapes of a subgraph's outputs after walking it; None where it was not observed."""
+        return self._walk(self.node.subgraphs[name], inputs) if name in self.node.subgraphs else None
+
+    def pass_through(self, i: int = 0) -> Maps:
+        """The maps of input `i`, brought to the rank of the output."""
+        rank = len(self.out_shape())
+        return tuple(pad_rank(f, rank) if f.ndim < rank else f for f in self.maps(i))
+
+    def nothing(self) -> list[Maps]:
+        return [() for _ in self.node.outputs]
+
+
+class Edit:
+    """What an `adjust` rule sees and may change of one node after a removal. Implemented by `stages/rewrite.py`."""
+
+    node: Node
+    attrs: dict[str, Any]
+    opset: int
+
+    def has(self, i: int) -> bool:
+        raise NotImplementedError
+
+    def old(self, i: int) -> Shape:
+        """Shape of input `i` before."""
+        raise NotImplementedError
+
+    def new(self, i: int) -> Shape:
+        """Shape of input `i` after."""
+        raise NotImplementedError
+
+    def old_out(self, k: int = 0) -> Shape:
+        raise NotImplementedError
+
+    def new_out(self, k: int = 0) -> Shape:
+        raise NotImplementedError
+
+    def kept(self, i: int, axis: int) -> Array:
+        """Bool per position of `axis` of input `i`: does anything of it stay?"""
+        raise NotImplementedError
+
+    def kept_out(self, k: int, axis: int) -> Array:
+        raise NotImplementedError
+
+    def rank_of(self, i: int, axis: int, position: int) -> int:
+        """How many positions before `position` stay along `axis` of input `i` (equal in all rows)."""
+        raise NotImplementedError
+
+    def value(self, i: int) -> Array | None:
+        """Value of a parameter input in the original, None when it changes from feed to feed."""
+        raise NotImplementedError
+
+    def observed(self, i: int) -> Array | None:
+        """Value of a parameter input in the original for the first feed."""
+        raise NotImplementedError
+
+    def set_attr(self, name: str, value: Any) -> None:
+        raise NotImplementedError
+
+    def drop_attr(self, name: str) -> None:
+        raise NotImplementedError
+
+    def set_input(self, i: int, value: Array) -> None:
+        """Replace a parameter input by a constant."""
+        raise NotImplementedError
+
+    def patch_input(self, i: int, changed: Array, value: Array) -> None:
+        """Replace the entries of a computed parameter where `changed`, by `value`; the others stay computed."""
+        raise NotImplementedError
+
+    def scale_output(self, factor: float) -> None:
+        """Multiply the first output by a constant."""
+        raise NotImplementedError
+
+    def scale_constant(self, i: int, factor: float) -> bool:
+        """Multiply a constant input; False when it is not one."""
+        raise NotImplementedError
+
+    def restore_output(self, changed: Array, value: Array) -> None:
+        """Put `value` into the entries of the first output where `changed`."""
+        raise NotImplementedError
+
+    def consumers(self) -> list[tuple[Node, int]]:
+        """Who reads the first output, and as which input."""
+        raise NotImplementedError
+
+    def constant(self, key: str) -> Array | None:
+        """The value of a constant tensor."""
+        raise NotImplementedError
+
+    def replace_by(self, op: str, inputs: list[Any], attrs: dict[str, Any]) -> None:
+        """Turn the node into another one; inputs are positions of its present inputs or arrays."""
+        raise NotImplementedError
+
+
+def axis_facets(maps: Maps, axis: int) -> tuple[list[Facet], list[Facet]]:
+    """Facets that vary along `axis`, and the others."""
+    on = [f for f in maps if f.shape[axis] > 1]
+    return on, [f for f in maps if f.shape[axis] == 1]
+
+
+def move(ctx: MapContext, i: int, operation: Callable[[Facet, Shape], Facet], expand: tuple[int, ...] = ()) -> Maps:
+    """Apply a numpy operation to every facet, expanded along `expand` where it varies there at all."""
+    shape = ctx.shape(i)
+    result = []
+    for facet in ctx.maps(i):
+        axes = tuple(a for a in expand if any(facet.shape[b] > 1 for b in expand))
+        result.append(operation(expand_axes(facet, shape, axes), shape))
+    return simplify(result)
+
+
+__all__ = [
+    "INEXACT_REMEDY",
+    "CostContext",
+    "Edit",
+    "MapContext",
+    "Rule",
+    "axis_facets",
+    "move",
+    "varying",
+]
+
+
+class MaskEdit(Protocol):
+    """What a `reference` rule sees and may change of one node of the masked original.
+
+    Forcing a unit to zero wherever it lives includes what an operator computes inside: a recurrence hands its hidden state from
+    step to step, a quantized kernel subtracts zero points. There the rule changes the node's constants.
+    """
+
+    node: Node
+    attrs: dict[str, Any]
+
+    def has(self, i: int) -> bool:
+        raise NotImplementedError
+
+    def removed(self, i: int) -> Array:
+        """Bool of input `i`'s full shape: True where the position has been removed."""
+        raise NotImplementedError
+
+    def removed_out(self, k: int) -> Array:
+        """Bool of output `k`'s full shape: True where the position has been removed."""
+        raise NotImplementedError
+
+    def constant(self, i: int) -> Array | None:
+        """The value of a constant input in the original; None for one that is computed (its positions are masked already)."""
+        raise NotImplementedError
+
+    def set_constant(self, i: int, value: Array) -> None:
+        """Give this node, and no other user of the constant, another value of the same shape and type."""
+        raise NotImplementedError
+
+
+__all__ += ["MaskEdit"]

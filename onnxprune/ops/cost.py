@@ -1,0 +1,133 @@
+"""What a model costs: multiply-accumulates and parameters, before and after a removal.
+
+MACs are those of the operators whose rule gives them (convolutions, matrix products, recurrent layers), at the shapes of
+the first observation; the body of a loop counts once. Parameters are the entries of floating-point and 8-bit constants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune import ops
+from onnxprune.core.analysis import Analysis, Shapes, kept_mask
+from onnxprune.core.grouping import Bools
+from onnxprune.core.maps import Maps, Shape, clusters
+from onnxprune.ops.base import CostContext, Rule
+
+
+@dataclass(frozen=True)
+class _Term:
+    rule: Rule
+    attrs: dict[str, Any]
+    tensors: tuple[tuple[Maps, Shape] | None, ...]
+    inputs: int
+
+
+class CostModel:
+    """Evaluates the cost of a removal (bool per class) without rewriting anything."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis = analysis
+        self.terms: list[_Term] = []
+        shapes = Shapes(analysis, np.zeros(analysis.solution.classes.size, bool))
+        for node in analysis.view.graph.walk():
+            rule = ops.rule_for(node.op, node.domain)
+            if rule.macs is None:
+                continue
+            tensors: list[tuple[Maps, Shape] | None] = []
+            for i, key in enumerate((*node.inputs, *node.outputs)):
+                use = analysis.uses.get((node.key, i)) if i < len(node.inputs) else None
+                try:
+                    if use:
+                        tensors.append((use[1], shapes.old(use[0])))
+                    elif key:
+                        tensors.append((analysis.maps.get(key, ()), shapes.old(analysis.sources.get(key, key))))
+                    else:
+                        tensors.append(None)
+                except KeyError:
+                    tensors.append(None)
+            self.terms.append(_Term(rule, node.attrs, tuple(tensors), len(node.inputs)))
+        self.constants = {key: c for key, c in analysis.view.constants.items() if _counts(c)}
+        self.cuts: dict[str, list[Maps]] = {}
+        whole: set[str] = set()
+        for source, uses in analysis.readers.items():
+            for use in uses:
+                found = analysis.uses.get(use)
+                if found is None:
+                    whole.add(source)
+                elif found[1] and not any(found[1] is m for m in self.cuts.get(source, [])):
+                    self.cuts.setdefault(source, []).append(found[1])
+        self.whole = whole
+
+    def macs(self, removed: Bools | None = None) -> int:
+        shapes = self._shapes(removed)
+        total = 0
+        for term in self.terms:
+            sizes = tuple(None if t is None else shapes.of_maps(t[0], t[1]) for t in term.tensors)
+            total += term.rule.macs(CostContext(term.attrs, sizes[: term.inputs], sizes[term.inputs :]))  # type: ignore[misc]
+        return int(total)
+
+    def params(self, removed: Bools | None = None) -> int:
+        shapes = self._shapes(removed)
+        total = 0
+        for key, constant in self.constants.items():
+            shape = tuple(constant.shape)
+            ways = {} if removed is None else {self._mark(m, shape, shapes.gone): m for m in self.cuts.get(key, [])}
+            if not ways:
+                total += prod(shape)
+                continue
+            total += sum(prod(shapes.of_maps(m, shape)) for m in ways.values())
+        return int(total)
+
+    def _mark(self, maps: Maps, shape: Shape, gone: Bools) -> tuple[object, ...]:
+        return tuple((axes, kept_mask(f, axes, shape, gone).tobytes()) for axes, f in clusters(maps))
+
+    def _shapes(self, removed: Bools | None) -> Shapes:
+        solution = self.analysis.solution
+        gone = np.zeros(solution.classes.size, bool) if removed is None else solution.of_units(removed)
+        return Shapes(self.analysis, gone)
+
+    def saving(self, metric: str) -> NDArray[np.float64]:
+        """First-order saving of removing each class: its share of every axis that it occupies."""
+        classes, count = self.analysis.solution.classes, self.analysis.solution.count
+        saving = np.zeros(count)
+
+        def add(amount: float, maps: Maps, seen: set[bytes]) -> None:
+            for facet in maps:
+                found = classes[facet].ravel()
+                mark = np.unique(found).tobytes()
+                if mark in seen:
+                    continue
+                seen.add(mark)
+                known = found[found >= 0]
+                saving[:] += amount / found.size * np.bincount(known, minlength=count)
+
+        if metric == "params":
+            for key, ways in self.cuts.items():
+                if key in self.constants:
+                    size = prod(self.constants[key].shape)
+                    for maps in ways[:1]:
+                        for facet in maps:
+                            add(size, (facet,), set())
+            return saving
+        for term in self.terms:
+            sizes = tuple(None if t is None else t[1] for t in term.tensors)
+            amount = term.rule.macs(CostContext(term.attrs, sizes[: term.inputs], sizes[term.inputs :]))  # type: ignore[misc]
+            seen: set[bytes] = set()
+            for tensor in term.tensors:
+                if tensor is not None:
+                    add(float(amount), tensor[0], seen)
+        return saving
+
+
+def _counts(constant: Any) -> bool:
+    try:
+        dtype = np.dtype(constant.dtype)
+    except TypeError:
+        return True
+    return dtype.kind == "f" or dtype.name in ("int8", "uint8", "bfloat16") or dtype.kind == "V"

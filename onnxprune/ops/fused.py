@@ -1,0 +1,178 @@
+"""What ONNX Runtime's optimizer and model builders make of matrix products, embeddings and biases (com.microsoft).
+
+    FusedMatMul   y = alpha A' B'     transA swaps the last two axes; transBatchA moves the first axis before the last
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from onnxprune.core.maps import Maps, simplify
+from onnxprune.ops.base import CostContext, Edit, MapContext, Rule
+from onnxprune.ops.labelled import Label, Named, Operand, bind, combine, named, operand, unnamed
+from onnxprune.ops.matmul import gemm, gemm_macs
+from onnxprune.ops.pointwise import broadcast
+
+
+def _labels(rank: int, batch: int, inner: tuple[Label, Label], transposed: bool, batch_transposed: bool) -> tuple[Label, ...]:
+    """Labels of an operand; `inner` are those of its last two axes once every transposition is done."""
+    if rank == 1:
+        return ("k",)
+    outer = tuple(f"b{a}" for a in range(batch - (rank - 2), batch))
+    before, last = inner[::-1] if transposed else inner
+    return (before, *outer, last) if batch_transposed else (*outer, before, last)
+
+
+def fused_matmul(ctx: MapContext) -> list[Maps]:
+    batch = max(ctx.rank(0), ctx.rank(1), 2) - 2
+    sides = (("A", ("m", "k")), ("B", ("k", "n")))
+    a, b = (
+        operand(
+            ctx,
+            i,
+            _labels(ctx.rank(i), batch, inner, bool(ctx.attr(f"trans{x}", 0)), bool(ctx.attr(f"transBatch{x}", 0))),
+        )
+        for i, (x, inner) in enumerate(sides)
+    )
+    lead = tuple(f"b{x}" for x in range(batch))
+    out = (*lead, *(("m",) if ctx.rank(0) > 1 else ()), *(("n",) if ctx.rank(1) > 1 else ()))
+    return [unnamed(combine(ctx, a, b, out, weight=True), out)]
+
+
+def fused_matmul_macs(cost: CostContext) -> int:
+    a, out = cost.inputs[0], cost.outputs[0]
+    if not a or out is None:
+        return 0
+    labels = _labels(
+        len(a), max(len(a) - 2, 0), ("m", "k"), bool(cost.attrs.get("transA", 0)), bool(cost.attrs.get("transBatchA", 0))
+    )
+    return prod(out) * a[labels.index("k")]
+
+
+# ---------------------------------------------------------------- weights in blocks of few bits
+
+
+def block_matmul(ctx: MapContext) -> list[Maps]:
+    """MatMulNBits(A, B, scales, zero_points, g_idx, bias): y = A dequantize(B)'.
+
+    K is quantized in blocks, so it stays; N, one row of every table, can be pruned.
+    """
+    n, last = int(ctx.attr("N")), ctx.rank() - 1
+    kept = ctx.pin_axes(0, (last,), f"quantizes its weights in blocks of {ctx.attr('block_size')} along the contracted axis")
+    tables = [i for i in (1, 2, 3, 5) if ctx.has(i)]
+    if ctx.attr("weight_prepacked", 0) or any(not ctx.is_lazy(i) or prod(ctx.shape(i)) % n for i in tables):
+        return [kept]
+    ids = ctx.units.issue(n, str(ctx.node))
+    for i in tables:
+        shape = ctx.shape(i)
+        if shape[0] == n:
+            ctx.give(i, [ids.reshape(n, *[1] * (len(shape) - 1))])
+        else:  # the rows of all N, one after the other
+            ctx.give(i, [np.repeat(ids, shape[0] // n).reshape(shape[0], *[1] * (len(shape) - 1))])
+    return [simplify([*kept, ids.reshape(*[1] * last, n)])]
+
+
+def follow_n(edit: Edit) -> None:
+    before, after = edit.old_out()[-1], edit.new_out()[-1]
+    if before != after:
+        edit.set_attr("N", after)
+
+
+def block_macs(cost: CostContext) -> int:
+    out = cost.outputs[0]
+    return 0 if out is None else prod(out) * int(cost.attrs.get("K", 0))
+
+
+# ---------------------------------------------------------------- embeddings and biases
+
+
+def embed_layer_norm(ctx: MapContext) -> list[Maps]:
+    """EmbedLayerNormalization(ids, segments, words [V, H], positions, segments, gamma [H], beta, …): the sum of three rows."""
+    width = ctx.shape(2)[1]
+    ids = ctx.units.issue(width, str(ctx.node))
+    units = (Named(("h",), ids),) if width > 1 else ()
+    for i in (2, 3, 4):
+        bind(ctx, i, (f"v{i}", "h"), units)
+    for i in (5, 6):
+        bind(ctx, i, ("h",), units)
+    ctx.approximate(ids, "takes mean and variance over the embedding axis")
+    wide = unnamed(units, ("b", "s", "h"))
+    return [wide if k in (0, 2) else () for k in range(len(ctx.node.outputs))]
+
+
+def bias_add(ctx: MapContext) -> list[Maps]:
+    """BiasAdd(X, bias, skip)"""
+    return [broadcast(ctx, [i for i in range(3) if ctx.has(i)])]
+
+
+def bias_split_gelu(ctx: MapContext) -> list[Maps]:
+    """BiasSplitGelu(X [.., 2H], bias): with X + bias = (a, b), y = a gelu(b); both halves lose the same offsets."""
+    half = ctx.out_shape()[-1]
+    labels = tuple(str(a) for a in range(ctx.rank()))
+    x = Operand(labels, ctx.shape(0), named(ctx.maps(0), labels))
+    facets = unnamed(combine(ctx, x, operand(ctx, 1, labels[-1:]), labels, what="its bias"), labels)
+    sizes = (*ctx.shape(0)[:-1], half)
+
+    def part(start: int) -> Operand:
+        cut = tuple(f[..., start : start + half] if f.shape[-1] > 1 else f for f in facets)
+        return Operand(labels, sizes, named(cut, labels))
+
+    return [unnamed(combine(ctx, part(0), part(half), labels, what="its other half"), labels)]
+
+
+def nhwc_pool(ctx: MapContext) -> list[Maps]:
+    """Pooling of [N, S.., C], channel by channel."""
+    return [ctx.flat_axes(ctx.maps(0), tuple(range(1, ctx.rank() - 1)))]
+
+
+def gated(ctx: MapContext) -> list[Maps]:
+    """SwiGLU(A, B) and the like: operands of one shape, position by position."""
+    return [broadcast(ctx, [i for i in range(len(ctx.node.inputs)) if ctx.has(i)])]
+
+
+def causal_conv(ctx: MapContext) -> list[Maps]:
+    """CausalConvWithState(x [B, C, L], W [C, 1, k], bias [C], past [B, C, k-1]): depthwise over time."""
+    labels = ("b", "c", "l")
+    facets = ctx.flat_axes(ctx.maps(0), (0, 2))
+    result = Operand(labels, ctx.shape(0), named(facets, labels))
+    for i, own in ((1, ("c", "o", "k")), (2, ("c",)), (3, ("b", "c", "p"))):
+        if ctx.has(i):
+            if not ctx.is_lazy(i):
+                ctx.pin_axes(i, tuple(a for a, x in enumerate(own) if x != "c"), "keeps its other axes")
+            facets = unnamed(combine(ctx, result, operand(ctx, i, own), labels, what=f"input {i}"), labels)
+            result = Operand(labels, ctx.shape(0), named(facets, labels))
+    return [unnamed(result.facets, labels)] * len(ctx.node.outputs)
+
+
+def causal_conv_macs(cost: CostContext) -> int:
+    w, out = cost.inputs[1], cost.outputs[0]
+    return 0 if w is None or out is None else prod(out) * prod(w[1:])
+
+
+RULES = [
+    Rule(
+        ("com.microsoft::FusedMatMul", "com.microsoft::TransposeMatMul"), "contraction", fused_matmul, macs=fused_matmul_macs
+    ),
+    Rule(("com.microsoft::FusedGemm",), "contraction", gemm, macs=gemm_macs),
+    Rule(
+        ("com.microsoft::MatMulNBits",),
+        "contraction",
+        block_matmul,
+        adjust=follow_n,
+        macs=block_macs,
+        note="the contracted axis stays: it is quantized in blocks",
+    ),
+    Rule(("com.microsoft::EmbedLayerNormalization",), "normalization (approximate)", embed_layer_norm),
+    Rule(("com.microsoft::BiasAdd",), "pointwise", bias_add),
+    Rule(("com.microsoft::BiasSplitGelu",), "pointwise", bias_split_gelu),
+    Rule(("com.microsoft::NhwcMaxPool",), "pooling", nhwc_pool),
+    Rule(("SwiGLU",), "pointwise", gated),
+    Rule(
+        ("CausalConvWithState",),
+        "contraction",
+        causal_conv,
+        macs=causal_conv_macs,
+    ),
+]

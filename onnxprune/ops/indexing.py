@@ -1,0 +1,80 @@
+"""Operators that read or write at positions computed from data.
+
+The indexed axes keep all their positions; axes that an index leaves alone pass through.
+"""
+
+from __future__ import annotations
+
+from onnxprune.core.maps import Maps, simplify, varying
+from onnxprune.ops.base import MapContext, Rule
+from onnxprune.ops.labelled import Operand, combine, named, operand, unnamed
+
+
+def gather_elements(ctx: MapContext) -> list[Maps]:
+    """out[i, j] = data[index[i, j], j]: every axis is addressed position by position."""
+    axes = tuple(range(ctx.rank()))
+    return [ctx.pin_axes(0, axes, "looks up single elements")]
+
+
+def gather_nd(ctx: MapContext) -> list[Maps]:
+    """out[b.., i.., rest..] = data[b.., index[b.., i..], rest..]."""
+    batch = int(ctx.attr("batch_dims", 0))
+    index = ctx.shape(1)
+    first = batch + index[-1]
+    kept = ctx.pin_axes(0, tuple(range(first)), "looks up positions that are computed from data")
+    lead = len(ctx.out_shape()) - (ctx.rank() - first)
+    return [simplify([f.reshape((1,) * lead + f.shape[first:]) for f in kept])]
+
+
+def scatter_nd(ctx: MapContext) -> list[Maps]:
+    """data with data[index] = updates: trailing axes of both are tied."""
+    first = ctx.shape(1)[-1]
+    rank = ctx.rank()
+    trailing = tuple(str(a) for a in range(first, rank))
+    kept = ctx.pin_axes(0, tuple(range(first)), "writes at positions that are computed from data")
+    lead = ctx.rank(2) - len(trailing)
+    if not ctx.is_lazy(2):
+        ctx.pin_axes(2, tuple(range(lead)), "writes at positions that are computed from data")
+    labels = (*(f"d{a}" for a in range(first)), *trailing)
+    data = Operand(labels, ctx.shape(0), named(kept, labels))
+    updates = operand(ctx, 2, (*(f"u{a}" for a in range(lead)), *trailing))
+    return [unnamed(tuple(f for f in combine(ctx, data, updates, labels, what="its updates")), labels)]
+
+
+def scatter_elements(ctx: MapContext) -> list[Maps]:
+    axes = tuple(range(ctx.rank()))
+    ctx.pin_axes(2, axes, "writes single elements")
+    return [ctx.pin_axes(0, axes, "writes single elements")]
+
+
+def triangle(ctx: MapContext) -> list[Maps]:
+    return [ctx.pin_axes(0, (ctx.rank() - 2, ctx.rank() - 1), "keeps a triangle of its last two axes")]
+
+
+def grid_sample(ctx: MapContext) -> list[Maps]:
+    """Channels pass; space is sampled."""
+    ctx.pin_axes(1, tuple(range(ctx.rank(1))), "reads positions from it")
+    maps = ctx.flat_axes(ctx.maps(0), tuple(range(2, ctx.rank())))
+    return [maps]
+
+
+def reverse_sequence(ctx: MapContext) -> list[Maps]:
+    axes = (int(ctx.attr("batch_axis", 1)), int(ctx.attr("time_axis", 0)))
+    return [ctx.pin_axes(0, axes, "reverses along this axis")]
+
+
+def roi_align(ctx: MapContext) -> list[Maps]:
+    maps = ctx.flat_axes(ctx.pin_axes(0, (0,), "selects images"), (2, 3))
+    return [tuple(f for f in maps if varying(f))]
+
+
+RULES = [
+    Rule(("GatherElements",), "indexing", gather_elements),
+    Rule(("GatherND",), "indexing", gather_nd),
+    Rule(("ScatterND",), "indexing", scatter_nd),
+    Rule(("ScatterElements", "Scatter"), "indexing", scatter_elements),
+    Rule(("Trilu",), "indexing", triangle, params=(1,)),
+    Rule(("GridSample",), "indexing", grid_sample),
+    Rule(("ReverseSequence",), "indexing", reverse_sequence, params=(1,)),
+    Rule(("RoiAlign",), "indexing", roi_align),
+]

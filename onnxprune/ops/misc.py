@@ -1,0 +1,223 @@
+"""Everything else: operators that leave some axes alone, and operators that keep all positions, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+import numpy as np
+
+from onnxprune.core.maps import Maps, reshape, simplify
+from onnxprune.ops.base import Edit, MapContext, Rule
+from onnxprune.ops.conv import contract, conv_macs, follow_groups
+from onnxprune.ops.indexing import gather_nd, grid_sample, triangle
+from onnxprune.ops.labelled import Operand, combine, flatten, named, operand, unnamed
+from onnxprune.ops.movement import pad, pad_adjust, reshaped
+from onnxprune.ops.pointwise import unary
+
+
+def keeps(reason: str) -> Callable[[MapContext], list[Maps]]:
+    """A rule that pins all positions of all inputs."""
+
+    def rule(ctx: MapContext) -> list[Maps]:
+        for i in range(len(ctx.node.inputs)):
+            if ctx.has(i) and not ctx.is_lazy(i):
+                ctx.pin(ctx.maps(i), reason)
+        return ctx.nothing()
+
+    return rule
+
+
+def _pin_others(ctx: MapContext, first: int, reason: str) -> None:
+    for i in range(first, len(ctx.node.inputs)):
+        if ctx.has(i) and not ctx.is_lazy(i):
+            ctx.pin(ctx.maps(i), reason)
+
+
+# ---------------------------------------------------------------- axes that pass
+
+
+def center_crop_pad(ctx: MapContext) -> list[Maps]:
+    """Axes whose size changes are cropped or padded in the middle."""
+    changed = tuple(a for a, (x, y) in enumerate(zip(ctx.shape(0), ctx.out_shape(), strict=True)) if x != y)
+    return [ctx.pin_axes(0, changed, "crops or pads this axis")]
+
+
+def follow_crop(edit: Edit) -> None:
+    axes = [int(a) for a in edit.attrs.get("axes") or range(len(edit.old_out()))]
+    old, new = np.array(edit.old_out())[axes], np.array(edit.new_out())[axes]
+    if (old != new).any():
+        edit.patch_input(1, old != new, new)
+
+
+def col2im(ctx: MapContext) -> list[Maps]:
+    """[N, C*K, L] -> [N, C, ..]: the K entries of a channel's block go together."""
+    shape, out = ctx.shape(0), ctx.out_shape()
+    view = (shape[0], out[1], shape[1] // out[1], shape[2])
+    result = []
+    for f in ctx.flat_axes(ctx.maps(0), (2,)):
+        channel = ctx.units.align(reshape(f, shape, view), (2,)) if f.shape[1] > 1 else reshape(f, shape, view)
+        result.append(channel.reshape(*channel.shape[:2], *[1] * (len(out) - 2)))
+    return [simplify(result)]
+
+
+def compress(ctx: MapContext) -> list[Maps]:
+    """Compress(x, condition): positions along `axis` (or of the flattened x) that data selects."""
+    if "axis" not in ctx.attrs:
+        return [ctx.pin_axes(0, tuple(range(ctx.rank())), "selects single elements")]
+    _pin_others(ctx, 1, "selects by it")
+    return [ctx.pin_axes(0, (ctx.axis(),), f"selects positions of axis {ctx.axis()} by data")]
+
+
+def dft(ctx: MapContext) -> list[Maps]:
+    """DFT along one axis; the last axis holds real and imaginary part. Its axis became an input in opset 20."""
+    rank = ctx.rank()
+    if ctx.opset >= 20:
+        value = ctx.value(2) if ctx.has(2) else np.array(-2)
+        axes = tuple(range(rank)) if value is None else (int(value) % rank, rank - 1)
+    else:
+        axes = (ctx.axis(1), rank - 1)
+    return [ctx.pin_axes(0, axes, "transforms this axis")]
+
+
+def determinant(ctx: MapContext) -> list[Maps]:
+    rank = ctx.rank()
+    kept = ctx.pin_axes(0, (rank - 2, rank - 1), "takes determinants over its last two axes")
+    return [tuple(f.reshape(f.shape[:-2]) for f in kept)]
+
+
+def matrices(ctx: MapContext) -> list[Maps]:
+    """Operators on the matrices of the last two axes."""
+    rank = ctx.rank()
+    return [ctx.pin_axes(0, (rank - 2, rank - 1), "inverts matrices over its last two axes")]
+
+
+def deform_conv(ctx: MapContext) -> list[Maps]:
+    """DeformConv(X, W, offset, B, mask): a convolution at positions that data moves, the same for all channels of an offset group."""
+    offsets = [i for i in (2, 4) if ctx.has(i)]
+    for i in offsets:
+        ctx.pin_axes(i, tuple(range(ctx.rank(i))), "moves its kernel by them")
+    if int(ctx.attr("offset_group", 1)) > 1:
+        ctx.pin_axes(0, (1,), "shifts its channels in groups")
+    groups, shape = int(ctx.attr("group", 1)), ctx.shape(1)
+    view = (groups, shape[0] // groups, *shape[1:])
+    kernel = tuple(f"k{a}" for a in range(2, len(shape)))
+    return [contract(ctx, view, ("g", "o", "i", *kernel), shape[0], 1, 3)]
+
+
+def max_roi_pool(ctx: MapContext) -> list[Maps]:
+    kept = ctx.flat_axes(ctx.pin_axes(0, (0,), "selects images by data"), (2, 3))
+    _pin_others(ctx, 1, "reads regions from it")
+    return [kept]
+
+
+def tensor_scatter(ctx: MapContext) -> list[Maps]:
+    """TensorScatter(cache, update, indices): a cache written along one axis; the other axes of both are tied."""
+    rank = ctx.rank()
+    axis = ctx.axis(-2)
+    labels = tuple(str(a) for a in range(rank))
+    flat = ("0", labels[axis])
+    cache = flatten(ctx, operand(ctx, 0, labels), flat)
+    own = tuple(f"u{axis}" if a == axis else x for a, x in enumerate(labels))
+    update = flatten(ctx, operand(ctx, 1, own), ("0", f"u{axis}"))
+    return [unnamed(combine(ctx, cache, update, labels, what="what is written into it"), labels)]
+
+
+def class_loss(ctx: MapContext) -> list[Maps]:
+    """Losses over classes: everything they look at stays."""
+    for i in (0, 1, 2):
+        if ctx.has(i) and not ctx.is_lazy(i):
+            ctx.pin(ctx.maps(i), "compares all classes at all positions")
+    return ctx.nothing()
+
+
+def resized_channels(ctx: MapContext) -> list[Maps]:
+    """CropAndResize(x [N, C, H, W], boxes, ..): channels pass."""
+    _pin_others(ctx, 1, "reads regions from it")
+    return [ctx.flat_axes(ctx.pin_axes(0, (0,), "selects images by data"), (2, 3))]
+
+
+def distances(ctx: MapContext) -> list[Maps]:
+    """CDist(A [M, K], B [N, K]): squared distances sum over K, so zeros add nothing."""
+    a, b = operand(ctx, 0, ("m", "k")), operand(ctx, 1, ("n", "k"))
+    return [unnamed(combine(ctx, a, b, ("m", "n")), ("m", "n"))]
+
+
+def scaled(ctx: MapContext) -> list[Maps]:
+    """An elementwise function of the first input; the others are scalars."""
+    for i in range(1, len(ctx.node.inputs)):
+        if ctx.has(i) and prod(ctx.shape(i)) > 1:
+            labels = tuple(str(a) for a in range(ctx.rank()))
+            x = Operand(labels, ctx.shape(0), named(ctx.maps(0), labels))
+            own = labels[ctx.rank() - ctx.rank(i) :]
+            return [unnamed(combine(ctx, x, operand(ctx, i, own), labels, what=f"input {i}"), labels)]
+    return [ctx.maps(0)]
+
+
+# ---------------------------------------------------------------- all positions stay
+
+SEQUENCE = "puts tensors into sequences or optionals, whose shapes are not followed"
+STRINGS = "works on strings"
+RANDOM = "draws random numbers position by position: removing some would change the others"
+PINNED = {
+    "AffineGrid": "makes a grid of it",
+    "BlackmanWindow HammingWindow HannWindow MelWeightMatrix": "makes a table of this size",
+    "Bernoulli Multinomial RandomNormalLike RandomUniformLike": RANDOM,
+    "ImageDecoder": "decodes an image",
+    "MaxUnpool": "writes to flat positions, which count channels",
+    "NonMaxSuppression": "selects boxes by comparing all of them",
+    "STFT": "transforms the whole signal",
+    "TfIdfVectorizer": "counts n-grams over all positions",
+    "Unique com.microsoft::Unique": "compares all positions",
+    "Optional OptionalGetElement OptionalHasElement": SEQUENCE,
+    "ConcatFromSequence SequenceAt SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength SequenceMap "
+    "SplitToSequence": SEQUENCE,
+    "RegexFullMatch StringConcat StringNormalizer StringSplit": STRINGS,
+    "LinearAttention com.microsoft::LinearAttention com.microsoft::GatedDeltaNet": "keeps a state per head inside",
+    "ai.onnx.preview::FlexAttention": "computes its scores in a subgraph",
+    "ai.onnx.preview.training::Adagrad ai.onnx.preview.training::Adam ai.onnx.preview.training::Gradient "
+    "ai.onnx.preview.training::Momentum": "trains",
+    "ai.onnx.ml::ArrayFeatureExtractor ai.onnx.ml::Binarizer ai.onnx.ml::CastMap ai.onnx.ml::CategoryMapper "
+    "ai.onnx.ml::DictVectorizer ai.onnx.ml::FeatureVectorizer ai.onnx.ml::Imputer ai.onnx.ml::LabelEncoder "
+    "ai.onnx.ml::LinearClassifier ai.onnx.ml::LinearRegressor ai.onnx.ml::Normalizer ai.onnx.ml::OneHotEncoder "
+    "ai.onnx.ml::SVMClassifier ai.onnx.ml::SVMRegressor ai.onnx.ml::Scaler ai.onnx.ml::TreeEnsemble "
+    "ai.onnx.ml::TreeEnsembleClassifier ai.onnx.ml::TreeEnsembleRegressor ai.onnx.ml::ZipMap": "reads features by their "
+    "position",
+    "com.microsoft::GatherBlockQuantized com.microsoft::MatMulBnb4 com.microsoft::MatMulFpQ4": "quantizes its weights in "
+    "blocks of a few bits",
+    "com.microsoft::MoE com.microsoft::QMoE": "holds its experts in one node",
+    "com.microsoft::DecoderMaskedMultiHeadAttention com.microsoft::SparseAttention com.microsoft::PackedAttention "
+    "com.microsoft::PackedMultiHeadAttention com.microsoft::LongformerAttention com.microsoft::DecoderAttention "
+    "com.microsoft::PagedAttention com.microsoft::AttnLSTM com.microsoft::WordConvEmbedding "
+    "com.microsoft::QEmbedLayerNormalization com.microsoft::GroupNorm com.microsoft::SkipGroupNorm "
+    "com.microsoft::NhwcConv com.microsoft::NhwcFusedConv com.microsoft::ConvTransposeWithDynamicPads "
+    "com.microsoft::CausalConvWithState com.microsoft::MaxpoolWithMask com.microsoft::UnfoldTensor "
+    "com.microsoft::BiasSoftmax com.microsoft::GatedAdd com.microsoft::GatedRMSNorm com.microsoft::SparseToDenseMatMul": "has a "
+    "layout that its rule does not cover",
+    "com.microsoft::BeamSearch com.microsoft::GreedySearch com.microsoft::Sampling com.microsoft::WhisperBeamSearch": "runs "
+    "a decoder inside",
+    "com.microsoft::Tokenizer com.microsoft::MurmurHash3 com.microsoft::NGramRepeatBlock": "works on tokens",
+}
+
+RULES = [
+    Rule(("BitCast",), "pointwise", unary),
+    Rule(("CenterCropPad",), "movement", center_crop_pad, params=(1,), adjust=follow_crop),
+    Rule(("Col2Im",), "movement", col2im, params=(1, 2)),
+    Rule(("Compress",), "indexing", compress),
+    Rule(("DFT",), "pins the axis", dft, params=(2,)),
+    Rule(("Det",), "pins the axis", determinant),
+    Rule(("com.microsoft::Inverse",), "pins the axis", matrices),
+    Rule(("DeformConv",), "contraction", deform_conv, adjust=follow_groups, macs=conv_macs, rounded=True),
+    Rule(("MaxRoiPool",), "pooling", max_roi_pool),
+    Rule(("TensorScatter",), "indexing", tensor_scatter),
+    Rule(("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"), "pins", class_loss, note="compares all classes"),
+    Rule(("com.microsoft::CropAndResize",), "pooling", resized_channels),
+    Rule(("com.microsoft::CDist",), "contraction", distances),
+    Rule(("com.microsoft::ScaledSiLU",), "pointwise", scaled),
+    Rule(("com.microsoft::Trilu",), "indexing", triangle, params=(1,)),
+    Rule(("com.microsoft::GridSample",), "indexing", grid_sample),
+    Rule(("com.microsoft::GatherND",), "indexing", gather_nd),
+    Rule(("com.microsoft::ExpandDims",), "movement", reshaped, params=(1,)),
+    Rule(("com.microsoft::Pad",), "movement", pad, params=(1, 2), adjust=pad_adjust),
+    *[Rule(tuple(names.split()), "pins", keeps(reason), note=reason) for names, reason in PINNED.items()],
+]

@@ -1,0 +1,424 @@
+"""Data movement: the operator is applied to the index map itself, with numpy.
+
+Head splits, packed projections, channel shuffles, window partitions, halves of a gated unit: all of them are these few rules.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxprune.core.maps import Facet, Maps, Shape, expand_axes, reshape, simplify, varying
+from onnxprune.core.observation import Array
+from onnxprune.ops.base import Edit, MapContext, Rule, move
+from onnxprune.ops.labelled import Operand, combine, named, operand
+
+FAR = np.iinfo(np.int64).max
+
+
+# ---------------------------------------------------------------- same elements, other shape
+
+
+def reshaped(ctx: MapContext) -> list[Maps]:
+    """Reshape, Flatten, Squeeze, Unsqueeze: row-major order stays."""
+    target = ctx.out_shape()
+    return [move(ctx, 0, lambda f, s: reshape(f, s, target))]
+
+
+def follow_target(edit: Edit, i: int = 1) -> None:
+    """A target shape: explicit sizes of changed axes follow; 0 and -1 go on meaning what they mean."""
+    target = edit.observed(i)
+    if target is None:
+        return
+    old, new = np.array(edit.old_out()), np.array(edit.new_out())
+    changed = (old != new) & (target > 0)
+    if not edit.attrs.get("allowzero", 0) and edit.has(0):
+        zero = np.flatnonzero(target == 0)
+        source = edit.new(0)
+        for axis in zero:
+            if axis >= len(source) or source[axis] != new[axis]:
+                changed[axis] = True
+    if changed.any():
+        edit.patch_input(i, changed, new)
+
+
+def follow_shape(edit: Edit) -> None:
+    """ConstantOfShape and the like: the input is the output's shape."""
+    old, new = np.array(edit.old_out()), np.array(edit.new_out())
+    if (old != new).any():
+        edit.patch_input(0, old != new, new)
+
+
+def squeeze_adjust(edit: Edit) -> None:
+    """Without axes, every axis of size 1 is squeezed: an axis cut down to one must not be among them."""
+    if not edit.has(1) and "axes" not in edit.attrs:
+        axes = [a for a, n in enumerate(edit.old(0)) if n == 1]
+        if edit.opset >= 13:
+            edit.set_input(1, np.array(axes, np.int64))
+        else:
+            edit.set_attr("axes", axes)
+
+
+def transposed(ctx: MapContext) -> list[Maps]:
+    perm = ctx.attr("perm") or list(range(ctx.rank()))[::-1]
+    return [move(ctx, 0, lambda f, s: np.transpose(f, perm))]
+
+
+# ---------------------------------------------------------------- parts and joins
+
+
+def concat(ctx: MapContext) -> list[Maps]:
+    return [joined(ctx, [i for i in range(len(ctx.node.inputs)) if ctx.has(i)])]
+
+
+def joined(ctx: MapContext, inputs: list[int]) -> Maps:
+    """Axes other than the joined one are tied between all inputs; along the joined one, units line up."""
+    rank = len(ctx.out_shape())
+    axis = ctx.axis(0, rank=rank)
+    others = tuple(str(a) for a in range(rank))
+
+    def labels(i: int) -> tuple[str, ...]:
+        return tuple(f"c{i}" if a == axis else others[a] for a in range(rank))
+
+    order = sorted(inputs, key=ctx.is_lazy)
+    first = order[0]
+    result = Operand(labels(first), ctx.shape(first), named(ctx.maps(first), labels(first)))
+    for i in order[1:]:
+        out = (*result.labels, f"c{i}")
+        facets = combine(ctx, result, operand(ctx, i, labels(i)), out, what=f"input {i} ('{ctx.node.inputs[i]}')")
+        sizes = {**dict(zip(labels(i), ctx.shape(i), strict=True)), **dict(zip(result.labels, result.sizes, strict=True))}
+        result = Operand(out, tuple(sizes[x] for x in out), facets)
+    starts = dict(zip([f"c{i}" for i in inputs], np.cumsum([0, *[ctx.shape(i)[axis] for i in inputs]]), strict=False))
+    total = ctx.out_shape()[axis]
+    placed: list[Facet] = []
+    for f in result.facets:
+        part_label = next((x for x in f.labels if x in starts), None)
+        if part_label is None:
+            placed.append(f.over(tuple("" if a == axis else others[a] for a in range(rank))))
+            continue
+        part = f.over(tuple(part_label if a == axis else others[a] for a in range(rank)))
+        whole = np.full([total if a == axis else n for a, n in enumerate(part.shape)], -1, np.int64)
+        window = [slice(None)] * rank
+        window[axis] = slice(int(starts[part_label]), int(starts[part_label]) + part.shape[axis])
+        whole[tuple(window)] = part
+        placed.append(whole)
+    return simplify(placed)
+
+
+def taken(ctx: MapContext, facet: Facet, axis: int, positions: range) -> Facet:
+    """Part of a facet along `axis`. A single offset cannot be taken from rows that lose different offsets: it stays."""
+    part = facet.take(positions, axis=axis)
+    axes = varying(facet)
+    if len(positions) == 1 and len(axes) > 1 and axes[-1] == axis:
+        ctx.pin([part], f"takes position {positions[0]} of axis {axis}")
+        return np.full_like(part, -1)
+    return part
+
+
+def split(ctx: MapContext) -> list[Maps]:
+    axis = ctx.axis(0)
+    sizes = [ctx.out_shape(k)[axis] if o else 0 for k, o in enumerate(ctx.node.outputs)]
+    if "" in ctx.node.outputs:
+        ctx.pin_axes(0, (axis,), "has an unused part")
+    ends = np.cumsum(sizes)
+
+    def part(k: int) -> Maps:
+        window = range(int(ends[k] - sizes[k]), int(ends[k]))
+        return simplify([taken(ctx, f, axis, window) if f.shape[axis] > 1 else f for f in ctx.maps(0)])
+
+    return [part(k) if o else () for k, o in enumerate(ctx.node.outputs)]
+
+
+def split_adjust(edit: Edit) -> None:
+    axis = int(edit.attrs.get("axis", 0)) % len(edit.old(0))
+    outputs = range(len(edit.node.outputs))
+    sizes = [edit.new_out(k)[axis] for k in outputs]
+    if sizes == [edit.old_out(k)[axis] for k in outputs]:
+        return
+    if edit.opset >= 13:
+        edit.set_input(1, np.array(sizes, np.int64))
+        edit.drop_attr("num_outputs")
+    else:
+        edit.set_attr("split", sizes)
+
+
+def slices(edit: Edit | MapContext, rank: int) -> list[tuple[int, Array | None, Array | None, int]] | None:
+    """(axis, start, end, step) per sliced axis; None where a bound is computed from data."""
+    if "starts" in edit.attrs:
+        starts, ends = np.array(edit.attrs["starts"]), np.array(edit.attrs["ends"])
+        axes = edit.attrs.get("axes") or list(range(len(starts)))
+        steps = np.ones(len(starts), np.int64)
+    else:
+        found = [edit.value(i) if edit.has(i) else None for i in range(1, 5)]
+        known = found[2] if edit.has(3) else None
+        if edit.has(3) and known is None:
+            return None
+        count = next((v.size for v in found if v is not None), rank)
+        axes = known.tolist() if known is not None else list(range(count))
+        starts = found[0]
+        ends = found[1]
+        if edit.has(4) and found[3] is None:
+            return None
+        steps = found[3] if found[3] is not None else np.ones(len(axes), np.int64)
+    return [
+        (int(a) % rank, None if starts is None else starts[k], None if ends is None else ends[k], int(steps[k]))
+        for k, a in enumerate(axes)
+    ]
+
+
+def sliced(ctx: MapContext) -> list[Maps]:
+    bounds = slices(ctx, ctx.rank())
+    if bounds is None:
+        return [ctx.pin_axes(0, tuple(range(ctx.rank())), "takes axes that are computed from data")]
+    unknown = tuple(a for a, start, end, step in bounds if start is None or end is None)
+    ctx.pin_axes(0, unknown, "cuts at a position that is computed from data")
+    strided = tuple(a for a, _, _, step in bounds if step != 1)
+    ctx.pin_axes(0, strided, "takes every n-th position")
+    windows = {a: slice(int(s), int(e)) for a, s, e, step in bounds if s is not None and e is not None and step == 1}
+    result = []
+    for facet in ctx.maps(0):
+        if any(facet.shape[a] > 1 for a in (*unknown, *strided)):
+            continue
+        for axis, window in windows.items():
+            start, stop, _ = window.indices(ctx.shape(0)[axis])
+            if facet.shape[axis] > 1:
+                if len(varying(facet)) > 1 and start:
+                    ctx.units.boxes.append(facet.take(range(start), axis=axis))
+                facet = taken(ctx, facet, axis, range(start, max(start, stop)))
+        result.append(facet)
+    return [simplify(result)]
+
+
+def slice_adjust(edit: Edit) -> None:
+    rank = len(edit.old(0))
+    bounds = slices(edit, rank) or []
+    attribute = "starts" in edit.attrs
+    starts, ends = [], []
+    changed = []
+    for k, (axis, start, end, step) in enumerate(bounds):
+        size = edit.old(0)[axis]
+        if edit.new(0)[axis] == size or start is None or end is None or step != 1:
+            starts.append(0 if start is None else int(start))
+            ends.append(0 if end is None else int(end))
+            continue
+        low, high, _ = slice(int(start), int(end)).indices(size)
+        starts.append(edit.rank_of(0, axis, low))
+        ends.append(FAR if int(end) >= size else edit.rank_of(0, axis, max(low, high)))
+        changed.append(k)
+    if not changed:
+        return
+    if attribute:
+        edit.set_attr("starts", starts)
+        edit.set_attr("ends", ends)
+        return
+    mask = np.isin(np.arange(len(bounds)), changed)
+    edit.patch_input(1, mask, np.array(starts))
+    edit.patch_input(2, mask, np.array(ends))
+
+
+def gather(ctx: MapContext) -> list[Maps]:
+    """Constant indices move the map; indices from data need an axis without units."""
+    axis = ctx.axis(0)
+    index = ctx.value(1) if ctx.is_param_constant(1) else None
+    rank = len(ctx.shape(1))
+    if ctx.is_lazy(0) and index is None:
+        shape = ctx.shape(0)
+        free = [a for a in range(len(shape)) if a != axis and shape[a] > 1]
+        ctx.give(0, [ctx.fresh(shape, (a,), origin=True) for a in free])
+    result = []
+    for facet in ctx.maps(0):
+        if facet.shape[axis] == 1:
+            result.append(np.expand_dims(facet.squeeze(axis), tuple(range(axis, axis + rank))))
+            continue
+        if index is None:
+            ctx.pin([facet], f"looks up positions of axis {axis} that are computed from data")
+            continue
+        if rank > 1:
+            ctx.pin([facet], f"looks up a table of shape {list(index.shape)} on axis {axis}")
+            continue
+        axes = varying(facet)
+        if index.size == 1 and len(axes) > 1 and axes[-1] == axis:
+            ctx.pin([np.take(facet, index.astype(np.int64), axis=axis)], f"takes one position of axis {axis}")
+            continue
+        if len(axes) > 1 and axes[-1] == axis:
+            ctx.units.align_rows(facet, tuple(a for a in range(facet.ndim) if a != axis))
+        result.append(np.take(facet, index.astype(np.int64), axis=axis))
+    return [simplify(result)]
+
+
+def gather_adjust(edit: Edit) -> None:
+    axis = int(edit.attrs.get("axis", 0)) % len(edit.old(0))
+    if edit.old(0)[axis] == edit.new(0)[axis]:
+        return
+    index = edit.value(1)
+    if index is None:
+        return
+    kept = edit.kept(0, axis)
+    position = np.cumsum(kept) - 1
+    flat = index.astype(np.int64) % len(kept)
+    new = position[flat] if flat.ndim == 0 else position[flat[kept[flat]]]
+    edit.set_input(1, np.asarray(new, index.dtype))
+
+
+# ---------------------------------------------------------------- growing
+
+
+def expand(ctx: MapContext) -> list[Maps]:
+    return [ctx.pass_through()]
+
+
+def expand_adjust(edit: Edit) -> None:
+    target = edit.observed(1)
+    if target is None:
+        return
+    old, new = np.array(edit.old_out())[-target.size :], np.array(edit.new_out())[-target.size :]
+    changed = (old != new) & (target != 1)
+    if changed.any():
+        edit.patch_input(1, changed, new)
+
+
+def tile(ctx: MapContext) -> list[Maps]:
+    repeats = ctx.value(1)
+    if repeats is None:
+        return [ctx.pin_axes(0, tuple(range(ctx.rank())), "repeats an axis a number of times computed from data")]
+    return [move(ctx, 0, lambda f, s: np.tile(f, [int(r) if f.shape[a] > 1 else 1 for a, r in enumerate(repeats)]))]
+
+
+def pad_amounts(source: Edit | MapContext, rank: int) -> tuple[Array, Array] | None:
+    """Amounts before and after, one per axis; None where computed from data."""
+    if "pads" in source.attrs or "paddings" in source.attrs:
+        pads = np.array(source.attrs.get("pads", source.attrs.get("paddings")))
+        return pads[:rank], pads[rank:]
+    pads = source.value(1)
+    if pads is None:
+        return None
+    before, after = np.zeros(rank, np.int64), np.zeros(rank, np.int64)
+    axes = source.value(3) if source.has(3) else np.arange(rank)
+    if axes is None:
+        return None
+    before[axes], after[axes] = pads[: len(axes)], pads[len(axes) :]
+    return before, after
+
+
+def _pad_mode(attrs: dict[str, object]) -> str:
+    mode = attrs.get("mode", "constant")
+    return mode.decode() if isinstance(mode, bytes) else str(mode)
+
+
+def pad(ctx: MapContext) -> list[Maps]:
+    """Padded positions along a pruned axis are units of their own, which no one else has."""
+    rank = ctx.rank()
+    amounts = pad_amounts(ctx, rank)
+    if amounts is None:
+        dynamic = tuple(a for a in range(rank) if ctx.shape(0)[a] != ctx.out_shape()[a])
+        return [ctx.pin_axes(0, dynamic, "pads by amounts that are computed from data")]
+    before, after = amounts
+    padded = tuple(a for a in range(rank) if before[a] or after[a])
+    constant = _pad_mode(ctx.attrs) == "constant" and (before >= 0).all() and (after >= 0).all()
+    result = []
+    for facet in ctx.maps(0):
+        on = [a for a in padded if facet.shape[a] > 1]
+        if on and not (constant and len(on) == 1 and len(varying(facet)) == 1):
+            ctx.pin([facet], f"pads axis {on[0]} in mode {_pad_mode(ctx.attrs)}")
+            continue
+        for a in on:
+            sides = [[n if x == a else 1 for x in range(rank)] for n in (int(before[a]), int(after[a]))]
+            parts = [ctx.units.issue(int(np.prod(side))).reshape(side) for side in sides]
+            facet = np.concatenate([parts[0], facet, parts[1]], axis=a)
+        result.append(facet)
+    return [simplify(result)]
+
+
+def pad_adjust(edit: Edit) -> None:
+    rank = len(edit.old(0))
+    amounts = pad_amounts(edit, rank)
+    if amounts is None:
+        return
+    before, after = (np.array(x) for x in amounts)
+    old = np.concatenate([before, after])
+    for axis in range(rank):
+        if (before[axis] or after[axis]) and edit.new(0)[axis] != edit.old(0)[axis]:
+            kept = edit.kept_out(0, axis)
+            n = edit.old(0)[axis]
+            before[axis], after[axis] = (
+                kept[: int(amounts[0][axis])].sum(),
+                kept[int(amounts[0][axis]) + n :].sum(),
+            )
+    new = np.concatenate([before, after])
+    if (new == old).all():
+        return
+    if "pads" in edit.attrs:
+        edit.set_attr("pads", [int(p) for p in new])
+    elif "paddings" in edit.attrs:
+        edit.set_attr("paddings", [int(p) for p in new])
+    else:
+        axes = edit.value(3) if edit.has(3) else None
+        picked = np.arange(rank) if axes is None else np.asarray(axes) % rank
+        edit.set_input(1, np.concatenate([before[picked], after[picked]]).astype(np.int64))
+
+
+def resize(ctx: MapContext) -> list[Maps]:
+    changed = tuple(a for a, (x, y) in enumerate(zip(ctx.shape(0), ctx.out_shape(), strict=True)) if x != y)
+    return [ctx.pin_axes(0, changed, "interpolates along this axis")]
+
+
+def resize_adjust(edit: Edit) -> None:
+    if not edit.has(3):
+        return
+    axes = edit.attrs.get("axes") or list(range(len(edit.old_out())))
+    old, new = np.array(edit.old_out())[axes], np.array(edit.new_out())[axes]
+    if (old != new).any():
+        edit.patch_input(3, old != new, new)
+
+
+def constant_of_shape(ctx: MapContext) -> list[Maps]:
+    shape = ctx.out_shape()
+    return [tuple(ctx.fresh(shape, (a,)) for a, n in enumerate(shape) if n > 1)]
+
+
+# ---------------------------------------------------------------- blocks of space
+
+
+def depth_to_space(ctx: MapContext) -> list[Maps]:
+    """All b*b sub-channels of an output channel go together: space cannot lose positions."""
+    n, c, h, w = ctx.shape(0)
+    b = int(ctx.attr("blocksize"))
+    mode = ctx.attr("mode", "DCR")
+    crd = (mode.decode() if isinstance(mode, bytes) else mode) == "CRD"
+    blocks = (n, c // (b * b), b * b, h, w) if crd else (n, b * b, c // (b * b), h, w)
+    result = []
+    for facet in ctx.flat_axes(ctx.maps(0), (2, 3)):
+        if facet.shape[1] > 1:
+            axis = 2 if crd else 1
+            facet = reshape(facet, ctx.shape(0), blocks)
+            facet = (ctx.units.align(facet, (axis,)) if facet.shape[axis] > 1 else facet).squeeze(axis)
+        result.append(facet)
+    return [simplify(result)]
+
+
+def space_to_depth(ctx: MapContext) -> list[Maps]:
+    """Output channel (i, j, c) of block offset (i, j) is input channel c."""
+    b = int(ctx.attr("blocksize"))
+    flat = ctx.flat_axes(ctx.maps(0), (2, 3))
+    return [simplify([np.tile(f, (1, b * b, 1, 1)) if f.shape[1] > 1 else f for f in flat])]
+
+
+RULES = [
+    Rule(("Reshape",), "movement", reshaped, params=(1,), adjust=follow_target),
+    Rule(("Flatten",), "movement", reshaped),
+    Rule(("Squeeze",), "movement", reshaped, params=(1,), adjust=squeeze_adjust),
+    Rule(("Unsqueeze",), "movement", reshaped, params=(1,)),
+    Rule(("Transpose",), "movement", transposed),
+    Rule(("Concat",), "movement", concat),
+    Rule(("Split",), "movement", split, params=(1,), adjust=split_adjust),
+    Rule(("Slice",), "movement", sliced, params=(1, 2, 3, 4), adjust=slice_adjust),
+    Rule(("Gather",), "movement", gather, params=(1,), adjust=gather_adjust),
+    Rule(("Expand",), "movement", expand, params=(1,), adjust=expand_adjust),
+    Rule(("Tile",), "movement", tile, params=(1,)),
+    Rule(("Pad",), "movement", pad, params=(1, 2, 3), adjust=pad_adjust),
+    Rule(("Resize", "Upsample"), "movement", resize, params=(1, 2, 3), adjust=resize_adjust),
+    Rule(("ConstantOfShape",), "movement", constant_of_shape, params=(0,), adjust=follow_shape),
+    Rule(("DepthToSpace",), "movement", depth_to_space),
+    Rule(("SpaceToDepth",), "movement", space_to_depth),
+]
+
+__all__ = ["RULES", "expand_axes", "follow_target"]

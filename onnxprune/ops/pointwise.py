@@ -1,0 +1,89 @@
+"""Pointwise operators: operands are tied position by position, with numpy broadcasting.
+
+A constant along a pruned axis (a bias, a scale, a position table) is sliced with it.
+"""
+
+from __future__ import annotations
+
+from onnxprune.core.maps import Maps
+from onnxprune.ops.base import MapContext, Rule
+from onnxprune.ops.labelled import Operand, combine, named, operand, unnamed
+
+UNARY = (
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid "
+    "HardSwish IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
+    "Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu "
+    "com.microsoft::FastGelu com.microsoft::Gelu com.microsoft::QuickGelu com.microsoft::BiasGelu"
+).split()
+NARY = (
+    "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or "
+    "Pow PRelu Sub Sum Where Xor"
+).split()
+
+
+def broadcast(ctx: MapContext, inputs: list[int]) -> Maps:
+    """Maps of the broadcast of `inputs`, which may be one."""
+    rank = len(ctx.out_shape())
+    labels = tuple(str(a) for a in range(rank))
+    distinct: dict[str, int] = {}
+    for i in inputs:
+        if ctx.has(i):
+            distinct.setdefault(ctx.node.inputs[i], i)
+    order = sorted(distinct.values(), key=ctx.is_lazy)  # activations first: constants follow them
+    result: Operand | None = None
+    for i in order:
+        own = labels[rank - ctx.rank(i) :]
+        if result is None and (len(order) == 1 or not ctx.is_lazy(i)):
+            result = Operand(own, ctx.shape(i), named(ctx.maps(i), own))
+            continue
+        other = operand(ctx, i, own)
+        if result is None:
+            result = Operand(own, ctx.shape(i), named(ctx.maps(i), own))
+            continue
+        what = f"input {i} ('{ctx.node.inputs[i]}')"
+        facets = combine(ctx, result, other, labels, what=what)
+        sizes = tuple(max(result.size(x), other.size(x)) for x in labels)
+        result = Operand(labels, sizes, facets)
+    return unnamed(result.facets, labels) if result else ()
+
+
+def unary(ctx: MapContext) -> list[Maps]:
+    return [broadcast(ctx, list(range(len(ctx.node.inputs))))]
+
+
+def first_input(ctx: MapContext) -> list[Maps]:
+    """The other inputs are scalars (bounds, ratios, targets of a cast)."""
+    return [ctx.pass_through(), *[() for _ in ctx.node.outputs[1:]]]
+
+
+def dropout(ctx: MapContext) -> list[Maps]:
+    maps = ctx.pass_through()
+    return [maps for _ in ctx.node.outputs]
+
+
+def quantize(ctx: MapContext) -> list[Maps]:
+    """(De)QuantizeLinear: scale and zero point are scalars or vectors along `axis`."""
+    rank = ctx.rank()
+    labels = tuple(str(a) for a in range(rank))
+    if ctx.attr("block_size", 0):
+        kept = ctx.pin_axes(0, (ctx.axis(1),), f"quantizes blocks of {ctx.attr('block_size')} along axis {ctx.axis(1)}")
+        for i in (1, 2):
+            if ctx.has(i):
+                ctx.pin(list(ctx.maps(i)), "quantizes in blocks")
+        return [kept]
+    result = Operand(labels, ctx.shape(0), named(ctx.maps(0), labels))
+    for i in (1, 2):
+        if ctx.has(i) and ctx.rank(i) == 1 and ctx.shape(i)[0] > 1:
+            vector = operand(ctx, i, (labels[ctx.axis(1)],))
+            result = Operand(labels, ctx.shape(0), combine(ctx, result, vector, labels, what=f"its input {i}"))
+    return [unnamed(result.facets, labels)]
+
+
+RULES = [
+    Rule(("Identity",), "pointwise", unary, alias=True),
+    Rule(tuple(UNARY), "pointwise", unary),
+    Rule(tuple(NARY), "pointwise", unary),
+    Rule(("Clip", "CastLike"), "pointwise", first_input, params=(1, 2)),
+    Rule(("Dropout",), "pointwise", dropout, params=(1, 2)),
+    Rule(("QuantizeLinear", "DequantizeLinear"), "pointwise", quantize, note="per-axis scales are sliced too"),
+]

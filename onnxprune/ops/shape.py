@@ -1,0 +1,50 @@
+"""Operators that read shapes, and generators of index tensors: no units come out of them.
+
+A size that was read from a pruned axis is put back to its original value where it is used in arithmetic (1/sqrt(d) keeps
+its d); shape-carrying inputs get their new sizes from the rules of the operators that take them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxprune.core.maps import Maps
+from onnxprune.core.observation import Array
+from onnxprune.ops.base import Edit, MapContext, Rule
+
+
+def none(ctx: MapContext) -> list[Maps]:
+    return ctx.nothing()
+
+
+def keep_original_sizes(edit: Edit) -> None:
+    start = int(edit.attrs.get("start", 0))
+    end = edit.attrs.get("end")
+    window = slice(start, None if end is None else int(end))
+    old, new = np.array(edit.old(0))[window], np.array(edit.new(0))[window]
+    changed = old != new
+    if changed.any() and not _reads_only_others(edit, changed):
+        edit.restore_output(changed, old)
+
+
+def _reads_only_others(edit: Edit, changed: Array) -> bool:
+    """True when every reader picks sizes that did not change, by constant indices."""
+    for node, i in edit.consumers():
+        index = edit.constant(node.inputs[1]) if node.op == "Gather" and i == 0 else None
+        if index is None or changed[index.ravel()].any():
+            return False
+    return True
+
+
+def keep_original_count(edit: Edit) -> None:
+    old, new = int(np.prod(edit.old(0))), int(np.prod(edit.new(0)))
+    if old != new:
+        edit.restore_output(np.array(True), np.array(old))
+
+
+RULES = [
+    Rule(("Shape",), "shape", none, adjust=keep_original_sizes, carries_shape=True),
+    Rule(("Size",), "shape", none, adjust=keep_original_count, carries_shape=True),
+    Rule(("Range",), "shape", none, params=(0, 1, 2)),
+    Rule(("Constant", "EyeLike", "OneHot", "NonZero", "RandomNormal", "RandomUniform"), "source (no units)", none),
+]

@@ -1,0 +1,349 @@
+"""The program on one page: load -> analyse -> score -> allocate -> rewrite -> verify -> report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from os import PathLike
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import onnx
+
+from onnxprune import runtime
+from onnxprune.core.analysis import Analysis
+from onnxprune.core.budget import AUTO, Budget
+from onnxprune.core.errors import BadInputError, VerificationError
+from onnxprune.core.files import check_writable, write_text
+from onnxprune.core.graphio import save_model
+from onnxprune.core.grouping import Bools
+from onnxprune.core.model import LoadedModel
+from onnxprune.core.observation import Feeds
+from onnxprune.core.plan import Plan, make_plan, removed_by
+from onnxprune.core.version import __version__
+from onnxprune.ops.cost import CostModel
+from onnxprune.stages import feeds as feeding
+from onnxprune.stages.allocate import allocate
+from onnxprune.stages.analyse import analyse
+from onnxprune.stages.load import load
+from onnxprune.stages.report import Report, inspection
+from onnxprune.stages.rewrite import rewrite
+from onnxprune.stages.score import score
+from onnxprune.stages.verify import Verdict, check_interface, error, masked_keys, masked_original, verdict
+
+Source = str | PathLike[str] | onnx.ModelProto
+Progress = Callable[[str], None]
+
+
+def _silent(stage: str) -> None:
+    """No progress shown."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to prune. `round_to`: None takes what ONNX Runtime's convolution kernels like, 1 is off."""
+
+    importance: str = "l2"
+    recover: str = "none"
+    round_to: int | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    include_inexact: bool = False
+    input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    data: str | Path | None = None
+    seed: int = 0
+    check: bool = True
+    benchmark: bool = True
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """The pruned model, the plan that made it and what was measured."""
+
+    model: onnx.ModelProto
+    plan: Plan
+    report: Report
+    source: LoadedModel
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the model atomically (with external data, if the original had it or it is too large)."""
+        save_model(self.model, Path(path), folder=self.source.folder)
+
+
+def prune(
+    model: Source,
+    budget: Budget | None = None,
+    *,
+    output: str | PathLike[str] | None = None,
+    plan: str | PathLike[str] | None = None,
+    apply: str | PathLike[str] | Plan | None = None,
+    report: str | PathLike[str] | None = None,
+    progress: Progress = _silent,
+    **options: Any,
+) -> PruneResult:
+    """Prune a model to a budget, or replay a plan.
+
+    model: path or ModelProto (left alone). budget: `Budget("macs", 0.5)`. output, plan, report: files to write; nothing is
+    written unless everything succeeds. apply: a plan to replay instead of deciding. options: the fields of `Options`.
+    Raises `BadInputError`, `TargetNotReachableError`, `VerificationError`, `NothingPrunableError`.
+    """
+    settings = _options(options)
+    files = {"-o": output, "--plan": plan, "--report": report}
+    inputs = tuple(Path(p) for p in (model, apply) if isinstance(p, str | PathLike))
+    for option, path in files.items():
+        if path is not None:
+            check_writable(Path(path), option, inputs)
+    if (budget is None) == (apply is None):
+        raise BadInputError("Give exactly one target: --ratio, --macs, --params, or a plan to --apply.")
+    clock = _Clock(progress)
+    clock("load")
+    loaded = load(model)
+    clock("analyse")
+    replay = _read_plan(apply) if apply is not None else None
+    if replay is not None:
+        settings = _replayed(settings, replay)
+    analysis = _analysis(loaded, settings)
+    costs = CostModel(analysis)
+    clock("score and allocate")
+    if replay is not None:
+        removed = removed_by(replay, analysis, f"--apply {apply}" if isinstance(apply, str | PathLike) else "the plan")
+    else:
+        assert budget is not None
+        scores = score(analysis, settings.importance, settings.seed)
+        round_to = AUTO if settings.round_to is None else settings.round_to
+        removed = allocate(analysis, scores, budget, round_to, costs)
+    clock("rewrite")
+    pruned = rewrite(analysis, removed)
+    made = replay or make_plan(analysis, removed, _costs(costs, removed), _settings(settings, budget), __version__)
+    clock("verify")
+    found = _verify(analysis, removed, pruned, settings.seed) if settings.check else None
+    clock("benchmark")
+    times = _latency(analysis, pruned) if settings.benchmark else None
+    clock.stop()
+    text = Report.make(analysis, removed, made, pruned, found, times, clock.seconds, budget, settings.include_inexact)
+    result = PruneResult(pruned, made, text, loaded)
+    if report is not None:
+        write_text(Path(report), text.to_json() if str(report).endswith(".json") else text.to_markdown())
+    if plan is not None:
+        write_text(Path(plan), made.to_json())
+    if output is not None:
+        result.save(output)
+    return result
+
+
+def inspect(model: Source, **options: Any) -> dict[str, Any]:
+    """Groups, units, members, MACs and parameters that each group carries, and every pin with its reason and remedy."""
+    analysis = _analysis(load(model), _options(options))
+    return inspection(analysis, CostModel(analysis))
+
+
+def verify(
+    original: Source, pruned: Source, plan: str | PathLike[str] | Plan, *, data: str | Path | None = None, seed: int = 0
+) -> Verdict:
+    """Compare a pruned model with the masked original. Raises `VerificationError` where they differ."""
+    loaded, other = load(original), load(pruned)
+    made = _read_plan(plan)
+    settings = _replayed(Options(data=data, seed=seed), made)
+    analysis = _analysis(loaded, settings)
+    removed = removed_by(made, analysis)
+    return _verify(analysis, removed, other.proto, seed, other)
+
+
+# ---------------------------------------------------------------- the steps, once each
+
+
+class _Clock:
+    """Seconds per stage."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+        self._stage = ""
+        self._since = 0.0
+
+    def __call__(self, stage: str) -> None:
+        self.stop()
+        self._stage, self._since = stage, time.perf_counter()
+        self.progress(stage)
+
+    def stop(self) -> None:
+        if self._stage:
+            self.seconds[self._stage] = time.perf_counter() - self._since
+            self._stage = ""
+
+
+def _options(options: dict[str, Any]) -> Options:
+    unknown = set(options) - set(Options.__dataclass_fields__)
+    if unknown:
+        raise BadInputError(f"Unknown option '{sorted(unknown)[0]}'; the options are {', '.join(Options.__dataclass_fields__)}.")
+    settings = Options(**options)
+    if settings.recover != "none":
+        raise BadInputError(f"--recover {settings.recover} is not there yet; this version knows only 'none'.")
+    if settings.round_to is not None and settings.round_to < 1:
+        raise BadInputError(f"--round-to must be 1 (off) or more, not {settings.round_to}.")
+    return settings
+
+
+def _read_plan(plan: str | PathLike[str] | Plan) -> Plan:
+    if isinstance(plan, Plan):
+        return plan
+    try:
+        text = Path(plan).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) else "it is not text"
+        raise BadInputError(f"The plan {plan} cannot be read: {reason}.") from None
+    return Plan.from_json(text, f"The plan {plan}")
+
+
+def _settings(settings: Options, budget: Budget | None) -> dict[str, Any]:
+    """What a replay needs to see the same units."""
+    return {
+        "target": None if budget is None else {budget.metric: budget.amount},
+        "importance": settings.importance,
+        "include": list(settings.include),
+        "exclude": list(settings.exclude),
+        "include_inexact": settings.include_inexact,
+        "input_shapes": {k: list(v) for k, v in settings.input_shapes.items()},
+        "seed": settings.seed,
+    }
+
+
+def _replayed(settings: Options, plan: Plan) -> Options:
+    stored = plan.document.get("settings", {})
+    if not isinstance(stored, dict):
+        raise BadInputError("The plan's 'settings' are not an object.")
+    try:
+        return Options(
+            round_to=settings.round_to,
+            include=tuple(str(x) for x in stored.get("include", ())),
+            exclude=tuple(str(x) for x in stored.get("exclude", ())),
+            include_inexact=bool(stored.get("include_inexact", False)),
+            input_shapes=settings.input_shapes
+            or {str(k): tuple(int(d) for d in v) for k, v in stored.get("input_shapes", {}).items()},
+            data=settings.data,
+            seed=settings.seed,
+            check=settings.check,
+            benchmark=settings.benchmark,
+        )
+    except (TypeError, ValueError, AttributeError) as problem:
+        raise BadInputError(f"The plan's settings cannot be read: {problem}.") from None
+
+
+def _analysis(loaded: LoadedModel, settings: Options) -> Analysis:
+    feeds = _feeds(loaded, settings)
+    _globs(loaded, settings)
+    return analyse(
+        loaded,
+        feeds,
+        lambda wanted, typed: runtime.observe(loaded, feeds, wanted, typed),
+        settings.include_inexact,
+        exclude=_matcher(settings.exclude),
+        include=_matcher(settings.include),
+    )
+
+
+def _feeds(loaded: LoadedModel, settings: Options) -> tuple[Feeds, Feeds]:
+    """Two inputs to observe: the user's first samples, completed by random ones that differ in the dynamic dimensions."""
+    if settings.data is None:
+        return runtime.find_feeds(loaded, settings.input_shapes, settings.seed)
+    inputs = runtime.graph_inputs(loaded.proto)
+    feeds = feeding.load_data(settings.data, inputs)
+    first = feeding.take(feeds[0], inputs, 2)
+    second = feeding.take(feeds[0], inputs, 3)
+    session = runtime.Session(loaded.proto, runtime.folder_of(loaded))
+    session.run(first)
+    try:
+        shapes = {k: v.shape for k, v in first.items()}
+        return first, runtime.vary(session, loaded.proto, shapes, settings.seed) or second
+    except BadInputError:
+        return first, second
+
+
+def _matcher(globs: Sequence[str]) -> Callable[[str], bool] | None:
+    if not globs:
+        return None
+    return lambda name: any(fnmatchcase(name, g) for g in globs)
+
+
+def _globs(loaded: LoadedModel, settings: Options) -> None:
+    """A pattern that names nothing is a typing error."""
+    graph = loaded.proto.graph
+    names = {n.name for n in graph.node} | {t.name for t in graph.initializer}
+    names |= {x for n in graph.node for x in (*n.input, *n.output)}
+    names |= {x.name for n in graph.node for a in n.attribute for x in a.g.node}
+    names |= {y for n in graph.node for a in n.attribute for x in a.g.node for y in (*x.input, *x.output)}
+    for option, globs in (("--include", settings.include), ("--exclude", settings.exclude)):
+        for glob in globs:
+            if not any(fnmatchcase(name, glob) for name in names):
+                raise BadInputError(f"{option} '{glob}' matches no node and no tensor; 'onnxprune inspect' lists names.")
+
+
+def _costs(costs: CostModel, removed: Bools) -> dict[str, list[int]]:
+    return {"macs": [costs.macs(), costs.macs(removed)], "params": [costs.params(), costs.params(removed)]}
+
+
+def _verify(
+    analysis: Analysis, removed: Bools, pruned: onnx.ModelProto, seed: int, loaded: LoadedModel | None = None
+) -> Verdict:
+    """Load, check and compare the pruned model; raise `VerificationError` where anything is off."""
+    model = analysis.model
+    folder = runtime.folder_of(model)
+    check_interface(model.proto, pruned)
+    types = runtime.observe(model, analysis.feeds, set(), masked_keys(analysis, removed)).dtypes
+    reference = runtime.Session(masked_original(analysis, removed, types), folder, what="the masked original")
+    try:
+        plain = runtime.Session(pruned, runtime.folder_of(loaded) if loaded else folder, what="the pruned model")
+        optimized = runtime.Session(pruned, runtime.folder_of(loaded) if loaded else folder, optimized=True, what="the pruned model")
+        worst = 0.0
+        for feeds in analysis.feeds:
+            wanted = reference.run(feeds)
+            worst = max(worst, error(wanted, plain.run(feeds)))
+            optimized.run(feeds)
+    except BadInputError as problem:
+        raise VerificationError(f"The pruned model does not run: {problem} Please report this model.") from None
+
+    def noise() -> float:
+        a = runtime.Session(model.proto, folder)
+        b = runtime.Session(model.proto, folder, optimized=True)
+        return max(error(a.run(f), b.run(f)) for f in analysis.feeds)
+
+    return verdict(analysis, removed, worst, noise)
+
+
+def _latency(analysis: Analysis, pruned: onnx.ModelProto) -> list[list[float]]:
+    """Milliseconds per run of the original and the pruned model, in turn."""
+    folder = runtime.folder_of(analysis.model)
+    sessions = [
+        runtime.Session(p, folder, optimized=True, threads=1, what="the model") for p in (analysis.model.proto, pruned)
+    ]
+    return runtime.latency(sessions, analysis.feeds[0])
+
+
+
+def bench(
+    models: Sequence[Path], shapes: dict[str, tuple[int, ...]], data: str | Path | None, threads: int, runs: int
+) -> list[dict[str, Any]]:
+    """Latency of several models on the same inputs, in turn; `speedup` is against the first."""
+    loaded = [load(m) for m in models]
+    feeds = _feeds(loaded[0], Options(input_shapes=shapes, data=data))[0]
+    sessions = [
+        runtime.Session(m.proto, runtime.folder_of(m), optimized=True, threads=threads, what=str(p))
+        for m, p in zip(loaded, models, strict=True)
+    ]
+    times = runtime.latency(sessions, feeds, repeats=max(3, runs), seconds=120)
+    first = median(times[0])
+    return [
+        {
+            "model": str(path),
+            "median_ms": median(t),
+            "min_ms": min(t),
+            "max_ms": max(t),
+            "speedup": first / median(t),
+            "runs": len(t),
+            "threads": threads,
+        }
+        for path, t in zip(models, times, strict=True)
+    ]

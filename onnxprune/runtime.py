@@ -1,0 +1,387 @@
+"""ONNX Runtime, and nothing else of the package imports it: sessions, feeds, observation, latency."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
+
+from onnxprune.core.errors import BadInputError
+from onnxprune.core.model import LoadedModel
+from onnxprune.core.observation import Array, Feeds, Observation
+
+ort.set_default_logger_severity(4)
+
+VERSION: str = ort.__version__
+SIZES = (16, 32, 64, 48, 128, 96, 224, 320, 512, 576, 1024, 8, 4, 2, 1)
+IMAGE_SIZES = (64, 128, 96, 48, 224, 256, 320, 32, 512, 640, 16, 1)
+
+
+class Session:
+    """One loaded model; errors of ONNX Runtime come out as one-sentence `BadInputError`s."""
+
+    def __init__(
+        self,
+        proto: ModelProto | bytes,
+        folder: str | None = None,
+        *,
+        optimized: bool = False,
+        threads: int = 0,
+        what: str = "the model",
+    ) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads
+        if not optimized:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if folder is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        data = proto if isinstance(proto, bytes) else proto.SerializeToString()
+        try:
+            self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises many unrelated types
+            raise BadInputError(f"ONNX Runtime {VERSION} cannot load {what}: {first_line(error)}") from None
+        self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
+        self.output_types: dict[str, str] = {o.name: o.type for o in self._session.get_outputs()}
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> list[Array]:
+        """The values of `outputs` (all by default)."""
+        try:
+            return list(self._session.run(outputs, feeds))
+        except Exception as error:
+            raise BadInputError(f"ONNX Runtime {VERSION} cannot run the model: {first_line(error)}") from None
+
+
+def folder_of(model: LoadedModel) -> str | None:
+    return str(model.folder) if model.has_external_data and model.folder else None
+
+
+def first_line(error: BaseException) -> str:
+    """The gist of a runtime error: its first line, without the status prefix."""
+    text = str(error).strip().splitlines() or [type(error).__name__]
+    line = text[0].split("] : ")[-1]
+    if " : " in line and line.startswith("[ONNXRuntimeError]"):
+        line = line.split(" : ", 3)[-1]
+    return line[:300]
+
+
+# ---------------------------------------------------------------- feeds
+
+
+def graph_inputs(proto: ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that must be fed: initializers that are listed as inputs are left out."""
+    known = {t.name for t in proto.graph.initializer} | {t.values.name for t in proto.graph.sparse_initializer}
+    return [v for v in proto.graph.input if v.name not in known]
+
+
+def symbols(value: onnx.ValueInfoProto) -> list[int | str]:
+    """Sizes of an input's axes: an int where static, else the dimension's symbol (made up where it has none)."""
+    dims: list[int | str] = []
+    for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+        if dim.HasField("dim_value") and dim.dim_value > 0:
+            dims.append(int(dim.dim_value))
+        else:
+            dims.append(dim.dim_param or ("batch" if axis == 0 else f"{value.name}:{axis}"))
+    return dims
+
+
+def random_feeds(
+    proto: ModelProto, sizes: dict[str, int], seed: int = 0, high: int = 100, shapes: dict[str, tuple[int, ...]] | None = None
+) -> Feeds:
+    """Random inputs: normal floats, integers in [1, high), True; `sizes` gives every symbol's size, `shapes` whole shapes."""
+    rng = np.random.default_rng(seed)
+    feeds: Feeds = {}
+    for value in graph_inputs(proto):
+        if not value.type.HasField("tensor_type"):
+            raise BadInputError(f"Input '{value.name}' is not a tensor; onnxprune feeds tensors only.")
+        given = (shapes or {}).get(value.name)
+        shape = given or tuple(s if isinstance(s, int) else sizes[s] for s in symbols(value))
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+        if dtype.kind == "O":
+            feeds[value.name] = np.full(shape, "a", dtype=object)
+        elif dtype.kind == "b":
+            feeds[value.name] = np.ones(shape, bool)
+        elif dtype.kind in "iu":
+            feeds[value.name] = rng.integers(min(1, high - 1), high, shape).astype(dtype)
+        else:
+            feeds[value.name] = rng.standard_normal(shape).astype(dtype)
+    return feeds
+
+
+def candidate_sizes(proto: ModelProto) -> Iterator[dict[str, int]]:
+    """Sizes worth trying for the dynamic dimensions, likeliest first; the batch is 2, else 1."""
+    names: dict[str, tuple[int, ...]] = {}
+    for value in graph_inputs(proto):
+        dims = symbols(value)
+        for axis, dim in enumerate(dims):
+            if isinstance(dim, str):
+                options = SIZES if len(dims) < 4 else IMAGE_SIZES
+                names.setdefault(dim, (2, 1) if axis == 0 else options)
+    batch = [n for n, options in names.items() if options == (2, 1)]
+    others = [n for n in names if n not in batch]
+    if not names:
+        yield {}
+        return
+    length = max((len(names[n]) for n in others), default=1)
+    for first in (2, 1):
+        for k in range(length):
+            yield {n: first for n in batch} | {n: names[n][min(k, len(names[n]) - 1)] for n in others}
+    if 1 < len(others) <= 3:
+        for combination in itertools.product(*(names[n][:10] for n in others)):
+            yield {n: 1 for n in batch} | dict(zip(others, combination, strict=True))
+
+
+def find_feeds(model: LoadedModel, shapes: dict[str, tuple[int, ...]] | None = None, seed: int = 0) -> tuple[Feeds, Feeds]:
+    """Two feeds that the model accepts and that differ in every dynamic dimension where it lets them.
+
+    `shapes` fixes the shape of the inputs it names (as `--input-shape` does). Raises `BadInputError` with ONNX Runtime's
+    own words when nothing runs.
+    """
+    proto = model.proto
+    for name in shapes or {}:
+        if name not in {v.name for v in graph_inputs(proto)}:
+            known = ", ".join(v.name for v in graph_inputs(proto))
+            raise BadInputError(f"--input-shape names '{name}', which is no input of the model; its inputs are: {known}.")
+    session = Session(proto, folder_of(model))
+    error: BadInputError | None = None
+    for high in (100, 10, 2, 1):
+        for sizes in candidate_sizes(proto):
+            first = random_feeds(proto, sizes, seed, high, shapes)
+            try:
+                session.run(first)
+            except BadInputError as failure:
+                error = error or failure
+                continue
+            return first, _second_feeds(session, proto, sizes, seed, high, shapes) or first
+        if all(v.dtype.kind not in "iu" for v in random_feeds(proto, sizes, seed, 2, shapes).values()):
+            break
+    hint = "" if shapes else " Give working shapes with --input-shape name:1,3,224,224 or inputs with --data."
+    raise BadInputError(f"No random input runs through the model. {error}{hint}")
+
+
+def vary(session: Session, proto: ModelProto, shapes: dict[str, tuple[int, ...]], seed: int) -> Feeds | None:
+    """Random feeds that differ from `shapes` in the dynamic dimensions, as far as the model accepts them."""
+    sizes: dict[str, int] = {}
+    for value in graph_inputs(proto):
+        for dim, size in zip(symbols(value), shapes[value.name], strict=True):
+            if isinstance(dim, str):
+                sizes.setdefault(dim, size)
+    for high in (100, 10, 2):
+        found = _second_feeds(session, proto, sizes, seed, high, None)
+        if found is not None:
+            return found
+    return None
+
+
+def _second_feeds(
+    session: Session,
+    proto: ModelProto,
+    sizes: dict[str, int],
+    seed: int,
+    high: int,
+    shapes: dict[str, tuple[int, ...]] | None,
+) -> Feeds | None:
+    """Feeds that differ in as many dynamic dimensions as the model accepts: all at once, else one after the other."""
+
+    def works(trial: dict[str, int]) -> Feeds | None:
+        feeds = random_feeds(proto, trial, seed + 1, high, shapes)
+        try:
+            session.run(feeds)
+        except BadInputError:
+            return None
+        return feeds
+
+    if not sizes:
+        return None
+    for step in (lambda n: n + 1, lambda n: 2 * n, lambda n: n + 32):
+        feeds = works({name: n + 1 if n <= 2 else step(n) for name, n in sizes.items()})
+        if feeds is not None:
+            return feeds
+    current, found = dict(sizes), None
+    for name, n in sizes.items():
+        for other in (n + 1, 2 * n, n + 32, max(1, n // 2), n + 1024):
+            feeds = works(current | {name: other})
+            if feeds is not None:
+                current[name], found = other, feeds
+                break
+    return found
+
+
+# ---------------------------------------------------------------- observation
+
+
+def observe(model: LoadedModel, feeds: tuple[Feeds, Feeds], wanted: set[str], typed: set[str]) -> Observation:
+    """Run the model on both feeds and record the shape of every tensor and the value of the `wanted` ones (by key).
+
+    Shapes are read by `Shape` nodes inside the graph, so that no activation leaves the runtime. Subgraphs are run
+    as models of their own, on the values that they capture.
+    """
+    first = _observe_graph(model, model.proto.graph, feeds[0], {}, "", wanted, typed)
+    second = first if feeds[1] is feeds[0] else _observe_graph(model, model.proto.graph, feeds[1], {}, "", wanted, typed)
+    return Observation(first[0], second[0], first[1], second[1], first[2])
+
+
+def _captured(graph: GraphProto) -> set[str]:
+    """Names that a graph and its subgraphs read from outside."""
+    inside = {i.name for i in graph.input} | {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    read: set[str] = {o.name for o in graph.output}
+    for node in graph.node:
+        read.update(node.input)
+        for attribute in node.attribute:
+            for sub in _subgraphs(attribute):
+                read |= _captured(sub)
+        inside.update(node.output)
+    return read - inside - {""}
+
+
+def _subgraphs(attribute: onnx.AttributeProto) -> list[GraphProto]:
+    if attribute.type == onnx.AttributeProto.GRAPH:
+        return [attribute.g]
+    return list(attribute.graphs) if attribute.type == onnx.AttributeProto.GRAPHS else []
+
+
+Seen = tuple[dict[str, tuple[int, ...]], dict[str, Array], dict[str, Any]]
+
+
+def _observe_graph(
+    model: LoadedModel, graph: GraphProto, feeds: Feeds, outer: dict[str, TensorProto], path: str, wanted: set[str], typed: set[str]
+) -> Seen:
+    proto = ModelProto()
+    proto.CopyFrom(_shell(model.proto))
+    proto.graph.CopyFrom(graph)
+    del proto.graph.value_info[:]
+    initializers = dict(outer) | {t.name: t for t in graph.initializer}
+    for name in sorted(_captured(graph) & set(outer)):
+        proto.graph.initializer.append(outer[name])
+    present = {v.name for v in proto.graph.input}
+    if path:  # a subgraph's inputs and captured tensors are fed, with the types of the values at hand
+        proto.graph.name = proto.graph.name or "subgraph"
+        kept = [v for v in feeds if v in present or v in _captured(graph)]
+        del proto.graph.input[:]
+        for name in kept:
+            kind = helper.np_dtype_to_tensor_dtype(feeds[name].dtype)
+            proto.graph.input.append(helper.make_tensor_value_info(name, kind, [None] * feeds[name].ndim))
+        feeds = {name: feeds[name] for name in kept}
+        present = set(kept)
+    needed: set[str] = set()
+    for node in graph.node:
+        for attribute in node.attribute:
+            for sub in _subgraphs(attribute):
+                needed |= _captured(sub) | set(node.input)
+    produced = [o for node in graph.node for o in node.output if o and not _may_be_sequence(model.proto, node)]
+    values = [o for o in produced if o in needed or path + o in wanted]
+    dtyped = [o for o in produced if path + o in typed and o not in values]
+    del proto.graph.output[:]
+    for k, name in enumerate(produced):
+        proto.graph.node.append(helper.make_node("Shape", [name], [f"onnxprune_shape_{k}"]))
+        proto.graph.output.append(helper.make_tensor_value_info(f"onnxprune_shape_{k}", TensorProto.INT64, None))
+    for name in values + dtyped:
+        proto.graph.output.append(helper.make_empty_tensor_value_info(name))
+    session = Session(proto, folder_of(model), what="the model with its intermediate results as outputs")
+    names = [f"onnxprune_shape_{k}" for k in range(len(produced))] + values
+    results = session.run(feeds, names)
+    shapes = {path + n: tuple(int(d) for d in s) for n, s in zip(produced, results, strict=False)}
+    found = dict(zip(values, results[len(produced) :], strict=True))
+    shapes |= {path + n: v.shape for n, v in feeds.items()}
+    if not path:
+        shapes |= {path + t.name: tuple(t.dims) for t in graph.initializer}
+    dtypes = {path + n: session.output_types[n] for n in dtyped}
+    observed = {path + n: v for n, v in found.items()}
+    known = found | feeds
+    for node in graph.node:
+        first = next((o for o in node.output if o), "")
+        for attribute in node.attribute:
+            for sub in _subgraphs(attribute):
+                inner = {n: known[n] for n in _captured(sub) if n in known} | _body_feeds(node, sub, known, initializers)
+                try:
+                    more = _observe_graph(
+                        model, sub, inner, initializers, f"{path}{first}.{attribute.name}//", wanted, typed
+                    )
+                except BadInputError:
+                    continue  # a branch that does not run on these inputs stays unobserved: its rules pin
+                shapes |= more[0]
+                observed |= more[1]
+                dtypes |= more[2]
+    return shapes, observed, dtypes
+
+
+def _shell(proto: ModelProto) -> ModelProto:
+    """The model without its graph."""
+    shell = ModelProto(ir_version=proto.ir_version)
+    shell.opset_import.extend(proto.opset_import)
+    shell.functions.extend(proto.functions)
+    return shell
+
+
+def _body_feeds(node: onnx.NodeProto, body: GraphProto, known: Feeds, initializers: dict[str, TensorProto]) -> Feeds:
+    """What a loop body is fed in its first iteration; {} for a body without inputs (If)."""
+
+    def value(name: str) -> Array | None:
+        if name in known:
+            return known[name]
+        return numpy_helper.to_array(initializers[name]) if name in initializers else None
+
+    if not body.input:
+        return {}
+    outer = [value(name) for name in node.input]
+    count = next((a.i for a in node.attribute if a.name == "num_scan_inputs"), None)
+    if count is None:  # Loop: iteration number, condition, then the carried values
+        start: list[Array | None] = [np.array(0, np.int64), np.array(True), *outer[2:]]
+    else:  # Scan: states, then one slice of each scanned input
+        axes = next((list(a.ints) for a in node.attribute if a.name == "scan_input_axes"), [0] * count)
+        states = len(outer) - count
+        scanned = [None if v is None else np.take(v, 0, axis=x) for v, x in zip(outer[states:], axes, strict=True)]
+        start = outer[:states] + scanned
+    return {i.name: v for i, v in zip(body.input, start, strict=False) if v is not None}
+
+
+def _may_be_sequence(proto: ModelProto, node: onnx.NodeProto) -> bool:
+    """True when the operator's outputs may be sequences or optionals, of which no Shape can be taken."""
+    version = next((o.version for o in proto.opset_import if o.domain == node.domain), 1)
+    key = (node.op_type, version, node.domain)
+    if key not in _SEQUENCE_CACHE:
+        try:
+            schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+            kinds = {o.type_str for o in schema.outputs}
+            allowed = [t for c in schema.type_constraints if c.type_param_str in kinds for t in c.allowed_type_strs]
+            allowed += [k for k in kinds if "(" in k]
+            is_control = any(a.type == onnx.defs.OpSchema.AttrType.GRAPH for a in schema.attributes.values())
+            generic = node.op_type == "Identity"  # ops: may carry anything, nearly always a tensor
+            _SEQUENCE_CACHE[key] = (
+                any(t.startswith(("seq(", "optional(", "map(")) for t in allowed) and not is_control and not generic
+            )
+        except onnx.defs.SchemaError:
+            _SEQUENCE_CACHE[key] = False
+    return _SEQUENCE_CACHE[key]
+
+
+_SEQUENCE_CACHE: dict[tuple[str, int, str], bool] = {}
+
+
+# ---------------------------------------------------------------- latency
+
+
+def latency(
+    sessions: Sequence[Session], feeds: Feeds, repeats: int = 20, warmup: int = 3, seconds: float = 10.0
+) -> list[list[float]]:
+    """Milliseconds per run of each session, taken in turn so that drift of the machine hits all of them.
+
+    Stops early, after at least three counted rounds, once `seconds` have passed.
+    """
+    times: list[list[float]] = [[] for _ in sessions]
+    begin = time.perf_counter()
+    for k in range(warmup + repeats):
+        if k >= warmup + 3 and time.perf_counter() - begin > seconds:
+            break
+        for session, series in zip(sessions, times, strict=True):
+            start = time.perf_counter()
+            session.run(feeds)
+            if k >= warmup:
+                series.append(1000 * (time.perf_counter() - start))
+    return times

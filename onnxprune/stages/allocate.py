@@ -1,0 +1,189 @@
+"""Which classes to remove for a budget.
+
+Within a group, steps go in order of importance. Across groups, `--ratio` takes the same share of each; `--macs` and `--params`
+remove the steps with the least importance per cost saved until the target is met (a first-order saving ranks them, the exact
+cost is evaluated). No group is cut to less than a tenth of its units unless the target cannot be met otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.core.analysis import Analysis
+from onnxprune.core.budget import Budget
+from onnxprune.core.errors import NothingPrunableError, TargetNotReachableError
+from onnxprune.core.grouping import Bools, Group
+from onnxprune.core.units import Ids
+from onnxprune.ops.cost import CostModel
+
+Scores = NDArray[np.float64]
+FLOOR = 0.1
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A group's removable steps, least important first: `classes[j]` are those of step j."""
+
+    group: Group
+    classes: tuple[Ids, ...]
+    scores: Scores
+
+
+def steps_of(group: Group, scores: Scores) -> Steps:
+    """The j-th least important classes of every block form step j."""
+    ordered = []
+    for block, free in zip(group.blocks, group.free, strict=True):
+        atoms = block[free]
+        ordered.append(atoms[np.argsort(scores[atoms].mean(axis=1), kind="stable")])
+    count = group.removable
+    classes = tuple(
+        np.concatenate([ids[j * t : (j + 1) * t].ravel() for ids, t in zip(ordered, group.per_step, strict=True)]) for j in range(count)
+    )
+    return Steps(group, classes, np.array([scores[c].mean() for c in classes]))
+
+
+def allocate(
+    analysis: Analysis, scores: Scores, budget: Budget, round_to: int, costs: CostModel | None = None
+) -> Bools:
+    """Bool per class: removed. Raises `NothingPrunableError` or `TargetNotReachableError`."""
+    scores = _row_scores(analysis, scores)
+    groups = [steps_of(g, scores) for g in analysis.groups if g.removable]
+    if not groups:
+        raise NothingPrunableError(_nothing(analysis))
+    if budget.metric == "ratio":
+        counts = [_rounded(s.group, int(budget.amount * s.group.units + 1e-9), round_to) for s in groups]
+        return _remove(analysis, groups, counts, scores)
+    return _for_cost(analysis, groups, scores, budget, round_to, costs or CostModel(analysis))
+
+
+def _nothing(analysis: Analysis) -> str:
+    reasons = list(dict.fromkeys(p.reason for g in analysis.groups for p in g.pins))
+    shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+    if not analysis.groups:
+        return "Nothing can be removed: the graph has no weights whose outputs could shrink (run 'onnxprune inspect' for details)."
+    return f"Nothing can be removed: {shown or 'every group has a single unit'} (run 'onnxprune inspect' for all pins)."
+
+
+def _row_scores(analysis: Analysis, scores: Scores) -> Scores:
+    """A row is as important as its children together (their mean, so that rows compare with each other)."""
+    child, parent = analysis.solution.children
+    if not child.size:
+        return scores
+    scores = scores.copy()
+    count = analysis.solution.count
+    for _ in range(3):  # rows of rows
+        total = np.bincount(parent, weights=scores[child], minlength=count)
+        number = np.bincount(parent, minlength=count)
+        is_parent = number > 0
+        scores[is_parent] = (total / np.maximum(number, 1))[is_parent]
+    return scores
+
+
+def _rounded(group: Group, remove: int, round_to: int) -> int:
+    """Round what is kept to the nearest multiple (up, on a tie), within what can be removed."""
+    remove = min(remove, group.removable)
+    if round_to <= 1 or not group.rounded or group.kind != "channels":
+        return remove
+    kept = group.units - remove
+    nearest = max(round_to, int(np.floor(kept / round_to + 0.5)) * round_to)
+    remove = group.units - nearest
+    while remove > group.removable:
+        remove -= round_to
+    return max(0, remove)
+
+
+def _remove(analysis: Analysis, groups: list[Steps], counts: list[int], scores: Scores) -> Bools:
+    removed = np.zeros(analysis.solution.count, bool)
+    for steps, n in zip(groups, counts, strict=True):
+        for ids in steps.classes[:n]:
+            removed[ids] = True
+    return _keep_axes(analysis, analysis.solution.closure(removed), groups, counts, scores)
+
+
+def _keep_axes(
+    analysis: Analysis, removed: Bools, groups: list[Steps], counts: list[int], scores: Scores
+) -> Bools:
+    """No axis may be emptied: where one would be, its most important class stays (and its step with it)."""
+    for _ in range(20):
+        empty = [axis for axis in analysis.solution.axes if removed[axis].all()]
+        if not empty:
+            return removed
+        spare = {int(axis[np.argmax(scores[axis])]) for axis in empty}
+        again = np.zeros(analysis.solution.count, bool)
+        for steps, n in zip(groups, counts, strict=True):
+            for ids in steps.classes[:n]:
+                if not spare.intersection(ids.tolist()):
+                    again[ids] = removed[ids]
+        kept = analysis.solution.closure(again)
+        for axis in empty:  # a row kept for its children, or the other way round
+            if kept[axis].all():
+                kept = _without_rows(analysis, again, axis)
+        removed = kept
+    return np.zeros(analysis.solution.count, bool)
+
+
+def _without_rows(analysis: Analysis, removed: Bools, axis: Ids) -> Bools:
+    child, parent = analysis.solution.children
+    removed = removed.copy()
+    removed[axis] = False
+    removed[parent[np.isin(child, axis)]] = False
+    return analysis.solution.closure(removed)
+
+
+def _for_cost(
+    analysis: Analysis, groups: list[Steps], scores: Scores, budget: Budget, round_to: int, costs: CostModel
+) -> Bools:
+    measure = costs.macs if budget.metric == "macs" else costs.params
+    saving = costs.saving(budget.metric)
+    child, parent = analysis.solution.children
+    if child.size:
+        saving += np.bincount(parent, weights=saving[child], minlength=len(saving))
+    total = measure()
+    target = budget.amount * total
+    priority: list[NDArray[np.float64]] = []
+    for s in groups:
+        save = np.array([saving[c].sum() for c in s.classes])
+        mean = save.mean()
+        level = np.maximum.accumulate(s.scores)
+        priority.append(level / (mean / max(total, 1)) if mean > 0 else np.full(len(level), np.inf))
+    best: tuple[float, Bools] | None = None
+    for floor in (FLOOR, 0.0):
+        limits = [min(len(p), int((1 - floor) * s.group.units)) for p, s in zip(priority, groups, strict=True)]
+        levels = np.unique(np.concatenate([p[:n] for p, n in zip(priority, limits, strict=True)]))
+        levels = levels[np.isfinite(levels)]
+
+        def at(k: int, limits: list[int] = limits, levels: Scores = levels) -> Bools:
+            counts = [
+                _rounded(s.group, min(n, int(np.searchsorted(p, levels[k], side="right"))), round_to)
+                for s, p, n in zip(groups, priority, limits, strict=True)
+            ]
+            return _remove(analysis, groups, counts, scores)
+
+        if not levels.size:
+            continue
+        low, high = 0, len(levels) - 1
+        most = at(high)
+        reached = measure(most)
+        if best is None or reached < best[0]:
+            best = (reached, most)
+        if reached > target:
+            continue
+        if total <= target:
+            return np.zeros(analysis.solution.count, bool)
+        while low < high:
+            middle = (low + high) // 2
+            if measure(at(middle)) <= target:
+                high = middle
+            else:
+                low = middle + 1
+        return at(high)
+    reach = 1.0 if best is None else best[0] / max(total, 1)
+    held = list(dict.fromkeys(p.reason for g in analysis.groups for p in g.pins if not g.removable))
+    why = f" What is left is held by: {held[0]}" + (f" and {len(held) - 1} more pins." if len(held) > 1 else ".") if held else ""
+    raise TargetNotReachableError(
+        f"--{budget.metric} {budget.amount:g} cannot be reached: at most down to {reach:.3f} of the original.{why}"
+        f" Try a larger value, --round-to 1 or --include-inexact."
+    )

@@ -1,0 +1,194 @@
+"""What was found, done and measured, for people (Markdown) and machines (JSON)."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune.core.analysis import Analysis
+from onnxprune.core.budget import Budget
+from onnxprune.core.grouping import Bools, Group
+from onnxprune.core.plan import Plan
+from onnxprune.core.units import Pin
+from onnxprune.ops.cost import CostModel
+from onnxprune.stages.verify import Verdict
+
+
+@dataclass(frozen=True)
+class Report:
+    """`data` is plain JSON: groups, declined, check, cost, latency, seconds."""
+
+    data: dict[str, Any]
+
+    @staticmethod
+    def make(
+        analysis: Analysis,
+        removed: Bools,
+        plan: Plan,
+        pruned: onnx.ModelProto,
+        verdict: Verdict | None,
+        times: list[list[float]] | None,
+        seconds: dict[str, float],
+        budget: Budget | None,
+        include_inexact: bool,
+    ) -> Report:
+        after = {g["id"]: g for g in plan.document["groups"]}
+        groups = [
+            row | {"removed": after[row["id"]]["removed"] if row["id"] in after else 0} for row in group_rows(analysis)
+        ]
+        whole = analysis.model.size_bytes
+        cost = {
+            "macs": plan.document.get("macs"),
+            "params": plan.document.get("params"),
+            "bytes": [whole, pruned.ByteSize() if not analysis.model.has_external_data else None],
+        }
+        data: dict[str, Any] = {
+            "model_sha256": analysis.model.sha256,
+            "target": None if budget is None else {budget.metric: budget.amount},
+            "groups": [g for g in groups if g["removable"]],
+            "declined": declined(analysis),
+            "unknown_operators": list(analysis.unknown),
+            "cost": cost,
+            "seconds": {k: round(v, 3) for k, v in seconds.items()},
+        }
+        if verdict is not None:
+            data["check"] = {
+                "error": verdict.error,
+                "tolerance": verdict.tolerance,
+                "exact": verdict.exact,
+                "masked_activations": verdict.masked,
+                "float_noise": verdict.noise,
+            }
+        if times is not None:
+            medians = [statistics.median(t) for t in times]
+            data["latency_ms"] = {
+                "before": round(medians[0], 3),
+                "after": round(medians[1], 3),
+                "speedup": round(medians[0] / medians[1], 3),
+                "runs": len(times[0]),
+                "spread": [[round(min(t), 3), round(max(t), 3)] for t in times],
+            }
+        return Report(data)
+
+    def to_json(self) -> str:
+        return json.dumps(self.data, indent=1) + "\n"
+
+    def summary_rows(self) -> list[tuple[str, str, str, str]]:
+        """(what, before, after, kept or ratio)."""
+        rows = []
+        cost = self.data["cost"]
+        for key, name in (("macs", "MACs"), ("params", "parameters"), ("bytes", "bytes")):
+            pair = cost.get(key)
+            if pair and pair[1] is not None:
+                share = f"{pair[1] / pair[0]:.1%}" if pair[0] else "-"
+                rows.append((name, f"{pair[0]:,}", f"{pair[1]:,}", share))
+        if "latency_ms" in self.data:
+            t = self.data["latency_ms"]
+            rows.append(("ms per run", f"{t['before']:.3f}", f"{t['after']:.3f}", f"{t['speedup']:.2f}x faster"))
+        return rows
+
+    def check_line(self) -> str:
+        check = self.data.get("check")
+        if check is None:
+            return "not checked"
+        kind = "exact groups only" if check["exact"] else "with approximate groups, against their own reference"
+        return f"equals the masked original to {check['error']:.1e} of the output's scale (allowed {check['tolerance']:.0e}; {kind})"
+
+    def to_markdown(self) -> str:
+        lines = ["# Pruning report", "", "| | before | after | kept |", "|---|---:|---:|---:|"]
+        lines += [f"| {a} | {b} | {c} | {d} |" for a, b, c, d in self.summary_rows()]
+        lines += ["", f"Check in ONNX Runtime: {self.check_line()}.", "", "## Groups", ""]
+        lines += ["| group | kind | where | units | removed | exact |", "|---|---|---|---:|---:|---|"]
+        for g in self.data["groups"]:
+            exact = "yes" if g["exact"] else "no"
+            lines.append(f"| {g['id']} | {g['kind']} | {_cell(g['origin'])} | {g['units']} | {g['removed']} | {exact} |")
+        lines += ["", "## Declined", ""]
+        if not self.data["declined"]:
+            lines.append("Nothing: every group of more than one unit can be pruned.")
+        for d in self.data["declined"]:
+            remedy = f" Remedy: {d['remedy']}." if d["remedy"] else ""
+            lines.append(f"- {d['units']} units of {d['groups']} group(s): {d['reason']}.{remedy}")
+        if self.data["unknown_operators"]:
+            lines += ["", "Operators without a rule: " + ", ".join(self.data["unknown_operators"][:20]) + "."]
+        lines += ["", "## Seconds per stage", ""]
+        lines += [f"- {k}: {v:.2f}" for k, v in self.data["seconds"].items()]
+        return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def group_rows(analysis: Analysis) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": g.id,
+            "kind": g.kind,
+            "origin": g.origin,
+            "units": g.units,
+            "removable": g.removable,
+            "exact": g.exact,
+            "pins": [_pin(p) for p in g.pins],
+        }
+        for g in analysis.groups
+    ]
+
+
+def _pin(pin: Pin) -> dict[str, str]:
+    return {"node": pin.node, "reason": pin.reason, "remedy": pin.remedy}
+
+
+def declined(analysis: Analysis) -> list[dict[str, Any]]:
+    """Reasons that keep whole groups, with how many units each holds."""
+    found: dict[str, dict[str, Any]] = {}
+    for group in analysis.groups:
+        if group.removable:
+            continue
+        pins = group.pins or (Pin("", f"{group.origin} has too few units to lose one"),)
+        for pin in pins[:1]:
+            entry = found.setdefault(pin.reason, {"reason": pin.reason, "remedy": pin.remedy, "groups": 0, "units": 0})
+            entry["groups"] += 1
+            entry["units"] += group.units
+    return sorted(found.values(), key=lambda d: -d["units"])
+
+
+def inspection(analysis: Analysis, costs: CostModel) -> dict[str, Any]:
+    """Everything `onnxprune inspect` prints."""
+    from onnxprune.core.plan import make_plan
+
+    macs, params = costs.saving("macs"), costs.saving("params")
+    everything = np.ones(analysis.solution.count, bool)
+    members = {
+        g["id"]: [{k: v for k, v in m.items() if k != "removed"} | {"positions": len(m["removed"])} for m in g["members"]]
+        for g in make_plan(analysis, everything, {}, {}, "").document["groups"]
+    }
+    rows = []
+    for group, row in zip(analysis.groups, group_rows(analysis), strict=True):
+        classes = _all_classes(analysis, group)
+        rows.append(
+            row
+            | {
+                "macs": round(float(macs[classes].sum())),
+                "params": round(float(params[classes].sum())),
+                "members": members.get(group.id, []),
+            }
+        )
+    return {
+        "model_sha256": analysis.model.sha256,
+        "macs": costs.macs(),
+        "params": costs.params(),
+        "groups": rows,
+        "unknown_operators": list(analysis.unknown),
+    }
+
+
+def _all_classes(analysis: Analysis, group: Group) -> np.ndarray[Any, np.dtype[np.int64]]:
+    if group.kind != "rows":
+        return group.classes
+    child, parent = analysis.solution.children
+    return np.unique(np.concatenate([group.classes, child[np.isin(parent, group.classes)]]))
