@@ -158,7 +158,7 @@ def find_feeds(model: LoadedModel, shapes: dict[str, tuple[int, ...]] | None = N
             except BadInputError as failure:
                 error = error or failure
                 continue
-            return first, _second_feeds(session, proto, sizes, seed, high, shapes) or first
+            return first, _vary_at_any(session, proto, sizes, seed, high, shapes) or first
         if all(v.dtype.kind not in "iu" for v in random_feeds(proto, sizes, seed, 2, shapes).values()):
             break
     hint = "" if shapes else " Give working shapes with --input-shape name:1,3,224,224 or inputs with --data."
@@ -172,8 +172,21 @@ def vary(session: Session, proto: ModelProto, shapes: dict[str, tuple[int, ...]]
         for dim, size in zip(symbols(value), shapes[value.name], strict=True):
             if isinstance(dim, str):
                 sizes.setdefault(dim, size)
-    for high in (100, 10, 2):
-        found = _second_feeds(session, proto, sizes, seed, high, None)
+    return _vary_at_any(session, proto, sizes, seed, 100, None)
+
+
+def _vary_at_any(
+    session: Session,
+    proto: ModelProto,
+    sizes: dict[str, int],
+    seed: int,
+    high: int,
+    shapes: dict[str, tuple[int, ...]] | None,
+) -> Feeds | None:
+    """Second feeds with integers below `high`, or below less where those are out of some table's range."""
+    integers = any(v.dtype.kind in "iu" for v in random_feeds(proto, sizes, seed, 2, shapes).values())
+    for bound in [h for h in (high, high // 2, 10, 4, 2, 1) if 1 <= h <= high] if integers else [high]:
+        found = _second_feeds(session, proto, sizes, seed, bound, shapes)
         if found is not None:
             return found
     return None
@@ -222,9 +235,9 @@ def observe(model: LoadedModel, feeds: tuple[Feeds, Feeds], wanted: set[str], ty
     Shapes are read by `Shape` nodes inside the graph, so that no activation leaves the runtime. Subgraphs are run
     as models of their own, on the values that they capture.
     """
-    first = _observe_graph(model, model.proto.graph, feeds[0], {}, "", wanted, typed)
-    second = first if feeds[1] is feeds[0] else _observe_graph(model, model.proto.graph, feeds[1], {}, "", wanted, typed)
-    return Observation(first[0], second[0], first[1], second[1], first[2])
+    both = [feeds[0]] if feeds[1] is feeds[0] else list(feeds)
+    seen = _observe_graph(model, model.proto.graph, both, {}, "", wanted, typed)
+    return Observation(seen[0][0], seen[-1][0], seen[0][1], seen[-1][1], seen[0][2])
 
 
 def _captured(graph: GraphProto) -> set[str]:
@@ -250,25 +263,31 @@ Seen = tuple[dict[str, tuple[int, ...]], dict[str, Array], dict[str, Any]]
 
 
 def _observe_graph(
-    model: LoadedModel, graph: GraphProto, feeds: Feeds, outer: dict[str, TensorProto], path: str, wanted: set[str], typed: set[str]
-) -> Seen:
+    model: LoadedModel,
+    graph: GraphProto,
+    both: list[Feeds],
+    outer: dict[str, TensorProto],
+    path: str,
+    wanted: set[str],
+    typed: set[str],
+) -> list[Seen]:
+    """Shapes, wanted values and types, for each of the feeds; one session runs them all."""
+    captured = _captured(graph)
     proto = ModelProto()
     proto.CopyFrom(_shell(model.proto))
     proto.graph.CopyFrom(graph)
     del proto.graph.value_info[:]
     initializers = dict(outer) | {t.name: t for t in graph.initializer}
-    for name in sorted(_captured(graph) & set(outer)):
+    for name in sorted(captured & set(outer)):
         proto.graph.initializer.append(outer[name])
-    present = {v.name for v in proto.graph.input}
     if path:  # a subgraph's inputs and captured tensors are fed, with the types of the values at hand
         proto.graph.name = proto.graph.name or "subgraph"
-        kept = [v for v in feeds if v in present or v in _captured(graph)]
+        names = {v.name for v in proto.graph.input} | captured
+        both = [{n: v for n, v in feeds.items() if n in names} for feeds in both]
         del proto.graph.input[:]
-        for name in kept:
-            kind = helper.np_dtype_to_tensor_dtype(feeds[name].dtype)
-            proto.graph.input.append(helper.make_tensor_value_info(name, kind, [None] * feeds[name].ndim))
-        feeds = {name: feeds[name] for name in kept}
-        present = set(kept)
+        for name, value in both[0].items():
+            kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+            proto.graph.input.append(helper.make_tensor_value_info(name, kind, [None] * value.ndim))
     needed: set[str] = set()
     for node in graph.node:
         for attribute in node.attribute:
@@ -284,31 +303,33 @@ def _observe_graph(
     for name in values + dtyped:
         proto.graph.output.append(helper.make_empty_tensor_value_info(name))
     session = Session(proto, folder_of(model), what="the model with its intermediate results as outputs")
-    names = [f"onnxprune_shape_{k}" for k in range(len(produced))] + values
-    results = session.run(feeds, names)
-    shapes = {path + n: tuple(int(d) for d in s) for n, s in zip(produced, results, strict=False)}
-    found = dict(zip(values, results[len(produced) :], strict=True))
-    shapes |= {path + n: v.shape for n, v in feeds.items()}
-    if not path:
-        shapes |= {path + t.name: tuple(t.dims) for t in graph.initializer}
-    dtypes = {path + n: session.output_types[n] for n in dtyped}
-    observed = {path + n: v for n, v in found.items()}
-    known = found | feeds
+    wanted_outputs = [f"onnxprune_shape_{k}" for k in range(len(produced))] + values
+    dtypes = {path + n: session.output_types[n] for n in dtyped + values}
+    constants = {path + t.name: tuple(t.dims) for t in graph.initializer}
+    seen: list[Seen] = []
+    known: list[Feeds] = []
+    for feeds in both:
+        results = session.run(feeds, wanted_outputs)
+        shapes = {path + n: tuple(int(d) for d in s) for n, s in zip(produced, results, strict=False)}
+        shapes |= {path + n: v.shape for n, v in feeds.items() if n not in captured} | constants
+        found = dict(zip(values, results[len(produced) :], strict=True))
+        seen.append((shapes, {path + n: v for n, v in found.items()}, dtypes))
+        known.append(found | feeds)
     for node in graph.node:
         first = next((o for o in node.output if o), "")
         for attribute in node.attribute:
             for sub in _subgraphs(attribute):
-                inner = {n: known[n] for n in _captured(sub) if n in known} | _body_feeds(node, sub, known, initializers)
+                inner = [
+                    {n: v[n] for n in _captured(sub) if n in v} | _body_feeds(node, sub, v, initializers) for v in known
+                ]
                 try:
-                    more = _observe_graph(
-                        model, sub, inner, initializers, f"{path}{first}.{attribute.name}//", wanted, typed
-                    )
+                    more = _observe_graph(model, sub, inner, initializers, f"{path}{first}.{attribute.name}//", wanted, typed)
                 except BadInputError:
                     continue  # a branch that does not run on these inputs stays unobserved: its rules pin
-                shapes |= more[0]
-                observed |= more[1]
-                dtypes |= more[2]
-    return shapes, observed, dtypes
+                for mine, theirs in zip(seen, more, strict=True):
+                    for here, there in zip(mine, theirs, strict=True):
+                        here.update(there)
+    return seen
 
 
 def _shell(proto: ModelProto) -> ModelProto:

@@ -33,6 +33,23 @@ _FIELDS = {
     AttributeProto.SPARSE_TENSORS: "sparse_tensors",
     AttributeProto.TYPE_PROTOS: "type_protos",
 }
+INT, FLOAT = int(AttributeProto.INT), int(AttributeProto.FLOAT)
+_NATURAL: list[tuple[tuple[type, ...], Kind]] = [
+    ((bool, int, np.integer, np.bool_), INT),
+    ((float, np.floating), FLOAT),
+    ((str, bytes), AttributeProto.STRING),
+    ((gs.Constant,), AttributeProto.TENSOR),
+    ((onnx.SparseTensorProto,), AttributeProto.SPARSE_TENSOR),
+    ((onnx.TypeProto,), AttributeProto.TYPE_PROTO),
+]
+_LIST_OF: dict[Kind, Kind] = {
+    AttributeProto.INT: AttributeProto.INTS,
+    AttributeProto.FLOAT: AttributeProto.FLOATS,
+    AttributeProto.STRING: AttributeProto.STRINGS,
+    AttributeProto.TENSOR: AttributeProto.TENSORS,
+    AttributeProto.SPARSE_TENSOR: AttributeProto.SPARSE_TENSORS,
+    AttributeProto.TYPE_PROTO: AttributeProto.TYPE_PROTOS,
+}
 _SCALARS = (AttributeProto.FLOAT, AttributeProto.INT)
 _LISTS = (AttributeProto.FLOATS, AttributeProto.INTS)
 
@@ -55,9 +72,7 @@ def decode(attribute: AttributeProto, folder: Path | None) -> Any:
         return from_tensor(value, folder)
     if kind == AttributeProto.TENSORS:
         return [from_tensor(v, folder) for v in value]
-    return (
-        value if kind in (AttributeProto.SPARSE_TENSOR, AttributeProto.TYPE_PROTO) else list(value)
-    )
+    return value if kind in (AttributeProto.SPARSE_TENSOR, AttributeProto.TYPE_PROTO) else list(value)
 
 
 def _text(value: bytes) -> str | bytes:
@@ -76,11 +91,7 @@ def is_unchanged(attribute: AttributeProto, value: Any) -> bool:
     if kind in _SCALARS:
         return type(value) in (int, float) and _same(value, now)
     if kind in _LISTS:
-        return (
-            isinstance(value, list | tuple)
-            and len(value) == len(now)
-            and all(map(_same, value, now))
-        )
+        return isinstance(value, list | tuple) and len(value) == len(now) and all(map(_same, value, now))
     if kind == AttributeProto.STRING:
         return bool(value == _text(now))
     if kind == AttributeProto.STRINGS:
@@ -99,12 +110,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _is_stored(value: Any, tensor: TensorProto) -> bool:
-    return (
-        isinstance(value, Constant)
-        and value.is_unchanged
-        and value.origin is tensor
-        and value.name == tensor.name
-    )
+    return isinstance(value, Constant) and value.is_unchanged and value.origin is tensor and value.name == tensor.name
 
 
 def write(
@@ -158,9 +164,6 @@ def _bytes(value: str | bytes) -> bytes:
     return value.encode() if isinstance(value, str) else value
 
 
-_NUMBER = (int, float, np.integer, np.floating, np.bool_)
-
-
 def _fits(value: Any, kind: Kind | None) -> bool:
     """Whether a value can be written as `kind` (an int where a float is wanted, any empty list)."""
     if isinstance(value, list | tuple):
@@ -175,29 +178,13 @@ def _fits(value: Any, kind: Kind | None) -> bool:
 def _kind_of(value: Any) -> Kind:
     """The attribute type that a Python value has by itself."""
     if isinstance(value, list | tuple):
-        kinds = {_kind_of(v) for v in value} or {AttributeProto.INT}
-        if kinds == {AttributeProto.INT, AttributeProto.FLOAT}:
-            kinds = {AttributeProto.FLOAT}
-        lists = {
-            AttributeProto.INT: AttributeProto.INTS,
-            AttributeProto.FLOAT: AttributeProto.FLOATS,
-            AttributeProto.STRING: AttributeProto.STRINGS,
-            AttributeProto.TENSOR: AttributeProto.TENSORS,
-            AttributeProto.SPARSE_TENSOR: AttributeProto.SPARSE_TENSORS,
-            AttributeProto.TYPE_PROTO: AttributeProto.TYPE_PROTOS,
-        }
-        if len(kinds) == 1 and (kind := kinds.pop()) in lists:
-            return lists[kind]
-    elif isinstance(value, bool | int | np.integer | np.bool_):
-        return AttributeProto.INT
-    elif isinstance(value, float | np.floating):
-        return AttributeProto.FLOAT
-    elif isinstance(value, str | bytes):
-        return AttributeProto.STRING
-    elif isinstance(value, gs.Constant):
-        return AttributeProto.TENSOR
-    elif isinstance(value, onnx.SparseTensorProto):
-        return AttributeProto.SPARSE_TENSOR
-    elif isinstance(value, onnx.TypeProto):
-        return AttributeProto.TYPE_PROTO
+        kinds = {_kind_of(v) for v in value} or {INT}
+        if kinds == {INT, FLOAT}:
+            kinds = {FLOAT}
+        if len(kinds) == 1 and (kind := kinds.pop()) in _LIST_OF:
+            return _LIST_OF[kind]
+    else:
+        for types, kind in _NATURAL:
+            if isinstance(value, types):
+                return kind
     raise TypeError(f"no ONNX attribute holds a {type(value).__name__}")

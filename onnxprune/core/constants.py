@@ -6,6 +6,7 @@ back as the very bytes that were read, and one with new values keeps its name, d
 """
 
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -13,9 +14,9 @@ import onnx_graphsurgeon as gs
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from onnxprune.core.tensors import PACKED_BITS, Array, StoredSparseValues, StoredValues
+from onnxprune.core.tensors import PACKED_BITS, Array, StoredSparseValues, StoredValues, little_endian
 
-Origin = TensorProto | onnx.SparseTensorProto | NodeProto
+Origin: TypeAlias = TensorProto | onnx.SparseTensorProto | NodeProto
 
 # A Constant node's attribute -> (element type, rank) of its value. `value_string(s)` and `sparse_value` stay nodes.
 _VALUE_ATTRIBUTES = {
@@ -40,9 +41,7 @@ class Constant(gs.Constant):  # type: ignore[misc]
 
     @property
     def values(self) -> Array:
-        loaded: Array = (
-            self._values.load() if isinstance(self._values, LazyValues) else self._values
-        )
+        loaded: Array = self._values.load() if isinstance(self._values, LazyValues) else self._values
         return loaded
 
     @values.setter
@@ -97,15 +96,11 @@ def from_node(node: NodeProto, folder: Path | None) -> Constant:
     return Constant(name, StoredValues(tensor, folder), node)
 
 
-def write_tensor(
-    target: TensorProto, constant: gs.Constant, origin: TensorProto | None, name: str
-) -> None:
+def write_tensor(target: TensorProto, constant: gs.Constant, origin: TensorProto | None, name: str) -> None:
     """Fill `target` with a constant's values under `name`; what `origin` says beside the values is kept."""
     values = constant._values
     if isinstance(values, StoredValues) and not isinstance(values, StoredSparseValues):
-        target.CopyFrom(
-            values.tensor
-        )  # the same bytes in the same form, typed or raw, external or not
+        target.CopyFrom(values.tensor)  # the same bytes in the same form, typed or raw, external or not
         if values.tensor is not origin:
             _document(target, origin)
     else:
@@ -130,17 +125,14 @@ def fill(target: TensorProto, array: Array) -> None:
     target.dims.extend(array.shape)
     if array.dtype == object:
         target.data_type = TensorProto.STRING
-        texts = (
-            v if isinstance(v, bytes) else str(v).encode("utf-8", "surrogateescape")
-            for v in array.flat
-        )
+        texts = (v if isinstance(v, bytes) else str(v).encode("utf-8", "surrogateescape") for v in array.flat)
         target.string_data.extend(texts)
         return
     target.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
     if target.data_type in PACKED_BITS:
         target.raw_data = numpy_helper.from_array(array).raw_data
     else:
-        target.raw_data = numpy_helper.tobytes_little_endian(array)
+        target.raw_data = little_endian(array)
 
 
 def write_node(target: NodeProto, constant: gs.Constant, origin: NodeProto) -> None:

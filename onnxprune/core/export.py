@@ -2,9 +2,9 @@
 
 Three questions are answered for each graph, from the outside in:
 
-1. which constants live here? One that came from here stays here, in its old form and place; one that the file did not use
-   in the first place stays too; one that lost its last consumer is dropped; a new one goes to the innermost graph
-   that holds all its consumers.
+1. which constants live here? One that came from here stays here, in its old form and place; one that the file
+   itself did not use stays too; one that lost its last consumer is dropped; a new one goes to the innermost
+   graph that holds all its consumers.
 2. which nodes are as they were? They are copied whole; others are patched field by field.
 3. which declarations (inputs, outputs, value_info) still hold? Those of tensors that are gone are dropped, those whose
    tensor changed its shape or type are patched.
@@ -25,10 +25,10 @@ from onnxprune.core.constants import (
     write_node,
     write_tensor,
 )
+from onnxprune.core.declarations import Declared
 from onnxprune.core.protobuf import copy_fields, copy_unknown_fields
 from onnxprune.core.schema import schema_of
 from onnxprune.core.tensors import StoredSparseValues
-from onnxprune.core.declarations import Declared
 
 FIRST_IR_WITH_FREE_INITIALIZERS = 4
 
@@ -100,9 +100,7 @@ class _Export:
             for constant in local.new:
                 write_new_node(target.node.add(), constant)
 
-    def _nodes(
-        self, graph: gs.Graph, local: "_Local", protos: list[NodeProto], target: GraphProto
-    ) -> None:
+    def _nodes(self, graph: gs.Graph, local: "_Local", protos: list[NodeProto], target: GraphProto) -> None:
         """Nodes in the graph's order; Constant nodes at their old place, or earlier if a consumer moved before it."""
         position = {id(p): i for i, p in enumerate(protos)}
         waiting = dict(local.constant_nodes)
@@ -175,9 +173,7 @@ class _Export:
         if target.domain != (node.domain or ""):
             target.domain = node.domain or ""
 
-    def _attributes(
-        self, node: gs.Node, originals: Iterable[AttributeProto], target: NodeProto
-    ) -> None:
+    def _attributes(self, node: gs.Node, originals: Iterable[AttributeProto], target: NodeProto) -> None:
         left = dict(node.attrs)
         for original in originals:
             if original.name not in left:
@@ -208,9 +204,7 @@ class _Export:
         target.g.SetInParent()
         self.graph(graph, original.g, target.g)
 
-    def _declarations(
-        self, graph: gs.Graph, local: "_Local", original: GraphProto, target: GraphProto
-    ) -> None:
+    def _declarations(self, graph: gs.Graph, local: "_Local", original: GraphProto, target: GraphProto) -> None:
         declared = declarations.declarations(original)
         gone = local.names - set(local.tensors)
         lists = (
@@ -227,12 +221,8 @@ class _Export:
         listed = local.names | set(declared) | {t.name for t in (*graph.inputs, *graph.outputs)}
         for name, tensor in local.tensors.items():
             if isinstance(tensor, gs.Variable) and name not in listed and tensor.dtype is not None:
-                target.value_info.append(
-                    declarations.new_value(name, declarations.of_tensor(tensor))
-                )
-        target.quantization_annotation.extend(
-            a for a in original.quantization_annotation if a.tensor_name not in gone
-        )
+                target.value_info.append(declarations.new_value(name, declarations.of_tensor(tensor)))
+        target.quantization_annotation.extend(a for a in original.quantization_annotation if a.tensor_name not in gone)
 
 
 @dataclass
@@ -264,9 +254,7 @@ class _Local:
         mine = [
             u.tensor
             for u in used.values()
-            if isinstance(u.tensor, gs.Constant)
-            and id(u.tensor) not in written
-            and _belongs(u, homes, id(original))
+            if isinstance(u.tensor, gs.Constant) and id(u.tensor) not in written and _belongs(u, homes, id(original))
         ]
         places: list[tuple[str, Any]] = [(t.name, t) for t in original.initializer]
         places += [(s.values.name, s) for s in original.sparse_initializer]
@@ -340,9 +328,10 @@ def _names_read(graph: GraphProto) -> set[str]:
 
 
 def _names_defined(graph: GraphProto) -> set[str]:
-    names = {t.name for t in (*graph.initializer, *graph.input)}
+    names = {t.name for t in graph.initializer} | {v.name for v in graph.input}
     names.update(s.values.name for s in graph.sparse_initializer)
     names.update(name for node in graph.node for name in node.output)
+    names.discard("")  # skipped outputs
     return names
 
 
@@ -370,26 +359,20 @@ def _namesake(node: gs.Node, by_output: dict[str, NodeProto]) -> NodeProto | Non
 def _same_attributes(node: gs.Node, origin: NodeProto) -> bool:
     if len(node.attrs) != len(origin.attribute):
         return False
-    return all(
-        a.name in node.attrs and attributes.is_unchanged(a, node.attrs[a.name])
-        for a in origin.attribute
-    )
+    return all(a.name in node.attrs and attributes.is_unchanged(a, node.attrs[a.name]) for a in origin.attribute)
 
 
 def _declared_in_order(
     old: Sequence[ValueInfoProto], now: Sequence[gs.Tensor], local: _Local, are_inputs: bool
 ) -> list[ValueInfoProto]:
-    """The file's declarations in the graph's order; inputs that are also constants are not in `now` and keep their place."""
+    """The file's declarations in the graph's order; inputs that are also constants are not in `now` but stay."""
     old = [v for v in old if v.name in local.tensors or not are_inputs]
     constants = [v for v in old if are_inputs and _is_default(v.name, local)]
     names = [t.name for t in now]
     if [v.name for v in old if not (are_inputs and _is_default(v.name, local))] == names:
         return list(old)
     by_name = {v.name: v for v in old}
-    listed = [
-        by_name.get(t.name) or declarations.new_value(t.name, declarations.of_tensor(t))
-        for t in now
-    ]
+    listed = [by_name.get(t.name) or declarations.new_value(t.name, declarations.of_tensor(t)) for t in now]
     return listed + constants
 
 

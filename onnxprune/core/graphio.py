@@ -11,12 +11,15 @@ What the graph looks like:
 - `node.attrs`: int, float, str, lists of them; a subgraph is a gs.Graph, a tensor a gs.Constant, a sparse tensor or a
   type its proto. `node.domain` is None where the file has none.
 - a skipped input or output is a tensor of name "" (`is_empty()`), at its place, also at the end.
-- constants (`constants.Constant`, a gs.Constant) load on `.values`, read-only, and are not kept; `.shape` and `.dtype` are free.
-- a `Constant` node with a tensor, a number or a list of numbers is no node but its output tensor is a gs.Constant; it is
-  written back as a node, at its place. `value_string(s)` and `sparse_value` stay nodes.
+- constants (`constants.Constant`, a gs.Constant) load on `.values`, read-only, and are not kept; `.shape` and
+  `.dtype` are free. New values come by assignment, `constant.values = array`, or as a new gs.Constant.
+- a `Constant` node with a tensor, a number or a list of numbers (`value`, `value_float(s)`, `value_int(s)`) is no
+  node: its output tensor is a gs.Constant. It is written back as a node, at its place. Those with
+  `value_string(s)` and `sparse_value` stay nodes.
 - an initializer that is also a graph input (a default value) is a gs.Constant and not in `graph.inputs`.
 - a name that a subgraph does not define itself is the tensor *object* of the nearest graph around it that does.
-- `variable.shape` is None or a tuple of int, str (symbolic) or None (unknown); types other than tensors have shape None.
+- `variable.shape` is None or a tuple of int, str (symbolic) or None (unknown, also where the file says -1); types
+  other than tensors have shape None. Where it is changed, the declarations follow.
 """
 
 from collections import OrderedDict
@@ -28,12 +31,19 @@ from onnx import AttributeProto, GraphProto, NodeProto
 
 from onnxprune.core import attributes
 from onnxprune.core.constants import from_node, from_sparse, from_tensor, is_constant
+from onnxprune.core.declarations import Declared, declarations
 from onnxprune.core.export import export_model as export_model
 from onnxprune.core.model import LoadedModel
 from onnxprune.core.save import save_model as save_model
-from onnxprune.core.declarations import Declared, declarations
 
 Scope = dict[str, gs.Tensor]
+
+
+class Variable(gs.Variable):  # type: ignore[misc]
+    """A gs.Variable whose copy keeps its type (gs.Graph.copy makes everything a plain tensor otherwise)."""
+
+    def copy(self) -> "Variable":
+        return Variable(self.name, self.dtype, self.shape, self.type)
 
 
 def import_graph(model: LoadedModel) -> gs.Graph:
@@ -42,36 +52,30 @@ def import_graph(model: LoadedModel) -> gs.Graph:
     shared = {
         "opset": next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), None),
         "import_domains": list(proto.opset_import),
-        "ir_version": proto.ir_version,
         "producer_name": proto.producer_name,
         "producer_version": proto.producer_version,
     }
-    return _graph(proto.graph, [], model.folder, shared)
+    graph = _graph(proto.graph, [], model.folder, shared)
+    graph.ir_version = proto.ir_version
+    return graph
 
 
-def _graph(
-    proto: GraphProto, outer: list[Scope], folder: Path | None, shared: dict[str, Any]
-) -> gs.Graph:
+def _graph(proto: GraphProto, outer: list[Scope], folder: Path | None, shared: dict[str, Any]) -> gs.Graph:
     scope: Scope = {}
     nodes = list(proto.node)
     constant_nodes = _define(scope, proto, nodes, folder)
     scopes = [*outer, scope]
-    graph = gs.Graph(
-        nodes=[
-            _node(node, scopes, folder, shared) for node in nodes if id(node) not in constant_nodes
-        ],
+    return gs.Graph(
+        nodes=[_node(node, scopes, folder, shared) for node in nodes if id(node) not in constant_nodes],
         inputs=[scope[v.name] for v in proto.input if not isinstance(scope[v.name], gs.Constant)],
         outputs=[_find(v.name, scopes) for v in proto.output],
         name=proto.name,
         doc_string=proto.doc_string,
         **shared,
     )
-    return graph
 
 
-def _define(
-    scope: Scope, proto: GraphProto, nodes: list[NodeProto], folder: Path | None
-) -> set[int]:
+def _define(scope: Scope, proto: GraphProto, nodes: list[NodeProto], folder: Path | None) -> set[int]:
     """Put every tensor that this graph defines into `scope`; the ids of the nodes that are constants."""
     declared = declarations(proto)
     for tensor in proto.initializer:
@@ -93,11 +97,11 @@ def _define(
     return constant_nodes
 
 
-def _variable(name: str, declared: dict[str, Declared]) -> gs.Variable:
+def _variable(name: str, declared: dict[str, Declared]) -> Variable:
     info = declared.get(name)
     if info is None:
-        return gs.Variable(name)
-    return gs.Variable(name, dtype=info.dtype, shape=info.shape, type=info.kind)
+        return Variable(name)
+    return Variable(name, dtype=info.dtype, shape=info.shape, type=info.kind)
 
 
 def _find(name: str, scopes: list[Scope]) -> gs.Tensor:
@@ -106,12 +110,10 @@ def _find(name: str, scopes: list[Scope]) -> gs.Tensor:
     for scope in reversed(scopes):
         if name in scope:
             return scope[name]
-    return scopes[-1].setdefault(name, gs.Variable(name))  # `load` refuses such a model
+    return scopes[-1].setdefault(name, Variable(name))  # `load` refuses such a model
 
 
-def _node(
-    proto: NodeProto, scopes: list[Scope], folder: Path | None, shared: dict[str, Any]
-) -> gs.Node:
+def _node(proto: NodeProto, scopes: list[Scope], folder: Path | None, shared: dict[str, Any]) -> gs.Node:
     attrs: OrderedDict[str, Any] = OrderedDict()
     for attribute in proto.attribute:
         if attribute.type == AttributeProto.GRAPH and not attribute.ref_attr_name:

@@ -96,6 +96,7 @@ class _Relations:
 
     units: UnitTable
     facets: list[Facet]
+    activations: list[Facet]
     classes: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     child: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     parent: Ids = field(default_factory=lambda: np.empty(0, np.int64))
@@ -104,23 +105,29 @@ class _Relations:
     instance_parent: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     atoms: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     is_column: Bools = field(default_factory=lambda: np.empty(0, bool))
+    slabs: set[tuple[tuple[int, ...], bytes]] = field(default_factory=set)
 
 
 def solve(
-    units: UnitTable, facets: list[Facet], rounded: Ids, include_inexact: bool = False, included: Ids | None = None
+    units: UnitTable,
+    activations: list[Facet],
+    constants: list[Facet],
+    rounded: Ids,
+    include_inexact: bool = False,
+    included: Ids | None = None,
 ) -> Solution:
     """Classes, blocks and groups of everything collected while walking the graph.
 
-    facets: all facets of all tensors; rounded: units whose groups are worth rounding; included: units that the user named
+    activations, constants: all facets of all tensors; rounded: units whose groups are worth rounding; included: units that the user named
     (None: all).
     """
-    facets = _distinct([*facets, *units.boxes, *units.aligned])
-    work = _Relations(units, facets)
+    facets = _distinct([*activations, *constants, *units.boxes, *units.aligned])
+    work = _Relations(units, facets, _distinct(activations))
     stuck: set[int] = set()
     for attempt in range(20):
         _merge(work)
         boxes = _boxes(work)
-        if _tie_slabs(work, boxes):
+        if attempt < 10 and _tie_slabs(work, boxes):
             continue
         _find_atoms(work)
         blocks = _blocks(boxes, work)
@@ -241,6 +248,9 @@ def _tie_slabs(work: _Relations, boxes: _Boxes) -> bool:
         if (table < 0).all() or len(varying(shrink(table))) <= 1:
             continue
         units = np.where(table >= 0, first[table], -1)
+        if (array.shape, units.tobytes()) in work.slabs:
+            continue
+        work.slabs.add((array.shape, units.tobytes()))
         lead = units.reshape(-1, grid[-1])
         work.units.tie(lead[:1], lead, Pin("", "a row of another part of the same tensor has to stay"))
         tied = True
@@ -414,6 +424,11 @@ def _solution(
     for c in stuck:
         pinned[c] = True
         reasons[c].append(Pin("", "its rows share no common step"))
+    for facet in work.facets:
+        found = work.classes[facet].ravel()
+        if found[0] >= 0 and (found == found[0]).all():
+            pinned[found[0]] = True
+            reasons[int(found[0])].append(Pin("", "all positions of an axis hang together"))
     for ids, pin in units.approximations:
         found = np.unique(classes[ids])
         approximate[found] = True
@@ -508,6 +523,10 @@ def _groups(
     is_rounded = np.zeros(count, bool)
     is_rounded[classes[rounded]] = True
     keys: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+    live = np.zeros(count + 1, bool)  # between two constants there is nothing to remove
+    for facet in work.activations:
+        live[classes[facet.ravel()]] = True
+    offered &= live[:-1] | is_parent
     linked_of = blocks.linked[work.atoms]
     for c in np.flatnonzero(offered & ~work.is_column):
         if linked_of[c] >= 0 and not is_parent[c]:
@@ -538,8 +557,6 @@ def _make(
 ) -> Group | None:
     pinned = draft.pinned
     if lone:
-        if ids.size < 2:
-            return None
         parts: tuple[Ids, ...] = (ids[:, None],)
         per_step: tuple[int, ...] = (1,)
         if rows:
@@ -570,6 +587,8 @@ def _make(
     unpinned = everything[~pinned[everything]]
     exact = not draft.approximate[unpinned].any()
     name = next((origin[int(c)] for c in everything if int(c) in origin), "")
+    if units == 1 and not why:
+        why["one"] = Pin("", f"all positions of {name} hang together")
     return Group(
         id=f"g{number}",
         origin=name,

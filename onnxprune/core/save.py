@@ -25,9 +25,7 @@ from onnxprune.core.protobuf import copy_fields, copy_unknown_fields
 from onnxprune.core.tensors import external_region, is_external, n_bytes, read_bytes
 
 MAX_PROTO_BYTES = (1 << 31) - (1 << 20)  # protobuf's limit, with room for the headers that change
-MIN_EXTERNAL_BYTES = (
-    1024  # smaller tensors stay in the model: shapes and scalars are wanted without the data file
-)
+MIN_EXTERNAL_BYTES = 1024  # smaller tensors stay in the model: shapes and scalars are wanted without the data file
 ALIGNMENT = 4096  # so that a runtime can map large tensors
 _COPY = 1 << 22
 
@@ -61,9 +59,7 @@ def save_model(
         return _save_apart(proto, path, folder)
     except OSError as e:
         reason = e.strerror or type(e).__name__
-        raise BadInputError(
-            f"Cannot write {quoted(path)} ({reason}); choose another output path."
-        ) from None
+        raise BadInputError(f"Cannot write {quoted(path)} ({reason}); choose another output path.") from None
 
 
 def _save_apart(proto: ModelProto, path: Path, folder: Path | None) -> list[Path]:
@@ -81,9 +77,7 @@ def _save_apart(proto: ModelProto, path: Path, folder: Path | None) -> list[Path
     return [path, data_path]
 
 
-def _copy_graph(
-    graph: GraphProto, target: GraphProto, data: BinaryIO, location: str, folder: Path | None
-) -> None:
+def _copy_graph(graph: GraphProto, target: GraphProto, data: BinaryIO, location: str, folder: Path | None) -> None:
     """Copy a graph, moving its larger initializers into the data file as they come."""
     for field, value in graph.ListFields():
         if field.name == "initializer":
@@ -107,13 +101,9 @@ def _copy_graph(
     copy_unknown_fields(graph, target)
 
 
-def _copy_tensor(
-    tensor: TensorProto, target: TensorProto, data: BinaryIO, location: str, folder: Path | None
-) -> None:
+def _copy_tensor(tensor: TensorProto, target: TensorProto, data: BinaryIO, location: str, folder: Path | None) -> None:
     size = _size([tensor])
-    if not is_external(tensor) and (
-        size < MIN_EXTERNAL_BYTES or tensor.data_type == TensorProto.STRING
-    ):
+    if not is_external(tensor) and (size < MIN_EXTERNAL_BYTES or tensor.data_type == TensorProto.STRING):
         target.CopyFrom(tensor)
         return
     for name in ("data_type", "name", "doc_string"):

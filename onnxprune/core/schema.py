@@ -5,14 +5,13 @@ The rules of operators may take this for granted; a node that breaks it is refus
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast
 
 import onnx
 from onnx import AttributeProto, NodeProto
 
 from onnxprune.core.errors import quoted
 
-Kind = AttributeProto.AttributeType
+Kind = int  # an AttributeProto.AttributeType
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,13 @@ class Schema:
             if name not in self.types:
                 return f"has an attribute {quoted(name)} that its operator does not have"
             if kind != self.types[name]:
-                have_type, want_type = Kind.Name(kind), Kind.Name(self.types[name])
+                have_type, want_type = _name(kind), _name(self.types[name])
                 return f"has an attribute '{name}' of type {have_type} where its operator takes {want_type}"
         return None
+
+
+def _name(kind: Kind) -> str:
+    return str(AttributeProto.AttributeType.Name(kind))
 
 
 @lru_cache(maxsize=4096)
@@ -66,6 +69,6 @@ def schema_of(op: str, domain: str, version: int) -> Schema | None:
         (schema.min_input, schema.max_input),
         (schema.min_output, schema.max_output),
         tuple(i for i, p in enumerate(schema.inputs) if p.option == single),
-        {name: cast(Kind, int(a.type)) for name, a in schema.attributes.items()},  # type: ignore[call-overload]
+        {name: int(a.type) for name, a in schema.attributes.items()},
         tuple(name for name, a in schema.attributes.items() if a.required),
     )

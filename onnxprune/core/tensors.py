@@ -33,10 +33,15 @@ Array = NDArray[Any]
 KNOWN_TYPES = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
 PACKED_BITS = {
     value: bits
-    for name, bits in {
-        **{"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4},
-        **{"UINT2": 2, "INT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6},
-    }.items()
+    for name, bits in (
+        ("UINT4", 4),
+        ("INT4", 4),
+        ("FLOAT4E2M1", 4),
+        ("UINT2", 2),
+        ("INT2", 2),
+        ("FLOAT6E2M3", 6),
+        ("FLOAT6E3M2", 6),
+    )
     if (value := dict(TensorProto.DataType.items()).get(name)) is not None
 }
 _SHARED = {value for value, bits in PACKED_BITS.items() if 8 % bits == 0}
@@ -61,13 +66,14 @@ class Region:
 
 
 def is_external(tensor: TensorProto) -> bool:
-    return tensor.data_location == TensorProto.EXTERNAL
+    return bool(tensor.data_location == TensorProto.EXTERNAL)
 
 
 @lru_cache(maxsize=64)
 def numpy_dtype(data_type: int) -> np.dtype[Any]:
     """The numpy (or ml_dtypes) type of an ONNX element type; string is object."""
-    return np.dtype(helper.tensor_dtype_to_np_dtype(data_type))
+    dtype: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(data_type))
+    return dtype
 
 
 @lru_cache(maxsize=64)
@@ -123,15 +129,12 @@ def external_region(tensor: TensorProto, folder: Path | None) -> Region:
             f"{what}: file {quoted(location)} {reason}; put it beside the model in '{folder}'."
         ) from None
     if not stat.S_ISREG(status.st_mode):
-        raise BadInputError(
-            f"{what}: {quoted(location)} is not a plain file; put the data file there."
-        )
+        raise BadInputError(f"{what}: {quoted(location)} is not a plain file; put the data file there.")
     offset = numbers[0] or 0
     needed = n_bytes(tensor.data_type, math.prod(tensor.dims))
     if numbers[1] is not None and numbers[1] != needed:
         raise BadInputError(
-            f"{what} has {numbers[1]} bytes where its dims {shown(tensor.dims)} need {needed}; "
-            "export the model again."
+            f"{what} has {numbers[1]} bytes where its dims {shown(tensor.dims)} need {needed}; export the model again."
         )
     if offset + needed > status.st_size:
         raise BadInputError(
@@ -217,15 +220,11 @@ def read(tensor: TensorProto, folder: Path | None) -> Array:
         region = external_region(tensor, folder)
         dtype = numpy_dtype(tensor.data_type)
         if tensor.data_type not in PACKED_BITS:
-            flat = np.fromfile(
-                region.path, dtype, region.length // dtype.itemsize, offset=region.offset
-            )
+            flat = np.fromfile(region.path, dtype, region.length // dtype.itemsize, offset=region.offset)
             return flat.reshape(tuple(tensor.dims))
         with region.path.open("rb") as file:
             file.seek(region.offset)
-            tensor = TensorProto(
-                dims=tensor.dims, data_type=tensor.data_type, raw_data=file.read(region.length)
-            )
+            tensor = TensorProto(dims=tensor.dims, data_type=tensor.data_type, raw_data=file.read(region.length))
     if tensor.data_type == TensorProto.STRING:  # bytes that are no text survive the way back
         texts = [s.decode("utf-8", "surrogateescape") for s in tensor.string_data]
         return np.array(texts, dtype=object).reshape(tuple(tensor.dims))
@@ -236,11 +235,18 @@ def read(tensor: TensorProto, folder: Path | None) -> Array:
 def read_bytes(tensor: TensorProto) -> bytes:
     """What `raw_data` would hold, also for a tensor that keeps its values in a typed field."""
     if tensor.HasField("raw_data"):
-        return tensor.raw_data
+        return bytes(tensor.raw_data)
     array = read(tensor, None)
     if tensor.data_type in PACKED_BITS:
-        return numpy_helper.from_array(array).raw_data
-    return numpy_helper.tobytes_little_endian(array)
+        return bytes(numpy_helper.from_array(array).raw_data)
+    return little_endian(array)
+
+
+def little_endian(array: Array) -> bytes:
+    """The array's bytes as `raw_data` wants them."""
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return array.tobytes()
 
 
 def has_nan(tensor: TensorProto, folder: Path | None) -> bool:

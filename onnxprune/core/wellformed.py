@@ -1,8 +1,8 @@
 """Is this model a graph that one can work on? Everything the other stages take for granted is checked here, once.
 
-`onnx.checker` is not used: it wants all weights serialized again, knows only operators of the standard (a model with
-ONNX Runtime's own fused operators would be refused), and forbids what runs everywhere (an inner name that hides an outer
-one, nodes out of order). The rules that protect us are few:
+`onnx.checker` is not used: it wants all weights serialized again, knows only operators of the standard (a model
+with ONNX Runtime's own fused operators would be refused), and forbids what runs everywhere (an inner name that
+hides an outer one, nodes out of order). The rules that protect us are few:
 
 - names are text; in one graph each tensor is defined once, and what a node reads is defined in its graph or around it;
 - nodes form no cycle (`check` returns the order that puts every node after its inputs);
@@ -14,7 +14,6 @@ All walks are linear in the size of the file; nothing is allocated on the word o
 
 import heapq
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -88,9 +87,7 @@ def check(model: ModelProto, folder: Path | None) -> Checked:
 class _Walk:
     def __init__(self, model: ModelProto, folder: Path | None) -> None:
         self.folder = folder
-        self.versions = {
-            ("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import
-        }
+        self.versions = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
         self.orders: list[tuple[GraphProto, list[int]]] = []
         self.external_bytes: int | None = None
 
@@ -101,7 +98,7 @@ class _Walk:
                 f"Graph {quoted(graph.name)} is nested {depth} graphs deep, more than the {MAX_NESTING} that "
                 f"onnxprune follows; simplify the model."
             )
-        check_texts(graph, f"graph {quoted(graph.name)}")
+        check_texts(graph, f"Graph {quoted(graph.name)}")
         nodes = list(graph.node)
         producer = self._defined(graph, nodes)
         free: dict[str, str] = {}
@@ -135,9 +132,9 @@ class _Walk:
         """Name -> index of the node that defines it, or -1 for inputs and initializers. Each name once."""
         producer: dict[str, int] = {}
         for sparse in graph.sparse_initializer:
-            self._sparse(sparse, f"sparse initializer {quoted(sparse.values.name)}")
+            self._sparse(sparse, f"Sparse initializer {quoted(sparse.values.name)}")
         for tensor in graph.initializer:
-            self._tensor(tensor, f"initializer {quoted(tensor.name)}", is_weight=True)
+            self._tensor(tensor, f"Initializer {quoted(tensor.name)}", is_weight=True)
         names = [t.name for t in graph.initializer]
         names += [s.values.name for s in graph.sparse_initializer]
         for name in names:
@@ -157,8 +154,7 @@ class _Walk:
             for name in node.output:
                 if name in producer and name:
                     raise BadInputError(
-                        f"Tensor {quoted(name)} is defined twice, the second time by {describe(node)}; "
-                        f"{EXPORT_AGAIN}."
+                        f"Tensor {quoted(name)} is defined twice, the second time by {describe(node)}; {EXPORT_AGAIN}."
                     )
                 if name:
                     producer[name] = index
@@ -172,23 +168,19 @@ class _Walk:
         free: dict[str, str] = {}
         names = set()
         for attribute in node.attribute:
-            where = f"attribute {quoted(attribute.name)} of {label}"
+            where = f"Attribute {quoted(attribute.name)} of {label}"
             check_texts(attribute, where)
             if attribute.name in names or not attribute.name:
-                raise BadInputError(
-                    f"{where[0].upper()}{where[1:]} is given twice or has no name; {EXPORT_AGAIN}."
-                )
+                raise BadInputError(f"{where} is given twice or has no name; {EXPORT_AGAIN}.")
             names.add(attribute.name)
             if attribute.ref_attr_name:
-                raise BadInputError(
-                    f"{where[0].upper()}{where[1:]} refers to a function's attribute outside any function; {EXPORT_AGAIN}."
-                )
+                raise BadInputError(f"{where} refers to a function outside any function; {EXPORT_AGAIN}.")
             free.update(self._attribute(attribute, where, depth, is_constant(node)))
         domain = "" if node.domain == "ai.onnx" else node.domain
         version = self.versions.get(domain)
         if version is None:
             raise BadInputError(
-                f"{label} is of domain {quoted(domain or 'ai.onnx')}, for which the model imports no opset; {EXPORT_AGAIN}."
+                f"{label} has the domain {quoted(domain or 'ai.onnx')}, whose opset is not imported; {EXPORT_AGAIN}."
             )
         schema = schema_of(node.op_type, domain, version)
         fault = schema.fault(node) if schema is not None else None
@@ -196,13 +188,11 @@ class _Walk:
             raise BadInputError(f"{label} {fault}; {EXPORT_AGAIN}.")
         return free
 
-    def _attribute(
-        self, attribute: AttributeProto, where: str, depth: int, is_weight: bool
-    ) -> dict[str, str]:
+    def _attribute(self, attribute: AttributeProto, where: str, depth: int, is_weight: bool) -> dict[str, str]:
         kind = attribute.type
         field = _MESSAGE_FIELDS.get(kind)
         if field is not None and not attribute.HasField(field):
-            raise BadInputError(f"A{where[1:]} has no value; {EXPORT_AGAIN}.")
+            raise BadInputError(f"{where} has no value; {EXPORT_AGAIN}.")
         if kind == AttributeProto.GRAPH:
             return self.graph(attribute.g, depth + 1)
         if kind == AttributeProto.TENSOR:
@@ -222,17 +212,16 @@ class _Walk:
                 _type(tp, where)
         elif kind == AttributeProto.GRAPHS:
             raise UnsupportedModelError(
-                f"A{where[1:]} is a list of graphs, which no operator of the standard has; export the model without it."
+                f"{where} is a list of graphs, which no operator of the standard has; export the model without it."
             )
         elif kind == AttributeProto.UNDEFINED:
-            raise BadInputError(f"A{where[1:]} has no known type; {EXPORT_AGAIN}.")
+            raise BadInputError(f"{where} has no known type; {EXPORT_AGAIN}.")
         return {}
 
     def _tensor(self, tensor: TensorProto, where: str, is_weight: bool = False) -> None:
         """Bytes fit dims and lie where they should; a weight holds no NaN."""
         for text in (tensor.name, tensor.doc_string):
             _text(text, where)
-        where = where[0].upper() + where[1:]
         n = _volume(tensor, where)
         if tensor.data_type not in KNOWN_TYPES:
             raise BadInputError(
@@ -240,17 +229,11 @@ class _Walk:
                 "export the model again or upgrade onnx."
             )
         if tensor.HasField("segment"):
-            raise UnsupportedModelError(
-                f"{where} is stored in segments, which nothing reads; {EXPORT_AGAIN}."
-            )
+            raise UnsupportedModelError(f"{where} is stored in segments, which nothing reads; {EXPORT_AGAIN}.")
         if is_external(tensor):
             if tensor.data_type == TensorProto.STRING:
-                raise BadInputError(
-                    f"{where} keeps strings as external data, which ONNX forbids; {EXPORT_AGAIN}."
-                )
-            self.external_bytes = (self.external_bytes or 0) + external_region(
-                tensor, self.folder
-            ).length
+                raise BadInputError(f"{where} keeps strings as external data, which ONNX forbids; {EXPORT_AGAIN}.")
+            self.external_bytes = (self.external_bytes or 0) + external_region(tensor, self.folder).length
         else:
             _stored(tensor, n, where)
         # One NaN alone is a fill value that a graph may use on purpose; among others it is a broken weight.
@@ -261,21 +244,17 @@ class _Walk:
         """A tensor of a kind that no writer keeps as external data."""
         if is_external(tensor):
             raise UnsupportedModelError(
-                f"{where[0].upper()}{where[1:]} is kept as external data, which only plain tensors may be; "
-                f"{EXPORT_AGAIN}."
+                f"{where} is kept as external data, which only plain tensors may be; {EXPORT_AGAIN}."
             )
         self._tensor(tensor, where)
 
     def _sparse(self, sparse: SparseTensorProto, where: str) -> None:
         self._inside(sparse.values, where)
-        self._inside(sparse.indices, f"index list of {where}")
-        label = where[0].upper() + where[1:]
+        self._inside(sparse.indices, f"Index list of {where}")
         values, indices = sparse.values, sparse.indices
-        size = _volume(sparse, label)
+        size = _volume(sparse, where)
         if size > MAX_DENSE_ELEMENTS:
-            raise UnsupportedModelError(
-                f"{label} has {size} elements when dense, too many; store it another way."
-            )
+            raise UnsupportedModelError(f"{where} has {size} elements when dense, too many; store it another way.")
         n = values.dims[0] if len(values.dims) == 1 else -1
         shapes = ([n], [n, len(sparse.dims)])
         fits = indices.data_type == TensorProto.INT64 and list(indices.dims) in shapes
@@ -284,9 +263,7 @@ class _Walk:
             limit = np.array(sparse.dims if positions.ndim == 2 else [size], dtype=np.int64)
             fits = bool(((positions >= 0) & (positions < limit)).all())
         if not fits:
-            raise BadInputError(
-                f"{label} has indices that do not fit its values and dims; {EXPORT_AGAIN}."
-            )
+            raise BadInputError(f"{where} has indices that do not fit its values and dims; {EXPORT_AGAIN}.")
 
 
 def _stored(tensor: TensorProto, n: int, where: str) -> None:
@@ -298,26 +275,18 @@ def _stored(tensor: TensorProto, n: int, where: str) -> None:
         return
     shape = f"its dims {shown(tensor.dims)}"
     if not lengths and not has_raw:
-        raise BadInputError(
-            f"{where} holds no data although {shape} need some; {EXPORT_AGAIN} with its weights."
-        )
+        raise BadInputError(f"{where} holds no data although {shape} need some; {EXPORT_AGAIN} with its weights.")
     if len(lengths) + has_raw > 1 or (lengths and field not in lengths):
-        raise BadInputError(
-            f"{where} holds data in a field that its type does not use; {EXPORT_AGAIN}."
-        )
+        raise BadInputError(f"{where} holds data in a field that its type does not use; {EXPORT_AGAIN}.")
     if has_raw:
         have, least = len(tensor.raw_data), n_bytes(tensor.data_type, n)
         if tensor.data_type == TensorProto.STRING or have != least:
-            raise BadInputError(
-                f"{where} holds {have} bytes where {shape} need {least}; {EXPORT_AGAIN}."
-            )
+            raise BadInputError(f"{where} holds {have} bytes where {shape} need {least}; {EXPORT_AGAIN}.")
     else:
         have = lengths[field]
         least = n_entries(tensor.data_type, n)
         if have != least:
-            raise BadInputError(
-                f"{where} holds {have} values where {shape} need {least}; {EXPORT_AGAIN}."
-            )
+            raise BadInputError(f"{where} holds {have} values where {shape} need {least}; {EXPORT_AGAIN}.")
 
 
 def _volume(tensor: TensorProto | SparseTensorProto, where: str) -> int:
@@ -326,16 +295,14 @@ def _volume(tensor: TensorProto | SparseTensorProto, where: str) -> int:
         raise BadInputError(
             f"{where} has dims {shown(dims)}, which are negative or more than {MAX_RANK}; {EXPORT_AGAIN}."
         )
-    volume = math.prod(dims)
+    volume = int(math.prod(dims))
     if math.prod(d for d in dims if d) >= 1 << 62:
-        raise BadInputError(
-            f"{where} has dims {shown(dims)}, which no memory holds; {EXPORT_AGAIN}."
-        )
+        raise BadInputError(f"{where} has dims {shown(dims)}, which no memory holds; {EXPORT_AGAIN}.")
     return volume
 
 
 def _declaration(value: ValueInfoProto, kind: str) -> None:
-    where = f"{kind.replace('_', ' ')} {quoted(value.name)}"
+    where = f"{kind.replace('_', ' ').capitalize()} {quoted(value.name)}"
     check_texts(value, where)
     _type(value.type, where)
 
@@ -355,7 +322,7 @@ def _type(tp: TypeProto, where: str) -> None:
     tensor = getattr(tp, kind)
     if tensor.elem_type and tensor.elem_type not in KNOWN_TYPES:
         raise BadInputError(
-            f"{where[0].upper()}{where[1:]} has element type {tensor.elem_type}, which onnx {onnx.__version__} does not "
+            f"{where} has element type {tensor.elem_type}, which onnx {onnx.__version__} does not "
             "know; export the model again or upgrade onnx."
         )
     for dim in tensor.shape.dim:
@@ -375,7 +342,7 @@ def check_texts(message: Message, where: str) -> None:
 def _text(text: Any, where: str) -> None:
     if isinstance(text, bytes):
         raise BadInputError(
-            f"A name or text in {where} is not UTF-8 ({text[:20]!r}); the file is damaged, so fetch or export it again."
+            f"{where} has a name or text that is not UTF-8 ({text[:20]!r}); fetch or export the file again."
         )
 
 
@@ -397,13 +364,11 @@ def _topological(nodes: list[NodeProto], needs: list[set[int]]) -> list[int]:
                 heapq.heappush(ready, consumer)
     if len(order) < len(nodes):
         index, seen = next(i for i, count in enumerate(missing) if count), set()
-        while (
-            index not in seen
-        ):  # each node that is left waits for another that is left: walk until one repeats
+        while index not in seen:  # each node that is left waits for another that is left: walk until one repeats
             seen.add(index)
             index = next(i for i in sorted(needs[index]) if missing[i])
         raise BadInputError(
-            f"The graph has a cycle through {describe(nodes[index])}, whose input depends on its own output; {EXPORT_AGAIN}."
+            f"The graph has a cycle through {describe(nodes[index])}, which needs its own output; {EXPORT_AGAIN}."
         )
     return order
 
@@ -416,9 +381,5 @@ def describe(node: NodeProto) -> str:
 
 def _duplicate(name: str, what: str, graph: GraphProto) -> BadInputError:
     if not name:
-        return BadInputError(
-            f"One of the {what} of graph {quoted(graph.name)} has no name; {EXPORT_AGAIN}."
-        )
-    return BadInputError(
-        f"Two {what} of graph {quoted(graph.name)} have the name {quoted(name)}; {EXPORT_AGAIN}."
-    )
+        return BadInputError(f"One of the {what} of graph {quoted(graph.name)} has no name; {EXPORT_AGAIN}.")
+    return BadInputError(f"Two {what} of graph {quoted(graph.name)} have the name {quoted(name)}; {EXPORT_AGAIN}.")

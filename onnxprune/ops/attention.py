@@ -1,10 +1,11 @@
 """Attention in one node: ai.onnx Attention and RotaryEmbedding, and what ONNX Runtime fuses transformers into.
 
-    scores[b, g, r, s, t] = scale * sum_d Q[b, s, g, r, d] K[b, t, g, d]      head (g, r): query head r of key/value head g
-    Y[b, s, g, r, e]      = sum_t softmax(scores)[b, g, r, s, t] V[b, t, g, e]
+    scores[b, h, s, t] = scale * sum_d Q[b, h, s, d] K[b, h, t, d]
+    Y[b, h, s, e]      = sum_t softmax(scores)[b, h, s, t] V[b, h, t, e]
 
-A contraction twice over, so the labels say it all: Q and K lose the same `d` of a head, V and Y the same `e`, and a head (of keys
-and values, with its queries) goes when all of its `d` and `e` go. The scale stays 1/sqrt of the *original* head size.
+A contraction twice over, so the labels say it all: Q and K lose the same `d` of a head, V and Y the same `e`, and a
+head goes when all of its `d` and `e` go. Keys and values that several query heads share are repeated, map and all, as
+the operator repeats them. The scale stays 1/sqrt of the *original* head size.
 """
 
 from __future__ import annotations
@@ -21,75 +22,63 @@ from onnxprune.ops.labelled import Label, Named, Operand, bind, combine, flatten
 TOKENS: tuple[Label, ...] = ("b", "s", "t", "p")
 
 
-def _split_heads(shape: Shape, groups: int, repeats: int = 1, heads_first: bool | None = None) -> Shape:
-    """[B, S, H*D] as [B, S, G, R, D], or [B, H, S, D] as [B, G, R, S, D]; without R where it is 1."""
-    heads = (groups, repeats) if repeats > 1 else (groups,)
-    if len(shape) == 3:
-        return (*shape[:2], *heads, shape[2] // (groups * repeats))
-    return (shape[0], *heads, *shape[2:])
+def _by_head(shape: Shape, heads: int) -> Shape:
+    """[B, S, H*D] as [B, S, H, D]; a tensor of four axes has its heads apart already."""
+    return (*shape[:2], heads, shape[2] // heads) if len(shape) == 3 else shape
 
 
-def _head_labels(rank: int, token: Label, size: Label, repeats: int = 1) -> tuple[Label, ...]:
-    heads = ("g", "r") if repeats > 1 else ("g",)
-    return ("b", token, *heads, size) if rank == 3 else ("b", *heads, token, size)
+def _head_labels(rank: int, token: Label, size: Label) -> tuple[Label, ...]:
+    return ("b", token, "h", size) if rank == 3 else ("b", "h", token, size)
 
 
-def _heads(ctx: MapContext, i: int, groups: int, token: Label, size: Label, repeats: int = 1) -> Operand:
+def _heads(ctx: MapContext, i: int, heads: int, token: Label, size: Label) -> Operand:
     """Input `i` with its heads told apart and its batch and sequence axes left alone."""
-    labels = _head_labels(ctx.rank(i), token, size, repeats)
-    view = _split_heads(ctx.shape(i), groups, repeats)
+    labels = _head_labels(ctx.rank(i), token, size)
+    view = _by_head(ctx.shape(i), heads)
     facets = tuple(reshape(f, ctx.shape(i), view) for f in ctx.maps(i))
     ctx.units.boxes += [f for f in facets if len(varying(f)) > 1]
     return flatten(ctx, Operand(labels, view, named(facets, labels)), TOKENS)
 
 
+def _repeated(a: Operand, repeats: int) -> Operand:
+    """Each head of keys or values, for every query head that reads it. A single one has no head axis to repeat."""
+    if repeats == 1 or a.size("h") == 1:
+        return a
+    facets = tuple(
+        Named(f.labels, np.repeat(f.ids, repeats, axis=f.labels.index("h"))) if "h" in f.labels else f for f in a.facets
+    )
+    sizes = tuple(n * repeats if x == "h" else n for x, n in zip(a.labels, a.sizes, strict=True))
+    return Operand(a.labels, sizes, facets)
+
+
 def _attend(
-    ctx: MapContext, q: Operand, k: Operand, v: Operand, bias: int | None = None, repeats: int = 1, groups: int = 1
-) -> tuple[Operand, tuple[Named, ...]]:
-    """Units of the scores `b g r s t`, and those of the output `b s g r e`."""
-    heads: tuple[Label, ...] = ("g", "r") if repeats > 1 else ("g",)
-    out = ("b", *heads, "s", "t")
-    sizes = (q.size("b"), *((groups, repeats) if repeats > 1 else (groups,)), q.size("s"), k.size("t"))
-    scores = Operand(out, sizes, combine(ctx, q, k, out, what="the keys"))
-    if bias is not None and ctx.has(bias):
-        scores = Operand(out, sizes, _add_bias(ctx, scores, bias, groups, repeats))
-    return scores, combine(ctx, scores, v, ("b", "s", *heads, "e"), what="the values")
+    ctx: MapContext, q: Operand, k: Operand, v: Operand, bias: int
+) -> tuple[tuple[Named, ...], tuple[Named, ...]]:
+    """Units of the scores [B, H, S, T], and of the output over `h` and `e`."""
+    out = ("b", "h", "s", "t")
+    sizes = (q.size("b"), q.size("h"), q.size("s"), k.size("t"))
+    scores = combine(ctx, q, k, out, what="its keys")
+    if ctx.has(bias):
+        own = out[4 - ctx.rank(bias) :]
+        added = flatten(ctx, operand(ctx, bias, own), TOKENS)
+        scores = combine(ctx, Operand(out, sizes, scores), added, out, what=f"its bias (input {bias})")
+    return scores, combine(ctx, Operand(out, sizes, scores), v, ("b", "s", "h", "e"), what="its values")
 
 
-def _add_bias(ctx: MapContext, scores: Operand, i: int, groups: int, repeats: int) -> tuple[Named, ...]:
-    """A mask or bias that broadcasts to [B, H, S, T]: per head where it has a head axis."""
-    shape = ctx.shape(i)
-    per_head = len(shape) >= 3 and shape[-3] > 1
-    own: tuple[Label, ...] = ("b", "h", "s", "t")[4 - len(shape) :]
-    view = shape
-    if "h" in own:
-        at = own.index("h")
-        heads = ("g", "r") if repeats > 1 else ("g",)
-        own = (*own[:at], *heads, *own[at + 1 :])
-        split = (groups, repeats) if per_head else (1, 1)
-        view = (*shape[:at], *split[: len(heads)], *shape[at + 1 :])
-    other = flatten(ctx, operand(ctx, i, own, view), TOKENS)
-    sizes = tuple(n if x in TOKENS and n == scores.size(x) else n for x, n in zip(own, other.sizes, strict=True))
-    other = Operand(own, sizes, other.facets, other.constant, other.native)
-    return combine(ctx, scores, other, scores.labels, what=f"its bias (input {i})")
-
-
-def _joined(facets: tuple[Named, ...], groups: int, repeats: int, size: int, shape: Shape) -> Maps:
-    """Facets over `g`, `r`, `e` as those of a tensor [B, S, H*E]."""
-    heads: tuple[Label, ...] = ("g", "r") if repeats > 1 else ("g",)
-    view = (*shape[:2], *((groups, repeats) if repeats > 1 else (groups,)), size)
-    return tuple(reshape(f, view, shape) for f in unnamed(facets, ("b", "s", *heads, "e")))
-
-
-def _cached(ctx: MapContext, new: Operand, i: int, k: int, size: Label, groups: int) -> tuple[Operand, Maps]:
-    """Keys or values after those of the past: `[B, G, T, D]`, which is also output `k`."""
-    present = ("b", "g", "t", size)
+def _cached(ctx: MapContext, new: Operand, i: int, size: Label) -> tuple[Operand, Maps]:
+    """Keys or values [B, H, T, D] after those of the past, which are the present."""
+    present = ("b", "h", "t", size)
     if not ctx.has(i):
         return new, unnamed(new.facets, present)
-    past = flatten(ctx, operand(ctx, i, ("b", "g", "p", size)), TOKENS)
-    sizes = (new.size("b"), groups, new.size("t"), new.size(size))
-    facets = combine(ctx, Operand(new.labels, new.sizes, new.facets), past, present, what="the cache")
-    return Operand(present, sizes, facets), unnamed(facets, present)
+    past = flatten(ctx, operand(ctx, i, ("b", "h", "p", size)), TOKENS)
+    facets = combine(ctx, new, past, present, what="the cache")
+    return Operand(present, tuple(new.size(x) for x in present), facets), unnamed(facets, present)
+
+
+def _merged(facets: tuple[Named, ...], heads: int, shape: Shape) -> Maps:
+    """Facets over `h` and `e` as those of the output."""
+    view = _by_head(shape, heads)
+    return tuple(reshape(f, view, shape) for f in unnamed(facets, _head_labels(len(shape), "s", "e")))
 
 
 # ---------------------------------------------------------------- ai.onnx
@@ -97,28 +86,15 @@ def _cached(ctx: MapContext, new: Operand, i: int, k: int, size: Label, groups: 
 
 def attention(ctx: MapContext) -> list[Maps]:
     """Attention(Q, K, V, attn_mask, past_key, past_value, nonpad_kv_seqlen), in three or four dimensions."""
-    three = ctx.rank(0) == 3
-    q_heads = int(ctx.attr("q_num_heads")) if three else ctx.shape(0)[1]
-    groups = int(ctx.attr("kv_num_heads")) if ctx.rank(1) == 3 else ctx.shape(1)[1]
-    repeats = q_heads // groups
-    q = _heads(ctx, 0, groups, "s", "d", repeats)
-    k = _heads(ctx, 1, groups, "t", "d")
-    v = _heads(ctx, 2, groups, "t", "e")
-    k, present_key = _cached(ctx, k, 4, 1, "d", groups)
-    v, present_value = _cached(ctx, v, 5, 2, "e", groups)
-    scores, y = _attend(ctx, q, k, v, 3, repeats, groups)
-    heads: tuple[Label, ...] = ("g", "r") if repeats > 1 else ("g",)
-    order = ("b", "s", *heads, "e") if three else ("b", *heads, "s", "e")
-    shape = ctx.out_shape()
-    view = _split_heads(shape, groups, repeats)
-    maps = tuple(reshape(f, view, shape) for f in unnamed(y, order))
-    results = [maps, present_key, present_value]
-    if len(ctx.node.outputs) > 3 and ctx.node.outputs[3]:
-        raw = ctx.out_shape(3)
-        results.append(
-            tuple(reshape(f, (raw[0], *scores.sizes[1:-2], *raw[2:]), raw) for f in unnamed(scores.facets, scores.labels))
-        )
-    return results
+    heads = int(ctx.attr("q_num_heads")) if ctx.rank(0) == 3 else ctx.shape(0)[1]
+    shared = int(ctx.attr("kv_num_heads")) if ctx.rank(1) == 3 else ctx.shape(1)[1]
+    q, k, v = _heads(ctx, 0, heads, "s", "d"), _heads(ctx, 1, shared, "t", "d"), _heads(ctx, 2, shared, "t", "e")
+    k, present_key = _cached(ctx, k, 4, "d")
+    v, present_value = _cached(ctx, v, 5, "e")
+    repeats = heads // shared
+    scores, y = _attend(ctx, q, _repeated(k, repeats), _repeated(v, repeats), 3)
+    raw = unnamed(scores, ("b", "h", "s", "t"))
+    return [_merged(y, heads, ctx.out_shape()), present_key, present_value, raw][: len(ctx.node.outputs)]
 
 
 def _alive(edit: Edit, i: int, axis: int, heads: int) -> int:
@@ -185,35 +161,26 @@ def _rotary(ctx: MapContext, cos: int, sin: int) -> list[Maps]:
     """
     shape = ctx.shape(0)
     heads, size, rotated = _rotary_sizes(ctx.attrs, shape, ctx.shape(cos))
-    pairs = rotated // 2
-    view = (*shape[:2], heads, size) if len(shape) == 3 else shape
-    token = 1 if len(shape) == 3 else 2
-    labels: tuple[Label, ...] = ("b", "s", "h", "d") if len(shape) == 3 else ("b", "h", "s", "d")
+    pairs, interleaved = rotated // 2, bool(ctx.attr("interleaved", 0))
+    view, labels = _by_head(shape, heads), _head_labels(len(shape), "s", "d")
     x = Operand(labels, view, named(tuple(reshape(f, shape, view) for f in ctx.maps(0)), labels))
-    x = flatten(ctx, x, (labels[0], labels[token]))
-    split = (pairs, 2) if ctx.attr("interleaved", 0) else (2, pairs)
-    axis = 1 if ctx.attr("interleaved", 0) else 0
-    result: list[Named] = []
-    angles: list[Facet] = []
+    x = flatten(ctx, x, TOKENS)
+    angles: list[Named] = []
     for f in x.facets:
         if "d" not in f.labels:
-            result.append(f)
             continue
         lead = f.ids.shape[:-1]
-        turned = f.ids[..., :rotated].reshape(*lead, *split)
-        apart = (*range(len(lead)), len(lead) + axis)
-        first = ctx.units.align(turned, apart).reshape(pairs)
-        angles.append(first)
-        if rotated == size:
-            both = np.repeat(first, 2) if axis == 1 else np.tile(first, 2)
-            result.append(Named(("d",), both))
-        else:
-            ctx.units.boxes += [turned.reshape(*lead, rotated), f.ids[..., rotated:]]
-            result.append(f)
+        turned, rest = f.ids[..., :rotated], f.ids[..., rotated:]
+        split = turned.reshape(*lead, *((pairs, 2) if interleaved else (2, pairs)))
+        pair = ctx.units.align(split, (len(lead) + interleaved,)).reshape(*lead, pairs)
+        if lead:
+            ctx.units.boxes += [turned, *([rest] if rotated < size else [])]
+            pair = ctx.units.column(pair, tuple(range(len(lead)))).reshape(pairs)
+        angles.append(Named(("a",), pair))
     for i in (cos, sin):
         table = tuple(f"c{a}" for a in range(ctx.rank(i) - 1))
-        bind(ctx, i, (*table, "a"), tuple(Named(("a",), ids) for ids in angles) if pairs > 1 else (), flat=table)
-    return [tuple(reshape(f, view, shape) for f in unnamed(tuple(result), labels))]
+        bind(ctx, i, (*table, "a"), tuple(angles) if pairs > 1 else (), flat=table)
+    return [tuple(reshape(f, view, shape) for f in unnamed(x.facets, labels))]
 
 
 def follow_rotary(edit: Edit) -> None:
@@ -246,37 +213,39 @@ def packed_attention(ctx: MapContext) -> list[Maps]:
 
     Columns of Q and K are the same units `(head, d)`; those of V are `(head, e)`.
     """
-    return packed(ctx, 1, 2, past=4, mask=3, bias=5, scales=())
+    return packed(ctx, 1, 2, past=4, bias=5)
 
 
-def packed(
-    ctx: MapContext, w: int, b: int, past: int, mask: int, bias: int, scales: tuple[int, ...]
-) -> list[Maps]:
+def packed(ctx: MapContext, w: int, b: int, past: int, bias: int, scales: tuple[int, ...] = ()) -> list[Maps]:
+    """Projection `w` with bias `b`, a cache `past`, a bias of the scores, and `scales` along the columns."""
     heads = int(ctx.attr("num_heads"))
     q, k, v = _qkv_sizes(ctx.attrs, ctx.shape(w)[1])
-    x = flatten(ctx, Operand(("b", "s", "i"), ctx.shape(0), named(ctx.maps(0), ("b", "s", "i"))), TOKENS)
-    inner = x.facets
-    origin = str(ctx.node)
-    qk = ctx.units.issue(q, origin).reshape(heads, q // heads)
-    vo = ctx.units.issue(v, origin).reshape(heads, v // heads)
-    columns = Named(("c",), np.concatenate([qk.ravel(), qk.ravel(), vo.ravel()]))
+    labels: tuple[Label, ...] = ("b", "s", "i")
+    inner = flatten(ctx, Operand(labels, ctx.shape(0), named(ctx.maps(0), labels)), TOKENS).facets
+    result: list[Maps] = ctx.nothing()
+    if q != k or ctx.has(past) or ctx.attr("do_rotary", 0) or any(ctx.node.outputs[1:]):
+        ids = ctx.units.issue(ctx.shape(w)[1], str(ctx.node))
+        ctx.units.boxes.append(ids)
+        ctx.pin([ids], "has a cache or turns positions inside, and keeps its heads")
+        bind(ctx, w, ("i", "c"), (*inner, Named(("c",), ids)))
+        return result
+    qk = ctx.units.issue(q, str(ctx.node)).reshape(heads, q // heads)
+    vo = ctx.units.issue(v, str(ctx.node)).reshape(heads, v // heads)
+    ctx.units.boxes += [qk, vo]  # no activation shows Q and K
     if heads > 1:
         rows = ctx.units.issue(heads)
         ctx.units.row(qk, rows[:, None])
         ctx.units.row(vo, rows[:, None])
-        ctx.units.boxes += [a for a in (qk, vo) if a.shape[1] > 1]
-        if ctx.has(bias) and ctx.rank(bias) == 4:
-            bind(ctx, bias, ("b", "h", "s", "t"), (Named(("h",), rows),) if ctx.shape(bias)[1] > 1 else (), flat=TOKENS)
+        if ctx.has(bias):
+            per_head = (Named(("h",), rows),) if ctx.shape(bias)[1] > 1 else ()
+            bind(ctx, bias, ("b", "h", "s", "t"), per_head, flat=TOKENS)
+    columns = Named(("c",), np.concatenate([qk.ravel(), qk.ravel(), vo.ravel()]))
     bind(ctx, w, ("i", "c"), (*inner, columns))
-    bind(ctx, b, ("c",), (columns,))
-    for i in scales:
+    for i in (b, *scales):
         if ctx.has(i) and ctx.rank(i) == 1 and ctx.shape(i)[0] > 1:
             bind(ctx, i, ("c",), (columns,))
-    if q != k or ctx.has(past) or ctx.attr("do_rotary", 0) or (len(ctx.node.outputs) > 1 and ctx.node.outputs[1]):
-        reason = "keeps its heads: it has a cache, or turns positions inside"
-        ctx.pin([columns.ids], reason)
-        return [(), *[() for _ in ctx.node.outputs[1:]]]
-    return [(vo.reshape(1, 1, v),), *[() for _ in ctx.node.outputs[1:]]]
+    result[0] = (vo.reshape(1, 1, v),)
+    return result
 
 
 def follow_packed(edit: Edit) -> None:
@@ -327,37 +296,32 @@ def multi_head(ctx: MapContext) -> list[Maps]:
         return ctx.nothing()
     q, k, v = _heads(ctx, 0, heads, "s", "d"), _heads(ctx, 1, heads, "t", "d"), _heads(ctx, 2, heads, "t", "e")
     if ctx.has(3):
-        q, k, v = _biased(ctx, q, k, v, heads)
-    k, present_key = _cached(ctx, k, 6, 1, "d", heads)
-    v, present_value = _cached(ctx, v, 7, 2, "e", heads)
-    scores, y = _attend(ctx, q, k, v, 5, groups=heads)
-    maps = _joined(y, heads, 1, ctx.out_shape()[2] // heads, ctx.out_shape())
-    return [maps, present_key, present_value, unnamed(scores.facets, scores.labels)][: len(ctx.node.outputs)]
+        _add_bias(ctx, (q, k, v), heads)
+    k, present_key = _cached(ctx, k, 6, "d")
+    v, present_value = _cached(ctx, v, 7, "e")
+    scores, y = _attend(ctx, q, k, v, 5)
+    raw = unnamed(scores, ("b", "h", "s", "t"))
+    return [_merged(y, heads, ctx.out_shape()), present_key, present_value, raw][: len(ctx.node.outputs)]
 
 
-def _biased(ctx: MapContext, q: Operand, k: Operand, v: Operand, heads: int) -> tuple[Operand, Operand, Operand]:
-    """One bias over the columns of Q, K and V in turn, each `[head, size]`.
-
-    All that a constant bias needs is known once Q and K are tied; a computed one is rare and keeps its positions.
-    """
-    sizes = [a.size(x) for a, x in ((q, "d"), (k, "d"), (v, "e"))]
+def _add_bias(ctx: MapContext, operands: tuple[Operand, ...], heads: int) -> None:
+    """One bias over the columns of Q, K and V in turn, each `[head, size]`. One that is computed keeps its positions."""
     if not ctx.is_lazy(3):
-        for a in (q, k, v):
+        for a in operands:
             ctx.pin([f.ids for f in a.facets], "adds a bias that is computed")
         ctx.pin(ctx.maps(3), "adds it as a bias to queries, keys and values")
-        return q, k, v
+        return
     whole: list[Facet] = []
-    start = 0
-    total = sum(heads * n for n in sizes)
-    for a, n, label in ((q, sizes[0], "d"), (k, sizes[1], "d"), (v, sizes[2], "e")):
+    start, total = 0, ctx.shape(3)[0]
+    for a in operands:
+        label = a.labels[-1]
+        width = heads * a.size(label)
         for f in a.facets:
-            part = np.broadcast_to(f.over(("g", label)), (heads, n)).reshape(-1)
             facet = np.full(total, -1, np.int64)
-            facet[start : start + heads * n] = part
+            facet[start : start + width] = np.broadcast_to(f.over(("h", label)), (heads, a.size(label))).ravel()
             whole.append(facet)
-        start += heads * n
+        start += width
     ctx.give(3, whole)
-    return q, k, v
 
 
 def silence_bias(edit: MaskEdit) -> None:
@@ -375,43 +339,36 @@ def follow_multi_head(edit: Edit) -> None:
 
 
 def grouped_query(ctx: MapContext) -> list[Maps]:
-    """GroupQueryAttention(query, key, value, past_key, past_value, …): its kernels want head sizes in steps of 8, so whole
-    groups (a key/value head with its queries) leave.
+    """GroupQueryAttention(query, key, value, past_key, past_value, lengths, total, cos, sin, positions, bias, …).
+
+    Its kernels take head sizes in steps of 8 only, so that whole groups leave: a key/value head with its queries.
     """
-    heads, groups = int(ctx.attr("num_heads")), int(ctx.attr("kv_num_heads"))
-    repeats = heads // groups
-    if not ctx.has(1) or any(ctx.has(i) for i in range(11, len(ctx.node.inputs))):
+    groups = int(ctx.attr("kv_num_heads"))
+    other_forms = not ctx.has(1) or any(ctx.has(i) for i in range(11, len(ctx.node.inputs)))
+    if other_forms or groups == 1 or (ctx.has(10) and ctx.shape(10)[1] > 1):
         for i in range(len(ctx.node.inputs)):
             if ctx.has(i) and not ctx.is_lazy(i):
-                ctx.pin(ctx.maps(i), "has packed projections or normalizes inside, which its rule does not cover")
+                ctx.pin(ctx.maps(i), "has one group, packed projections or a bias per head, and keeps its heads")
         return ctx.nothing()
     rows = ctx.units.issue(groups)
     for i in (0, 1, 2):
-        n = repeats if i == 0 else 1
-        for f in _heads(ctx, i, groups, "s", "d", n).facets:
-            ids = f.over(("g", "r", "d") if n > 1 else ("g", "d"))
-            if "g" in f.labels:
-                first = ctx.units.align(ids, tuple(range(1, ids.ndim)))
-                ctx.units.tie(first.ravel(), rows, ctx.because("keeps whole heads"))
-            else:
-                ctx.pin([ids], "keeps its head size")
-        if not ctx.maps(i):
+        labels = ("b", "s", "h", "d")
+        maps = tuple(reshape(f, ctx.shape(i), _by_head(ctx.shape(i), groups)) for f in ctx.maps(i))
+        facets = flatten(ctx, Operand(labels, _by_head(ctx.shape(i), groups), named(maps, labels)), TOKENS).facets
+        for f in facets:
+            if "h" not in f.labels:
+                ctx.pin([f.ids], "keeps its head size")
+                continue
+            first = ctx.units.align(f.ids, (1,)) if f.ids.ndim > 1 else f.ids
+            ctx.units.tie(first.ravel(), rows, ctx.because("keeps whole heads"))
+        if not any("h" in f.labels for f in facets):
             ctx.pin([rows], f"has no removable index in input {i} ('{ctx.node.inputs[i]}')")
-    out: Maps = ()
-    if groups > 1:
-        for i in (3, 4):
-            bind(ctx, i, ("b", "g", "p", "d"), (Named(("g",), rows),), flat=("b", "p"))
-        shape = ctx.out_shape()
-        view = (*shape[:2], groups, shape[2] // groups)
-        out = (reshape(rows.reshape(1, 1, groups, 1), view, shape),)
-    else:
-        ctx.pin([rows], "has one group")
-    present: Maps = (rows.reshape(1, groups, 1, 1),) if groups > 1 else ()
-    if ctx.has(10):
-        ctx.pin(ctx.maps(10), "is added to its scores") if not ctx.is_lazy(10) else None
-        if ctx.shape(10)[1] > 1:
-            ctx.pin([rows], "adds a bias per head")
-    return [out, present, present, *[() for _ in ctx.node.outputs[3:]]][: len(ctx.node.outputs)]
+    for i in (3, 4):
+        bind(ctx, i, ("b", "h", "p", "d"), (Named(("h",), rows),), flat=("b", "p"))
+    shape = ctx.out_shape()
+    out = reshape(rows.reshape(1, 1, groups, 1), _by_head(shape, groups), shape)
+    present = rows.reshape(1, groups, 1, 1)
+    return [(out,), (present,), (present,), *[() for _ in ctx.node.outputs[3:]]][: len(ctx.node.outputs)]
 
 
 def follow_groups(edit: Edit) -> None:

@@ -79,6 +79,8 @@ class MapContext:
         units: UnitTable,
         opset: int,
         walk: Callable[[Graph, dict[str, Maps]], list[tuple[Maps, Shape | None]] | None],
+        indices: set[str],
+        is_dynamic: Callable[[str, int], bool],
     ) -> None:
         self.node = node
         self.attrs = node.attrs
@@ -89,6 +91,8 @@ class MapContext:
         self._state = state
         self._values = values
         self._walk = walk
+        self._indices = indices
+        self._is_dynamic = is_dynamic
         self.given: dict[int, Maps] = {}
 
     # -- what is there
@@ -124,6 +128,14 @@ class MapContext:
         """True for a constant, whose facets this rule may choose."""
         return self.has(i) and self.node.inputs[i] in self._lazy and i not in self.given
 
+    def is_dynamic_out(self, axis: int, k: int = 0) -> bool:
+        """True when the size of an output's axis follows the inputs."""
+        return self._is_dynamic(self.node.outputs[k], axis)
+
+    def offers(self, i: int) -> bool:
+        """False for constants of indices and flags, which have no units of their own."""
+        return self.node.inputs[i] not in self._indices
+
     def maps(self, i: int) -> Maps:
         """The maps of input `i`; a lazy constant gets fresh units along every axis."""
         if not self.has(i):
@@ -131,6 +143,8 @@ class MapContext:
         if i in self.given:
             return self.given[i]
         key = self.node.inputs[i]
+        if key in self._lazy and not self.offers(i):
+            return ()
         if key in self._lazy:
             self.given[i] = per_axis(self.shape(i), lambda n: self.units.issue(n, str(self.node)))
             return self.given[i]
@@ -325,6 +339,34 @@ class MaskEdit(Protocol):
 
     def set_constant(self, i: int, value: Array) -> None:
         """Give this node, and no other user of the constant, another value of the same shape and type."""
+        raise NotImplementedError
+
+    def shape(self, i: int) -> Shape:
+        """Shape of input `i` in the original."""
+        raise NotImplementedError
+
+    def sum_inputs(self, inputs: tuple[int, ...]) -> Any:
+        """A tensor that is the sum of those inputs that are there."""
+        raise NotImplementedError
+
+    def normalize_kept(
+        self,
+        i: int,
+        axes: tuple[int, ...],
+        scale: int | None,
+        bias: int | None,
+        where: tuple[int, ...],
+        epsilon: float,
+        total: Any = None,
+    ) -> None:
+        """Replace the node by (x - mean) / sqrt(variance + epsilon) * scale + bias with the statistics of kept positions only.
+
+        Scale and bias lie along the axes `where` of input `i` (or of `total`, the tensor to normalise).
+        """
+        raise NotImplementedError
+
+    def normalize_groups(self, groups: int, epsilon: float) -> None:
+        """The same for group normalization of channels (axis 1) with everything after them."""
         raise NotImplementedError
 
 

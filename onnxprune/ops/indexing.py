@@ -5,8 +5,11 @@ The indexed axes keep all their positions; axes that an index leaves alone pass 
 
 from __future__ import annotations
 
+import numpy as np
+
 from onnxprune.core.maps import Maps, simplify, varying
-from onnxprune.ops.base import MapContext, Rule
+from onnxprune.core.observation import Array
+from onnxprune.ops.base import Edit, MapContext, Rule
 from onnxprune.ops.labelled import Operand, combine, named, operand, unnamed
 
 
@@ -27,7 +30,10 @@ def gather_nd(ctx: MapContext) -> list[Maps]:
 
 
 def scatter_nd(ctx: MapContext) -> list[Maps]:
-    """data with data[index] = updates: trailing axes of both are tied."""
+    """data with data[index] = updates: trailing axes of both are tied, and so are the written positions of axis 0 if known."""
+    index = ctx.value(1)
+    if index is not None and index.ndim == 2 and index.shape[1] == 1 and np.unique(index).size == index.size:
+        return _scatter_known(ctx, index[:, 0])
     first = ctx.shape(1)[-1]
     rank = ctx.rank()
     trailing = tuple(str(a) for a in range(first, rank))
@@ -38,7 +44,29 @@ def scatter_nd(ctx: MapContext) -> list[Maps]:
     labels = (*(f"d{a}" for a in range(first)), *trailing)
     data = Operand(labels, ctx.shape(0), named(kept, labels))
     updates = operand(ctx, 2, (*(f"u{a}" for a in range(lead)), *trailing))
-    return [unnamed(tuple(f for f in combine(ctx, data, updates, labels, what="its updates")), labels)]
+    return [unnamed(combine(ctx, data, updates, labels, what="its updates"), labels)]
+
+
+def _scatter_known(ctx: MapContext, index: Array) -> list[Maps]:
+    """Rows of constant numbers are replaced: the updates' units are those of the rows they replace."""
+    rank = ctx.rank()
+    labels = tuple(str(a) for a in range(rank))
+    rows = index.astype(np.int64) % ctx.shape(0)[0]
+    data = ctx.maps(0)
+    part = tuple(f.take(rows, axis=0) if f.shape[0] > 1 else f for f in data)
+    picked = Operand(labels, (len(rows), *ctx.shape(0)[1:]), named(part, labels))
+    combine(ctx, picked, operand(ctx, 2, labels), labels, what="its updates")
+    return [data]
+
+
+def follow_rows(edit: Edit) -> None:
+    """The numbers of the written rows among those that stay."""
+    index = edit.value(1)
+    if index is None or edit.old(0)[0] == edit.new(0)[0]:
+        return
+    kept = edit.kept(0, 0)
+    rows = index[:, 0].astype(np.int64) % len(kept)
+    edit.set_input(1, (np.cumsum(kept) - 1)[rows[kept[rows]]][:, None].astype(index.dtype))
 
 
 def scatter_elements(ctx: MapContext) -> list[Maps]:
@@ -71,7 +99,7 @@ def roi_align(ctx: MapContext) -> list[Maps]:
 RULES = [
     Rule(("GatherElements",), "indexing", gather_elements),
     Rule(("GatherND",), "indexing", gather_nd),
-    Rule(("ScatterND",), "indexing", scatter_nd),
+    Rule(("ScatterND",), "indexing", scatter_nd, params=(1,), adjust=follow_rows),
     Rule(("ScatterElements", "Scatter"), "indexing", scatter_elements),
     Rule(("Trilu",), "indexing", triangle, params=(1,)),
     Rule(("GridSample",), "indexing", grid_sample),

@@ -157,13 +157,13 @@ def _choose(
             right.append(Named(part, rows))
         elif not any(set(g.labels) == set(part) for g in right):
             right.append(next(g for g in left if set(g.labels) == set(part)))
-    own = [x for x in b.labels if x not in shared and b.size(x) > 1]
+    assert b.constant is not None
+    own = [x for x in b.labels if x not in shared and b.size(x) > 1 and ctx.offers(b.constant)]
     offered = [tuple(x for x in b.labels if (x in own or x in shared) and x in out)] if weight else [(x,) for x in own]
     for labels in offered:
         if labels and any(x in own for x in labels):
             sides = [b.size(x) for x in labels]
             right.append(Named(labels, ctx.units.issue(int(np.prod(sides)), str(ctx.node)).reshape(sides)))
-    assert b.constant is not None
     facets: list[Facet] = list(unnamed(tuple(right), b.labels))
     if b.native is not None and b.native != b.sizes:
         facets = [reshape(f, b.sizes, b.native) for f in facets]
@@ -294,7 +294,7 @@ def bind(
     own = tuple(f for f in facets if set(f.labels) <= set(labels))
     if ctx.is_lazy(i):
         given = unnamed(own, labels)
-        ctx.give(i, [reshape(f, view or shape, shape) for f in given])
+        ctx.give(i, [reshape(f, view, shape) for f in given] if view else given)
         return
     other = _only_offsets(ctx, flatten(ctx, operand(ctx, i, labels, view), flat), own)
     combine(ctx, Operand(labels, other.sizes, own), other, labels, what=f"input {i} ('{ctx.node.inputs[i]}')")
@@ -311,7 +311,11 @@ def flatten(ctx: MapContext, a: Operand, flat: tuple[Label, ...]) -> Operand:
         if away and away == f.labels:
             ctx.pin([f.ids], "keeps its batch and sequence axes")
             continue
-        facets.append(_squeeze(ctx, f, away) if away else f)
+        if away:
+            kept = tuple(x for x in f.labels if x not in flat)
+            ids = ctx.units.align(f.ids, tuple(f.labels.index(x) for x in away))
+            f = Named(kept, ids.reshape([n for n, x in zip(f.ids.shape, f.labels, strict=True) if x in kept]))
+        facets.append(f)
     return Operand(a.labels, a.sizes, tuple(facets), a.constant, a.native)
 
 

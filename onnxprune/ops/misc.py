@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 
 import numpy as np
 
 from onnxprune.core.maps import Maps, reshape, simplify
-from onnxprune.ops.base import Edit, MapContext, Rule
+from onnxprune.ops.attention import silence
+from onnxprune.ops.base import Edit, MapContext, MaskEdit, Rule
 from onnxprune.ops.conv import contract, conv_macs, follow_groups
 from onnxprune.ops.indexing import gather_nd, grid_sample, triangle
 from onnxprune.ops.labelled import Operand, combine, flatten, named, operand, unnamed
@@ -143,14 +143,13 @@ def distances(ctx: MapContext) -> list[Maps]:
     return [unnamed(combine(ctx, a, b, ("m", "n")), ("m", "n"))]
 
 
+def silence_operands(edit: MaskEdit) -> None:
+    """Distances to a constant: its removed positions are zero as well."""
+    silence(edit, 0, 1)
+
+
 def scaled(ctx: MapContext) -> list[Maps]:
     """An elementwise function of the first input; the others are scalars."""
-    for i in range(1, len(ctx.node.inputs)):
-        if ctx.has(i) and prod(ctx.shape(i)) > 1:
-            labels = tuple(str(a) for a in range(ctx.rank()))
-            x = Operand(labels, ctx.shape(0), named(ctx.maps(0), labels))
-            own = labels[ctx.rank() - ctx.rank(i) :]
-            return [unnamed(combine(ctx, x, operand(ctx, i, own), labels, what=f"input {i}"), labels)]
     return [ctx.maps(0)]
 
 
@@ -212,7 +211,7 @@ RULES = [
     Rule(("TensorScatter",), "indexing", tensor_scatter),
     Rule(("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"), "pins", class_loss, note="compares all classes"),
     Rule(("com.microsoft::CropAndResize",), "pooling", resized_channels),
-    Rule(("com.microsoft::CDist",), "contraction", distances),
+    Rule(("com.microsoft::CDist",), "contraction", distances, reference=silence_operands),
     Rule(("com.microsoft::ScaledSiLU",), "pointwise", scaled),
     Rule(("com.microsoft::Trilu",), "indexing", triangle, params=(1,)),
     Rule(("com.microsoft::GridSample",), "indexing", grid_sample),

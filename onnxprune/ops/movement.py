@@ -12,8 +12,6 @@ from onnxprune.core.observation import Array
 from onnxprune.ops.base import Edit, MapContext, Rule, move
 from onnxprune.ops.labelled import Operand, combine, named, operand
 
-FAR = np.iinfo(np.int64).max
-
 
 # ---------------------------------------------------------------- same elements, other shape
 
@@ -202,7 +200,7 @@ def slice_adjust(edit: Edit) -> None:
             continue
         low, high, _ = slice(int(start), int(end)).indices(size)
         starts.append(edit.rank_of(0, axis, low))
-        ends.append(FAR if int(end) >= size else edit.rank_of(0, axis, max(low, high)))
+        ends.append(edit.rank_of(0, axis, max(low, high)))
         changed.append(k)
     if not changed:
         return
@@ -220,7 +218,9 @@ def gather(ctx: MapContext) -> list[Maps]:
     axis = ctx.axis(0)
     index = ctx.value(1) if ctx.is_param_constant(1) else None
     rank = len(ctx.shape(1))
-    if ctx.is_lazy(0) and index is None:
+    if not ctx.is_lazy(1):
+        ctx.pin(ctx.maps(1), "reads positions from it")
+    if ctx.is_lazy(0) and index is None and ctx.offers(0):
         shape = ctx.shape(0)
         free = [a for a in range(len(shape)) if a != axis and shape[a] > 1]
         ctx.give(0, [ctx.fresh(shape, (a,), origin=True) for a in free])
@@ -263,7 +263,21 @@ def gather_adjust(edit: Edit) -> None:
 
 
 def expand(ctx: MapContext) -> list[Maps]:
-    return [ctx.pass_through()]
+    """An axis grown from size 1 may be cut again: it has units of its own (in every row that the tensor has)."""
+    out = ctx.out_shape()
+    before = (1,) * (len(out) - ctx.rank()) + ctx.shape(0)
+    maps = ctx.pass_through()
+    grown = [a for a, n in enumerate(out) if before[a] == 1 and n > 1 and not ctx.is_dynamic_out(a)]
+    fresh: list[Facet] = []
+    for axis in grown:
+        rows = next((f for f in maps if varying(f) and varying(f)[-1] < axis), None)
+        if maps and rows is None:
+            continue
+        facet = ctx.fresh(out, (*(varying(rows) if rows is not None else ()), axis))
+        if rows is not None:
+            ctx.units.row(facet, rows)
+        fresh.append(facet)
+    return [(*maps, *fresh)]
 
 
 def expand_adjust(edit: Edit) -> None:

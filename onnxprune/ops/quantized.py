@@ -192,7 +192,7 @@ def quantized_mean(ctx: MapContext) -> list[Maps]:
 
 def quantized_attention(ctx: MapContext) -> list[Maps]:
     """QAttention(x, W, bias, x_scale, w_scale, mask, x_zero, w_zero, past): com.microsoft::Attention with 8-bit weights."""
-    return attention.packed(ctx, 1, 2, past=8, mask=5, bias=len(ctx.node.inputs), scales=(4, 7))
+    return attention.packed(ctx, 1, 2, past=8, bias=len(ctx.node.inputs), scales=(4, 7))
 
 
 def silence_attention(edit: MaskEdit) -> None:

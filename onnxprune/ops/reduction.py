@@ -14,8 +14,10 @@ from __future__ import annotations
 
 from math import prod, sqrt
 
+import numpy as np
+
 from onnxprune.core.maps import Maps
-from onnxprune.ops.base import Edit, MapContext, Rule
+from onnxprune.ops.base import Edit, MapContext, MaskEdit, Rule
 from onnxprune.ops.labelled import Operand, combine, named, operand, reduce_labels, unnamed
 
 
@@ -214,8 +216,38 @@ def mean_variance(ctx: MapContext) -> list[Maps]:
     return [ctx.maps(0)]
 
 
-def kept_statistics(edit: object) -> None:
-    """Marks operators whose masked original takes its statistics over kept positions only (see stages/verify.py)."""
+def layer_norm_reference(edit: MaskEdit) -> None:
+    rank = len(edit.shape(0))
+    first = int(edit.attrs.get("axis", -1)) % rank
+    axes = tuple(range(first, rank))
+    edit.normalize_kept(0, axes, 1, 2, axes, float(edit.attrs.get("epsilon", 1e-5)))
+
+
+def skip_norm_reference(edit: MaskEdit) -> None:
+    last = len(edit.shape(0)) - 1
+    total = edit.sum_inputs((0, 1, 4))
+    edit.normalize_kept(0, (last,), 2, 3, (last,), float(edit.attrs.get("epsilon", 1e-5)), total)
+
+
+def skip_rms_reference(edit: MaskEdit) -> None:
+    """The bias is added inside, where it would fill removed positions before the mean is taken."""
+    bias = edit.constant(3)
+    if bias is not None:
+        edit.set_constant(3, np.where(edit.removed(3), bias.dtype.type(0), bias))
+
+
+def instance_norm_reference(edit: MaskEdit) -> None:
+    axes = tuple(range(2, len(edit.shape(0))))
+    edit.normalize_kept(0, axes, 1, 2, (1,), float(edit.attrs.get("epsilon", 1e-5)))
+
+
+def mean_variance_reference(edit: MaskEdit) -> None:
+    rank = len(edit.shape(0))
+    edit.normalize_kept(0, tuple(a % rank for a in edit.attrs.get("axes", [0, 2, 3])), None, None, (), 1e-9)
+
+
+def group_norm_reference(edit: MaskEdit) -> None:
+    edit.normalize_groups(int(edit.attrs.get("num_groups", 1)), float(edit.attrs.get("epsilon", 1e-5)))
 
 
 RULES = [
@@ -237,14 +269,14 @@ RULES = [
     Rule(("LRN",), "pins the channels", local_response),
     Rule(("LpNormalization",), "normalization (exact)", lp_normalization),
     Rule(("BatchNormalization",), "pointwise", batch_norm),
-    Rule(("InstanceNormalization",), "normalization (approximate)", instance_norm, reference=kept_statistics),
-    Rule(("GroupNormalization",), "normalization (approximate)", group_norm, reference=kept_statistics),
-    Rule(("MeanVarianceNormalization",), "normalization (approximate)", mean_variance, reference=kept_statistics),
+    Rule(("InstanceNormalization",), "normalization (approximate)", instance_norm, reference=instance_norm_reference),
+    Rule(("GroupNormalization",), "normalization (approximate)", group_norm, reference=group_norm_reference),
+    Rule(("MeanVarianceNormalization",), "normalization (approximate)", mean_variance, reference=mean_variance_reference),
     Rule(
         ("LayerNormalization", "com.microsoft::LayerNormalization"),
         "normalization (approximate)",
         layer_norm,
-        reference=kept_statistics,
+        reference=layer_norm_reference,
     ),
     Rule(
         ("RMSNormalization", "SimplifiedLayerNormalization", "com.microsoft::SimplifiedLayerNormalization"),
@@ -253,12 +285,13 @@ RULES = [
         adjust=rescale_rms,
         typed=True,
     ),
-    Rule(("com.microsoft::SkipLayerNormalization",), "normalization (approximate)", skip_norm, reference=kept_statistics),
+    Rule(("com.microsoft::SkipLayerNormalization",), "normalization (approximate)", skip_norm, reference=skip_norm_reference),
     Rule(
         ("com.microsoft::SkipSimplifiedLayerNormalization",),
         "normalization (RMS: rescaled)",
         skip_norm,
         adjust=rescale_skip_rms,
         typed=True,
+        reference=skip_rms_reference,
     ),
 ]

@@ -17,6 +17,14 @@ def none(ctx: MapContext) -> list[Maps]:
     return ctx.nothing()
 
 
+def positions(ctx: MapContext) -> list[Maps]:
+    """A tensor made from the size, the values or the positions of another, all of which stay."""
+    for i in range(len(ctx.node.inputs)):
+        if ctx.has(i) and not ctx.is_lazy(i):
+            ctx.pin(ctx.maps(i), "makes a tensor of its positions")
+    return ctx.nothing()
+
+
 def keep_original_sizes(edit: Edit) -> None:
     start = int(edit.attrs.get("start", 0))
     end = edit.attrs.get("end")
@@ -46,5 +54,6 @@ RULES = [
     Rule(("Shape",), "shape", none, adjust=keep_original_sizes, carries_shape=True),
     Rule(("Size",), "shape", none, adjust=keep_original_count, carries_shape=True),
     Rule(("Range",), "shape", none, params=(0, 1, 2)),
-    Rule(("Constant", "EyeLike", "OneHot", "NonZero", "RandomNormal", "RandomUniform"), "source (no units)", none),
+    Rule(("Constant", "RandomNormal", "RandomUniform"), "source (no units)", none),
+    Rule(("EyeLike", "OneHot", "NonZero"), "pins", positions, note="makes a tensor of positions"),
 ]

@@ -47,10 +47,11 @@ def analyse(
     observation = observer(wanted, typed)
     walk = _Walk(graph, observation, exclude, include)
     walk.graph(graph.graph, top=True)
-    facets = [f for maps in walk.state.values() for f in maps] + [f for _, maps in walk.uses.values() for f in maps]
+    activations = [f for maps in walk.state.values() for f in maps]
+    constants = [f for _, maps in walk.uses.values() for f in maps]
     rounded = np.concatenate([np.empty(0, np.int64), *walk.rounded])
     included = None if include is None else np.concatenate([np.empty(0, np.int64), *walk.included])
-    solution = solve(walk.units, facets, rounded, include_inexact, included)
+    solution = solve(walk.units, activations, constants, rounded, include_inexact, included)
     return Analysis(
         model=model,
         view=graph,
@@ -94,6 +95,9 @@ class _Walk:
         self.index_like: set[str] = {
             key for key, c in view.constants.items() if np.dtype(_dtype(c)).kind in "iub" and np.prod(c.shape) <= 64
         }
+        self.no_units: set[str] = {
+            key for key, c in view.constants.items() if np.dtype(_dtype(c)).name in ("int32", "int64", "bool", "object")
+        }
         self.values: dict[str, Array | None] = {}
         self.skipped: set[str] = set()
         self.rounded: list[Facet] = []
@@ -136,6 +140,8 @@ class _Walk:
             self.shapes[node.outputs[0]] = self.shapes[source]
             if source in self.index_like:
                 self.index_like.add(node.outputs[0])
+            if source in self.no_units:
+                self.no_units.add(node.outputs[0])
             return
         if self._computes_shapes(node, found):
             self.skipped.add(node.key)
@@ -145,7 +151,9 @@ class _Walk:
             found = ops.UNKNOWN
         domain = "" if node.domain == "ai.onnx" else node.domain
         context = MapContext(
-            node, self.shapes, self.lazy, self.state, self.value, self.units, self.view.opsets.get(domain, 1), self.subgraph
+            node, self.shapes, self.lazy, self.state, self.value, self.units, self.view.opsets.get(domain, 1), self.subgraph,
+            self.no_units,
+            self.observation.is_dynamic,
         )
         try:
             results = found.maps(context)
@@ -205,12 +213,26 @@ class _Walk:
             if facet.size == 1:
                 context.pin([facet], f"leaves it as the only position of '{key}'")
                 continue
-            dynamic = [a for a, n in enumerate(facet.shape) if n > 1 and self.observation.is_dynamic(key, a)]
+            dynamic = tuple(a for a, n in enumerate(facet.shape) if n > 1 and self.observation.is_dynamic(key, a))
             if dynamic:
-                context.pin([facet], f"makes them part of axis {dynamic[0]}, whose size changes with the inputs")
-                continue
+                facet = self._without(context, facet, dynamic)
+                if facet.size == 1:
+                    continue
             good.append(facet)
         return tuple(good)
+
+    def _without(self, context: MapContext, facet: Facet, dynamic: tuple[int, ...]) -> Facet:
+        """Units that became part of a dynamic axis stay there; what varies along other axes too may lose the same offsets."""
+        reason = f"makes them part of axis {dynamic[0]}, whose size changes with the inputs"
+        rest = tuple(a for a, n in enumerate(facet.shape) if n > 1 and a not in dynamic)
+        if not rest or (facet < 0).any():
+            context.pin([facet], reason)
+            return np.full((1,) * facet.ndim, -1, np.int64)
+        rows = context.units.issue(int(np.prod([facet.shape[a] for a in dynamic])))
+        rows = rows.reshape([n if a in dynamic else 1 for a, n in enumerate(facet.shape)])
+        context.units.row(facet, rows)
+        context.pin([rows], reason)
+        return context.units.column(facet, dynamic)
 
     def _user_pins(self, context: MapContext) -> None:
         node = context.node

@@ -79,9 +79,7 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         raise BadInputError(f"There is no file {quoted(path)}; check the path.") from None
     except (OSError, ValueError) as e:
-        raise BadInputError(
-            f"{quoted(path)} cannot be read ({_first_line(e)}); check the path."
-        ) from None
+        raise BadInputError(f"{quoted(path)} cannot be read ({_first_line(e)}); check the path.") from None
     if stat.S_ISDIR(status.st_mode):
         raise BadInputError(f"{quoted(path)} is a directory; give the .onnx file in it.")
     if not stat.S_ISREG(status.st_mode):
@@ -96,9 +94,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as e:
-        raise BadInputError(
-            f"{quoted(path)} cannot be read ({e.strerror}); check its permissions."
-        ) from None
+        raise BadInputError(f"{quoted(path)} cannot be read ({e.strerror}); check its permissions.") from None
 
 
 def _parse(data: bytes, path: Path) -> ModelProto:
@@ -134,33 +130,27 @@ def _fingerprint(proto: ModelProto) -> tuple[str, int]:
 
 def _check_header(proto: ModelProto, name: str) -> None:
     """There is a graph, an IR version and opsets, and none is newer than the installed onnx."""
-    check_texts(proto, "the model's header")
+    check_texts(proto, "The model's header")
     if not proto.HasField("graph"):
         raise BadInputError(f"{name} is not an ONNX model (it holds no graph); check the path.")
     installed = f"the installed onnx {onnx.__version__}"
     if proto.ir_version < 1:
-        raise BadInputError(
-            f"{name} has no IR version, so it is no valid ONNX model; export it again."
-        )
+        raise BadInputError(f"{name} has no IR version, so it is no valid ONNX model; export it again.")
     if proto.ir_version > onnx.IR_VERSION:
         raise UnsupportedModelError(
             f"{name} has IR version {proto.ir_version}, but {installed} knows only up to {onnx.IR_VERSION}; "
             "upgrade onnx or export the model for an older version."
         )
     if not proto.opset_import:
-        raise BadInputError(
-            f"{name} imports no opset, so its operators have no meaning; export it again."
-        )
+        raise BadInputError(f"{name} imports no opset, so its operators have no meaning; export it again.")
     newest = {d: most for d, (_, most) in onnx.defs.C.schema_version_map().items()}
     seen = set()
     for opset in proto.opset_import:
-        check_texts(opset, "the model's opset imports")
+        check_texts(opset, "An opset import")
         domain = "" if opset.domain == "ai.onnx" else opset.domain
         label = f"opset {opset.version} of {quoted(domain or 'ai.onnx')}"
         if domain in seen:
-            raise BadInputError(
-                f"{name} imports {quoted(domain or 'ai.onnx')} twice; export it again."
-            )
+            raise BadInputError(f"{name} imports {quoted(domain or 'ai.onnx')} twice; export it again.")
         seen.add(domain)
         if opset.version < 1:
             raise BadInputError(f"{name} imports {label}, which does not exist; export it again.")
@@ -180,12 +170,10 @@ def _inline(proto: ModelProto) -> ModelProto:
         return proto
     bodies: dict[FunctionKey, Sequence[NodeProto]] = {}
     for function in proto.functions:
-        check_texts(function, f"local function {quoted(function.name)}")
+        check_texts(function, f"Local function {quoted(function.name)}")
         key = (function.domain, function.name, function.overload)
         if key in bodies:
-            raise BadInputError(
-                f"Local function {quoted(function.name)} is defined twice; export the model again."
-            )
+            raise BadInputError(f"Local function {quoted(function.name)} is defined twice; export the model again.")
         bodies[key] = function.node
     calls = Counter(k for n in _all_nodes(proto.graph.node) if (k := _key(n)) in bodies)
     if not calls:
@@ -216,12 +204,11 @@ def _inlined_size(
         return sizes[key]
     if key in path or len(path) > MAX_CALL_DEPTH:
         raise BadInputError(
-            f"Local function {quoted(key[1])} calls itself, or calls nest too deeply; export the model without functions."
+            f"Local function {quoted(key[1])} calls itself or others too deeply; export the model without functions."
         )
     counts = Counter(_key(n) for n in _all_nodes(bodies[key]))
     sizes[key] = sum(
-        n * (_inlined_size(k, bodies, sizes, (*path, key)) if k in bodies else 1)
-        for k, n in counts.items()
+        n * (_inlined_size(k, bodies, sizes, (*path, key)) if k in bodies else 1) for k, n in counts.items()
     )
     return sizes[key]
 

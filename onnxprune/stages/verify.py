@@ -1,6 +1,6 @@
 """The oracle: removing a unit must equal forcing it to zero wherever it lives.
 
-In a copy of the original, every activation that carries removed units is multiplied by a 0/1 mask; the copy and the pruned model
+In a copy of the original, every activation that carries removed units is set to zero there by a mask; the copy and the pruned model
 run on the same inputs in ONNX Runtime and their outputs must agree, relative to the output's own scale.
 """
 
@@ -23,6 +23,7 @@ from onnxprune.core.graphio import export_model, import_graph
 from onnxprune.core.grouping import Bools
 from onnxprune.core.maps import Maps
 from onnxprune.core.observation import Array
+from onnxprune.ops.base import MaskEdit
 
 TOLERANCE = 1e-4
 NOISY = 1e-3
@@ -61,7 +62,9 @@ def masked_original(analysis: Analysis, removed: Bools, types: dict[str, Any]) -
     graph = import_graph(analysis.model)
     index = view(graph, analysis.view.opsets)
     after: dict[int, list[gs.Node]] = defaultdict(list)
+    before: dict[int, list[gs.Node]] = defaultdict(list)
     outputs = {id(t) for t in graph.outputs}
+    opset = index.opsets.get("", index.opsets.get("ai.onnx", 1))
     for node in index.graph.walk():
         reference = ops.rule_for(node.op, node.domain).reference
         for key, tensor in zip(node.outputs, list(node.gs_node.outputs), strict=True):
@@ -70,80 +73,188 @@ def masked_original(analysis: Analysis, removed: Bools, types: dict[str, Any]) -
                 continue
             dtype = MASKABLE.get(str(types.get(key)))
             if dtype is not None:
-                after[id(node.gs_node)] += _mask(node.gs_node, tensor, maps, gone, dtype)
+                after[id(node.gs_node)] += _mask(node.gs_node, tensor, maps, gone, dtype, opset)
         if reference is not None:
-            edit = MaskedNode(analysis, index, node, gone, after)
+            edit = MaskedNode(analysis, index, node, gone, before)
             if edit.touched():
                 reference(edit)
     for sub in index.gs_graphs.values():
-        if any(id(n) in after for n in sub.nodes):
-            sub.nodes = [x for n in sub.nodes for x in (n, *after.get(id(n), ()))]
+        if any(id(n) in after or id(n) in before for n in sub.nodes):
+            sub.nodes = [x for n in sub.nodes for x in (*before.get(id(n), ()), n, *after.get(id(n), ()))]
     return export_model(graph, analysis.model.proto)
 
 
-def _mask(node: gs.Node, tensor: gs.Tensor, maps: Maps, gone: Bools, dtype: Any) -> list[gs.Node]:
-    """One Mul per facet after the node; the masked tensor keeps its name."""
+def _mask(node: gs.Node, tensor: gs.Tensor, maps: Maps, gone: Bools, dtype: Any, opset: int) -> list[gs.Node]:
+    """One Where per facet after the node (zero times infinity would be NaN); the masked tensor keeps its name."""
     raw = gs.Variable(f"{tensor.name}__raw")
     node.outputs[next(k for k, t in enumerate(node.outputs) if t is tensor)] = raw
     new = []
     hit = [f for f in maps if gone[f].any()]
     for k, facet in enumerate(hit):
-        mask = gs.Constant(f"{tensor.name}__mask{k}", (~gone[facet]).astype(dtype))
+        mask = gs.Constant(f"{tensor.name}__mask{k}", ~gone[facet] if opset >= 9 else (~gone[facet]).astype(dtype))
+        zero = gs.Constant(f"{tensor.name}__zero{k}", np.zeros((), dtype))
         out = tensor if k == len(hit) - 1 else gs.Variable(f"{tensor.name}__masked{k}")
-        new.append(gs.Node("Mul", f"{tensor.name}__mask{k}", inputs=[raw, mask], outputs=[out]))
+        op, inputs = ("Where", [mask, raw, zero]) if opset >= 9 else ("Mul", [raw, mask])
+        new.append(gs.Node(op, f"{tensor.name}__mask{k}", inputs=inputs, outputs=[out]))
         raw = out
     return new
 
 
-class MaskedNode:
-    """One node of the masked original, for rules whose operator keeps removed units alive inside."""
+class MaskedNode(MaskEdit):
+    """One node of the masked original, for rules whose operator does more than its outputs show."""
 
-    def __init__(self, analysis: Analysis, graph: View, node: Node, gone: Bools, after: dict[int, list[gs.Node]]) -> None:
+    def __init__(
+        self,
+        analysis: Analysis,
+        graph: View,
+        node: Node,
+        gone: Bools,
+        before: dict[int, list[gs.Node]],
+    ) -> None:
         self.analysis = analysis
         self.graph = graph
         self.node = node
-        self.attrs = node.attrs
+        self.attrs = dict(node.attrs)
         self._gone = gone
-        self._after = after
+        self._before = before[id(node.gs_node)]
+        self._opset = graph.opsets.get("", graph.opsets.get("ai.onnx", 1))
+        self._count = 0
 
     def touched(self) -> bool:
-        return any(self.removed(i).any() for i in range(len(self.node.inputs)) if self.node.inputs[i])
+        hit = any(self._gone[f].any() for i in range(len(self.node.inputs)) for f in self._maps(i))
+        return hit or any(self._gone[f].any() for k in self.node.outputs for f in self.analysis.maps.get(k, ()))
+
+    def has(self, i: int) -> bool:
+        return i < len(self.node.inputs) and self.node.inputs[i] != ""
 
     def _maps(self, i: int) -> Maps:
         use = self.analysis.uses.get((self.node.key, i))
         return use[1] if use else self.analysis.maps.get(self.node.inputs[i], ())
 
     def shape(self, i: int) -> tuple[int, ...]:
-        key = self.node.inputs[i]
-        use = self.analysis.uses.get((self.node.key, i))
-        if use:
-            return tuple(self.analysis.view.constants[use[0]].shape)
-        return self.analysis.observation.shapes.get(key, ())
+        key = self.analysis.sources.get(self.node.inputs[i])
+        if key is not None:
+            return tuple(self.analysis.view.constants[key].shape)
+        return self.analysis.observation.shapes.get(self.node.inputs[i], ())
+
+    def _removed(self, maps: Maps, shape: tuple[int, ...]) -> Array:
+        result = np.zeros((1,) * len(shape), bool)
+        for facet in maps:
+            result = result | self._gone[facet]
+        return result
 
     def removed(self, i: int) -> Array:
-        """Bool per position of input `i`: is it removed? (Broadcast view of the full shape.)"""
-        result = np.zeros((1,) * len(self.shape(i)), bool)
-        for facet in self._maps(i):
-            result = result | self._gone[facet]
-        return np.broadcast_to(result, self.shape(i))
+        return np.broadcast_to(self._removed(self._maps(i), self.shape(i)), self.shape(i))
 
     def removed_out(self, k: int) -> Array:
         key = self.node.outputs[k]
         shape = self.analysis.observation.shapes[key]
-        result = np.zeros((1,) * len(shape), bool)
-        for facet in self.analysis.maps.get(key, ()):
-            result = result | self._gone[facet]
-        return np.broadcast_to(result, shape)
+        return np.broadcast_to(self._removed(self.analysis.maps.get(key, ()), shape), shape)
 
-    def constant(self, i: int) -> Array:
-        use = self.analysis.uses[self.node.key, i]
-        return np.asarray(self.analysis.view.constants[use[0]].values)
-
-    def is_constant(self, i: int) -> bool:
-        return (self.node.key, i) in self.analysis.uses
+    def constant(self, i: int) -> Array | None:
+        key = self.analysis.sources.get(self.node.inputs[i]) if self.has(i) else None
+        return None if key is None else np.asarray(self.analysis.view.constants[key].values)
 
     def set_constant(self, i: int, value: Array) -> None:
-        self.node.gs_node.inputs[i] = gs.Constant(f"{self.node.inputs[i]}__{self.node.gs_node.name}_{i}_masked", value)
+        self.node.gs_node.inputs[i] = self._const(value)
+
+    # -- arithmetic in front of the node, which ends as an Identity
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"{self.node.key}__ref{self._count}"
+
+    def _const(self, value: Array) -> gs.Constant:
+        return gs.Constant(self._name(), np.ascontiguousarray(value))
+
+    def _add(self, op: str, *inputs: Any, **attrs: Any) -> gs.Variable:
+        out = gs.Variable(self._name())
+        self._before.append(gs.Node(op, out.name, attrs=attrs, inputs=list(inputs), outputs=[out]))
+        return out
+
+    def _mean(self, x: Any, axes: tuple[int, ...]) -> gs.Variable:
+        if self._opset >= 18:
+            return self._add("ReduceMean", x, self._const(np.array(axes, np.int64)), keepdims=1)
+        return self._add("ReduceMean", x, axes=list(axes), keepdims=1)
+
+    def sum_inputs(self, inputs: tuple[int, ...]) -> Any:
+        total: Any = None
+        for i in inputs:
+            if self.has(i):
+                tensor = self.node.gs_node.inputs[i]
+                total = tensor if total is None else self._add("Add", total, tensor)
+        return total
+
+    def _standardize(self, x: Any, kept: Array, axes: tuple[int, ...], epsilon: float, dtype: Any) -> gs.Variable:
+        """(x - m) / sqrt(v + epsilon) where m and v are means over kept positions: mean over all, times n / n'."""
+        share = kept.mean(axis=axes, keepdims=True)
+        factor = self._const((1 / np.where(share > 0, share, 1)).astype(dtype))
+        mask = self._const(kept.astype(dtype))
+        x = self._add("Mul", x, mask)
+        centred = self._add("Mul", self._add("Sub", x, self._add("Mul", self._mean(x, axes), factor)), mask)
+        variance = self._add("Mul", self._mean(self._add("Mul", centred, centred), axes), factor)
+        root = self._add("Sqrt", self._add("Add", variance, self._const(np.array(epsilon, dtype))))
+        return self._add("Div", centred, root)
+
+    def _finish(self, result: Any) -> None:
+        node = self.node.gs_node
+        node.op, node.domain = "Identity", None
+        node.attrs.clear()
+        node.inputs = [result]
+        for k, out in enumerate(list(node.outputs)[1:], 1):
+            if not out.is_empty() and k == 3 and len(self.node.inputs) > 1:  # the sum of a Skip normalization
+                total = self.sum_inputs_saved
+                self._before.append(gs.Node("Identity", self._name(), inputs=[total], outputs=[out]))
+        node.outputs = [node.outputs[0]]
+
+    sum_inputs_saved: Any = None
+
+    def _dtype(self, i: int | None) -> Any:
+        value = self.constant(i) if i is not None and self.has(i) else None
+        return np.float32 if value is None else value.dtype
+
+    def normalize_kept(
+        self,
+        i: int,
+        axes: tuple[int, ...],
+        scale: int | None,
+        bias: int | None,
+        where: tuple[int, ...],
+        epsilon: float,
+        total: Any = None,
+    ) -> None:
+        x = self.node.gs_node.inputs[i] if total is None else total
+        self.sum_inputs_saved = x
+        rank = len(self.shape(i))
+        kept = ~self._removed(self._maps(i), self.shape(i))
+        result = self._standardize(x, kept, axes, epsilon, self._dtype(scale))
+        for op, k in (("Mul", scale), ("Add", bias)):
+            if k is None or not self.has(k):
+                continue
+            vector = self.node.gs_node.inputs[k]
+            value = self.constant(k)
+            if value is not None and where and where[-1] != rank - 1:  # along an inner axis: [C] -> [1, C, 1, ...]
+                side = [self.shape(i)[a] if a in where else 1 for a in range(rank)]
+                vector = self._const(value.reshape(side))
+            result = self._add(op, result, vector)
+        self._finish(result)
+
+    def normalize_groups(self, groups: int, epsilon: float) -> None:
+        x = self.node.gs_node.inputs[0]
+        shape = self.shape(0)
+        channels = shape[1]
+        per_group = channels // groups
+        kept = np.broadcast_to(~self._removed(self._maps(0), shape), (1, channels, *([1] * (len(shape) - 2))))
+        split = self._add("Reshape", x, self._const(np.array([0, groups, per_group, -1], np.int64)))
+        dtype = self._dtype(1)
+        flat = self._standardize(split, kept.reshape(1, groups, per_group, 1), (2, 3), epsilon, dtype)
+        result = self._add("Reshape", flat, self._add("Shape", x))
+        for op, k in (("Mul", 1), ("Add", 2)):
+            value = self.constant(k)
+            if value is not None:
+                value = np.repeat(value, channels // value.size)
+                result = self._add(op, result, self._const(value.reshape(1, channels, *([1] * (len(shape) - 2)))))
+        self._finish(result)
 
 
 def check_interface(original: onnx.ModelProto, pruned: onnx.ModelProto) -> None:

@@ -157,3 +157,33 @@ def describe(analysis: Analysis) -> str:
 def why(analysis: Analysis) -> str:
     """All pin reasons, for tests of refusals."""
     return "\n".join(p.reason for g in analysis.groups for p in g.pins)
+
+
+def dense(
+    between: list[Node],
+    constants: dict[str, Array] | None = None,
+    opset: int = 17,
+    width: int = 8,
+    out: int | None = None,
+    **more: object,
+) -> onnx.ModelProto:
+    """x [2, 5, 4] -> MatMul 'h' [2, 5, width] -> `between`, which gives g [2, 5, out] -> MatMul 'y'."""
+    c = weights(11, W=(4, width), V=(out or width, 3)) | (constants or {})
+    nodes = [node("MatMul", "x W", "h"), *between, node("MatMul", "g V", "y")]
+    inputs: dict[str, list[int | str]] = {"x": [2, 5, 4]}
+    return model(nodes, inputs, constants=c, opset=opset, **more)  # type: ignore[arg-type]
+
+
+def image(
+    between: list[Node],
+    constants: dict[str, Array] | None = None,
+    opset: int = 17,
+    width: int = 8,
+    out: int | None = None,
+    **more: object,
+) -> onnx.ModelProto:
+    """x [2, 3, 8, 8] -> Conv 'h' [2, width, 8, 8] -> `between`, which gives g [2, out, ..] -> Conv 'y' 1x1."""
+    c = weights(12, W=(width, 3, 3, 3), V=(4, out or width, 1, 1)) | (constants or {})
+    nodes = [node("Conv", "x W", "h", pads=[1, 1, 1, 1]), *between, node("Conv", "g V", "y")]
+    inputs: dict[str, list[int | str]] = {"x": [2, 3, 8, 8]}
+    return model(nodes, inputs, constants=c, opset=opset, **more)  # type: ignore[arg-type]
