@@ -114,6 +114,18 @@ def random_feeds(
     return feeds
 
 
+def rescaled(pair: tuple[Feeds, Feeds], seed: int, scale: float) -> tuple[Feeds, Feeds]:
+    """New random values of the same shapes: uniform floats in [0, scale); other types stay."""
+    rng = np.random.default_rng(seed)
+
+    def redraw(feeds: Feeds) -> Feeds:
+        return {
+            n: (scale * rng.random(v.shape)).astype(v.dtype) if v.dtype.kind == "f" else v for n, v in feeds.items()
+        }
+
+    return redraw(pair[0]), redraw(pair[1])
+
+
 def candidate_sizes(proto: ModelProto) -> Iterator[dict[str, int]]:
     """Sizes worth trying for the dynamic dimensions, likeliest first; the batch is 2, else 1."""
     names: dict[str, tuple[int, ...]] = {}

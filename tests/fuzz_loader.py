@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
@@ -335,22 +334,6 @@ def run(count: int, first: int = 0) -> tuple[Counter[str], dict[int, str]]:
         else:
             case = last
     return outcomes, wrong
-
-
-def test_the_undamaged_models_are_accepted(tmp_path: Path) -> None:
-    (tmp_path / "w.bin").write_bytes(bytes(40))
-    for model in models():
-        (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-        load(tmp_path / "m.onnx")
-
-
-@pytest.mark.slow
-def test_damaged_models_are_refused_in_one_sentence() -> None:
-    outcomes, wrong = run(3000)
-    assert not wrong, f"repeat with --case {next(iter(wrong))}: {wrong}"
-    assert sum(outcomes.values()) == 3000
-    accepted = sum(n for text, n in outcomes.items() if text.startswith("accepted"))
-    assert 300 < accepted < 2700, "the mutations are too harsh or too mild to mean anything"
 
 
 if __name__ == "__main__":

@@ -154,7 +154,30 @@ def masked(model: ModelProto, plan: onnxprune.Plan, example: dict[str, Array]) -
         del graph.node[:]
         graph.node.extend(nodes)
         del graph.value_info[:]
+    zero_recurrences(copy, plan)
     return copy
+
+
+def zero_recurrences(model: ModelProto, plan: onnxprune.Plan) -> None:
+    """A recurrence hands its hidden state on inside the node, where no mask reaches it: its gates' weights are zeroed instead."""
+    values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type not in ("LSTM", "GRU", "RNN"):
+            continue
+        raw = {o.removesuffix("//raw") for o in node.output}
+        for i, name in enumerate(node.input):
+            cuts = [
+                m
+                for g in plan.document["groups"]
+                for m in g["members"]
+                if m.get("node", "").rpartition(":")[0] in raw and m["node"].rpartition(":")[2] == str(i) and m["axis"] == 1
+            ]
+            if cuts and name in values:
+                array = values[name].copy()
+                for m in cuts:
+                    array[:, m["removed"]] = 0
+                node.input[i] = f"{node.output[0]}//zeroed{i}"
+                model.graph.initializer.append(numpy_helper.from_array(array, node.input[i]))
 
 
 def typed(model: ModelProto, names: set[str], example: dict[str, Array]) -> dict[str, tuple[tuple[int, ...], Any]]:

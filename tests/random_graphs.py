@@ -127,7 +127,7 @@ def instance_norm(b: Builder, x: str, s: tuple[int, ...], p: int, q: int) -> Non
 
 
 def pool(b: Builder, x: str, s: tuple[int, ...], p: int, q: int) -> bool | None:
-    if s[2] < 2:
+    if s[2] < 2 or s[3] < 2:
         return False
     kind = ("MaxPool", "AveragePool")[p % 2]
     b.add(b.op(kind, [x], kernel_shape=[2, 2], strides=[2, 2]), 0, s[1], s[2] // 2, s[3] // 2)

@@ -21,6 +21,7 @@ from onnxprune.core.errors import (
 )
 from onnxprune.core.graphio import import_graph
 from onnxprune.stages.load import load
+from tests import fuzz_loader
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]> net (float[N,4] x) => (float[N,3] y)
 <float[4,3] w = {1,2,3,4,5,6,7,8,9,10,11,12}, float[3] b = {1,2,3}> {
@@ -560,3 +561,22 @@ def test_functions_that_explode() -> None:
     depth = 40
     chain = "".join(_function(i, i + 1, i + 1) for i in range(depth)) + _function(depth, -1)
     assert "more than 1000000 nodes" in refusal(parser.parse_model(CALLS + chain))
+
+
+# -- damaged models (see fuzz_loader.py)
+
+
+def test_the_undamaged_models_are_accepted(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(bytes(40))
+    for undamaged in fuzz_loader.models():
+        (tmp_path / "m.onnx").write_bytes(undamaged.SerializeToString())
+        load(tmp_path / "m.onnx")
+
+
+@pytest.mark.slow
+def test_damaged_models_are_refused_in_one_sentence() -> None:
+    outcomes, wrong = fuzz_loader.run(3000)
+    assert not wrong, f"repeat with --case {next(iter(wrong))}: {wrong}"
+    assert sum(outcomes.values()) == 3000
+    accepted = sum(n for text, n in outcomes.items() if text.startswith("accepted"))
+    assert 300 < accepted < 2700, "the mutations are too harsh or too mild to mean anything"

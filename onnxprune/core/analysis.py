@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from onnxprune.core.graph import View
 from onnxprune.core.grouping import Bools, Group, Solution
 from onnxprune.core.maps import Facet, Maps, Shape, clusters, expand_axes, varying
 from onnxprune.core.model import LoadedModel
+from onnxprune.core.units import Ids
 from onnxprune.core.observation import Feeds, Observation
 
 Use = tuple[str, int]
@@ -33,6 +35,7 @@ class Analysis:
     readers: dict[str, set[Use]]
     sources: dict[str, str]
     unknown: tuple[str, ...] = ()
+    layouts: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -42,13 +45,32 @@ class Analysis:
         """Every (node, input) that reads a constant, also through aliases of it; graph outputs count as well."""
         return self.readers.get(constant, set())
 
+    def layout(self, maps: Maps) -> tuple[list[tuple[int, Ids]], list[tuple[tuple[int, ...], list[Facet]]]]:
+        """Facets that alone decide about one axis, as flat ids, and the clusters of the others. Remembered."""
+        found = self.layouts.get(id(maps))
+        if found is None or found[0] is not maps:
+            single, joint = [], []
+            for axes, facets in clusters(maps):
+                if len(axes) == 1 and len(facets) == 1:
+                    single.append((axes[0], facets[0].ravel()))
+                else:
+                    joint.append((axes, facets))
+            found = (maps, single, joint)
+            self.layouts[id(maps)] = found
+        return found[1], found[2]
+
     def kept_shape(self, maps: Maps, shape: Shape, gone: Bools) -> Shape:
         """Shape of a tensor after the units marked in `gone` (per unit, last entry False) have left."""
         result = list(shape)
-        for axes, facets in clusters(maps):
-            mask = kept_mask(facets, axes, shape, gone)
-            for axis, size in zip(axes, box(mask), strict=True):
-                result[axis] = size
+        single, joint = self.layout(maps)
+        for axis, ids in single:
+            result[axis] = shape[axis] - int(np.count_nonzero(gone[ids]))
+        for axes, facets in joint:
+            cut = settle(facets, axes, shape, gone)
+            for axis, alive in cut.alive.items():
+                result[axis] = int(np.count_nonzero(alive))
+            for line, mask in cut.lines:
+                result[line[-1]] = int(mask.sum(axis=-1).flat[0])
         return tuple(result)
 
 
@@ -89,22 +111,49 @@ class NotABoxError(Exception):
     """A removal that leaves rows of different lengths: a bug of the analysis, never the user's fault."""
 
 
-def box(mask: Bools) -> tuple[int, ...]:
-    """Sizes of the box that the kept positions fill: whole slabs gone along any axis, then equal counts along one."""
-    mask = drop_slabs(mask)
-    if mask.all():
-        return mask.shape
-    line = line_axis(mask)
-    counts = mask.sum(axis=line)
-    return tuple(int(counts.flat[0]) if a == line else n for a, n in enumerate(mask.shape))
+@dataclass(frozen=True)
+class Cut:
+    """How a cluster of facets shrinks a tensor: slabs that stay, per axis; then lines that keep equally many positions.
+
+    lines: `(axes, mask)` with the line as the last of the axes and the mask over the slabs that stay.
+    """
+
+    alive: dict[int, Bools]
+    lines: list[tuple[tuple[int, ...], Bools]]
 
 
-def drop_slabs(mask: Bools) -> Bools:
-    for axis in range(mask.ndim):
-        alive = mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis))
-        if not alive.all():
-            mask = mask.compress(alive, axis=axis)
-    return mask
+def settle(facets: list[Facet], axes: tuple[int, ...], shape: Shape, gone: Bools) -> Cut:
+    """Facets over the same axes act together; those that share some axes share the slabs along them.
+
+    Raises `NotABoxError` where the kept positions are no box.
+    """
+    together: dict[tuple[int, ...], list[Facet]] = {}
+    for facet in facets:
+        together.setdefault(varying(facet), []).append(facet)
+    masks = {own: kept_mask(f, own, shape, gone) for own, f in together.items()}
+    alive = {a: np.ones(shape[a], bool) for a in axes}
+    changed = True
+    while changed:
+        changed = False
+        for own, mask in masks.items():
+            inside = mask[np.ix_(*(alive[a] for a in own))]
+            for k, a in enumerate(own):
+                some = inside.any(axis=tuple(x for x in range(len(own)) if x != k))
+                if not some.all():
+                    alive[a] = alive[a].copy()
+                    alive[a][np.flatnonzero(alive[a])[~some]] = False
+                    changed = True
+                    break
+            if changed:
+                break
+    lines = []
+    for own, mask in masks.items():
+        inside = mask[np.ix_(*(alive[a] for a in own))]
+        if not inside.all():
+            line = line_axis(inside)
+            order = (*(a for k, a in enumerate(own) if k != line), own[line])
+            lines.append((order, np.moveaxis(inside, line, -1)))
+    return Cut(alive, lines)
 
 
 def line_axis(mask: Bools) -> int:
@@ -116,4 +165,3 @@ def line_axis(mask: Bools) -> int:
     raise NotABoxError(f"kept positions of shape {mask.shape} do not form a box")
 
 
-__all__ = ["Analysis", "NotABoxError", "Shapes", "Use", "box", "drop_slabs", "expand_axes", "kept_mask", "line_axis", "varying"]

@@ -92,7 +92,7 @@ def _define(scope: Scope, proto: GraphProto, nodes: list[NodeProto], folder: Pat
             constant_nodes.add(id(node))
             continue
         for name in node.output:
-            if name and name not in scope:
+            if name:
                 scope[name] = _variable(name, declared)
     return constant_nodes
 

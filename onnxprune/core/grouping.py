@@ -446,8 +446,9 @@ def _solution(
             reasons[c].append(Pin("", "no --include pattern names it", "change --include"))
     column = work.is_column[work.parent] if work.parent.size else np.empty(0, bool)
     held = column & pinned[work.parent] if work.parent.size else column
+    offsets = np.zeros(count, bool)  # an offset that has to stay: its positions go with whole rows only
     for p, c in zip(work.parent[held].tolist(), work.child[held].tolist(), strict=True):
-        pinned[c] = True
+        offsets[c] = True
         reasons[c] += reasons.get(p, [])
     # a row is pinned, or approximate, with any of its children
     for flags in (pinned, approximate):
@@ -463,7 +464,7 @@ def _solution(
     axes = _single_axes(work)
     instances = (work.instance, work.instance_child, work.instance_parent)
     draft = Solution(classes, count, (work.child, work.parent), pinned, approximate, (), axes, instances)
-    groups = _groups(work, boxes, blocks, draft, reasons, rounded)
+    groups = _groups(work, boxes, blocks, draft, reasons, rounded, pinned | offsets)
     return Solution(classes, count, (work.child, work.parent), pinned, approximate, groups, axes, instances)
 
 
@@ -486,6 +487,7 @@ def _groups(
     draft: Solution,
     reasons: dict[int, list[Pin]],
     rounded: Ids,
+    staying: Bools,
 ) -> tuple[Group, ...]:
     units, classes, count = work.units, work.classes, draft.count
     if not count:
@@ -536,7 +538,7 @@ def _groups(
     groups: list[Group] = []
     for (lone, _, rows), members in sorted(keys.items(), key=lambda item: item[1][0]):
         ids = np.array(members, np.int64)
-        group = _make(len(groups), ids, bool(lone), bool(rows), work, blocks, draft, reasons, origin, is_rounded, boxes)
+        group = _make(len(groups), ids, bool(lone), bool(rows), work, blocks, draft, staying, reasons, origin, is_rounded, boxes)
         if group is not None:
             groups.append(group)
     return tuple(groups)
@@ -550,12 +552,13 @@ def _make(
     work: _Relations,
     blocks: _Blocks,
     draft: Solution,
+    staying: Bools,
     reasons: dict[int, list[Pin]],
     origin: dict[int, str],
     is_rounded: Bools,
     boxes: _Boxes,
 ) -> Group | None:
-    pinned = draft.pinned
+    pinned = draft.pinned if rows else staying
     if lone:
         parts: tuple[Ids, ...] = (ids[:, None],)
         per_step: tuple[int, ...] = (1,)

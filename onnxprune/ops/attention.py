@@ -192,7 +192,7 @@ def follow_rotary_microsoft(edit: Edit) -> None:
 
 
 def _follow_rotary(edit: Edit, cos: int) -> None:
-    before, after = edit.old(0), edit.new(0)
+    before = edit.old(0)
     heads, _, _ = _rotary_sizes(edit.attrs, before, edit.old(cos))
     if edit.attrs.get("rotary_embedding_dim"):
         edit.set_attr("rotary_embedding_dim", 2 * edit.new(cos)[-1])
@@ -250,7 +250,7 @@ def packed(ctx: MapContext, w: int, b: int, past: int, bias: int, scales: tuple[
 
 def follow_packed(edit: Edit) -> None:
     before = int(edit.attrs["num_heads"])
-    q, _, v = _qkv_sizes(edit.attrs, edit.old(1)[1])
+    q, _, _ = _qkv_sizes(edit.attrs, edit.old(1)[1])
     kept: Array = edit.kept(1, 1)
     if kept.all():
         return

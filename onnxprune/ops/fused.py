@@ -1,6 +1,6 @@
 """What ONNX Runtime's optimizer and model builders make of matrix products, embeddings and biases (com.microsoft).
 
-    FusedMatMul   y = alpha A' B'     transA swaps the last two axes; transBatchA moves the first axis before the last
+FusedMatMul   y = alpha A' B'     transA swaps the last two axes; transBatchA moves the first axis before the last
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from onnxprune.ops.matmul import gemm, gemm_macs
 from onnxprune.ops.pointwise import broadcast
 
 
-def _labels(rank: int, batch: int, inner: tuple[Label, Label], transposed: bool, batch_transposed: bool) -> tuple[Label, ...]:
+def _labels(
+    rank: int, batch: int, inner: tuple[Label, Label], transposed: bool, batch_transposed: bool
+) -> tuple[Label, ...]:
     """Labels of an operand; `inner` are those of its last two axes once every transposition is done."""
     if rank == 1:
         return ("k",)
@@ -46,7 +48,11 @@ def fused_matmul_macs(cost: CostContext) -> int:
     if not a or out is None:
         return 0
     labels = _labels(
-        len(a), max(len(a) - 2, 0), ("m", "k"), bool(cost.attrs.get("transA", 0)), bool(cost.attrs.get("transBatchA", 0))
+        len(a),
+        max(len(a) - 2, 0),
+        ("m", "k"),
+        bool(cost.attrs.get("transA", 0)),
+        bool(cost.attrs.get("transBatchA", 0)),
     )
     return prod(out) * a[labels.index("k")]
 
@@ -60,7 +66,9 @@ def block_matmul(ctx: MapContext) -> list[Maps]:
     K is quantized in blocks, so it stays; N, one row of every table, can be pruned.
     """
     n, last = int(ctx.attr("N")), ctx.rank() - 1
-    kept = ctx.pin_axes(0, (last,), f"quantizes its weights in blocks of {ctx.attr('block_size')} along the contracted axis")
+    kept = ctx.pin_axes(
+        0, (last,), f"quantizes its weights in blocks of {ctx.attr('block_size')} along the contracted axis"
+    )
     tables = [i for i in (1, 2, 3, 5) if ctx.has(i)]
     if ctx.attr("weight_prepacked", 0) or any(not ctx.is_lazy(i) or prod(ctx.shape(i)) % n for i in tables):
         return [kept]
@@ -153,7 +161,10 @@ def causal_conv_macs(cost: CostContext) -> int:
 
 RULES = [
     Rule(
-        ("com.microsoft::FusedMatMul", "com.microsoft::TransposeMatMul"), "contraction", fused_matmul, macs=fused_matmul_macs
+        ("com.microsoft::FusedMatMul", "com.microsoft::TransposeMatMul"),
+        "contraction",
+        fused_matmul,
+        macs=fused_matmul_macs,
     ),
     Rule(("com.microsoft::FusedGemm",), "contraction", gemm, macs=gemm_macs),
     Rule(

@@ -11,7 +11,7 @@ from onnxprune.ops.attention import silence
 from onnxprune.ops.base import Edit, MapContext, MaskEdit, Rule
 from onnxprune.ops.conv import contract, conv_macs, follow_groups
 from onnxprune.ops.indexing import gather_nd, grid_sample, triangle
-from onnxprune.ops.labelled import Operand, combine, flatten, named, operand, unnamed
+from onnxprune.ops.labelled import combine, flatten, operand, unnamed
 from onnxprune.ops.movement import pad, pad_adjust, reshaped
 from onnxprune.ops.pointwise import unary
 

@@ -106,7 +106,9 @@ def silence(edit: MaskEdit) -> None:
         if known is None:
             return
         zero = known.reshape(-1)
-        if zero.size > 1:  # per output channel: the first axis of a kernel, the last of a matrix (the first if transposed)
+        if (
+            zero.size > 1
+        ):  # per output channel: the first axis of a kernel, the last of a matrix (the first if transposed)
             first = edit.node.op in CONVS or edit.attrs.get("transB", 0)
             zero = zero.reshape(-1, *[1] * (value.ndim - 1)) if first else zero
     edit.set_constant(where.b, np.where(edit.removed(where.b), zero.astype(value.dtype), value))

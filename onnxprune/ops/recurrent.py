@@ -33,6 +33,10 @@ def _recurrent(ctx: MapContext, w: tuple[str, ...], r: tuple[str, ...]) -> list[
     batch_first = int(ctx.attr("layout", 0)) == 1
     directions, hidden = ctx.shape(2)[0], ctx.shape(2)[r.index("h")]
     ids = ctx.units.issue(directions * hidden, str(ctx.node)).reshape(directions, hidden)
+    if directions > 1:  # a direction cannot go: `direction` names both
+        whole = ctx.units.issue(directions)
+        ctx.units.row(ids, whole[:, None])
+        ctx.pin([whole], "runs in both directions")
     x = Operand(("t", "b", "i"), ctx.shape(0), named(ctx.maps(0), ("t", "b", "i")))
     inner = flatten(ctx, x, ("t", "b")).facets
 
@@ -110,9 +114,7 @@ def silence_quantized(edit: MaskEdit) -> None:
 
 
 RULES = [
-    Rule(
-        ("LSTM", "GRU", "RNN"), "recurrent", recurrent, adjust=follow_hidden, macs=recurrent_macs, reference=silence
-    ),
+    Rule(("LSTM", "GRU", "RNN"), "recurrent", recurrent, adjust=follow_hidden, macs=recurrent_macs, reference=silence),
     Rule(
         ("com.microsoft::DynamicQuantizeLSTM",),
         "recurrent",

@@ -8,6 +8,7 @@ cost is evaluated). No group is cut to less than a tenth of its units unless the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,14 @@ class Steps:
     group: Group
     classes: tuple[Ids, ...]
     scores: Scores
+
+    def first(self, n: int) -> Ids:
+        """The classes of the first `n` steps, which all have equally many."""
+        return self.flat[: n * len(self.classes[0])] if n else self.flat[:0]
+
+    @cached_property
+    def flat(self) -> Ids:
+        return np.concatenate(self.classes)
 
 
 def steps_of(group: Group, scores: Scores) -> Steps:
@@ -98,39 +107,32 @@ def _rounded(group: Group, remove: int, round_to: int) -> int:
 def _remove(analysis: Analysis, groups: list[Steps], counts: list[int], scores: Scores) -> Bools:
     removed = np.zeros(analysis.solution.count, bool)
     for steps, n in zip(groups, counts, strict=True):
-        for ids in steps.classes[:n]:
-            removed[ids] = True
+        removed[steps.first(n)] = True
     return _keep_axes(analysis, analysis.solution.closure(removed), groups, counts, scores)
 
 
-def _keep_axes(
-    analysis: Analysis, removed: Bools, groups: list[Steps], counts: list[int], scores: Scores
-) -> Bools:
-    """No axis may be emptied: where one would be, its most important class stays (and its step with it)."""
-    for _ in range(20):
+def _keep_axes(analysis: Analysis, removed: Bools, groups: list[Steps], counts: list[int], scores: Scores) -> Bools:
+    """No axis may be emptied: where one would be, the steps and rows that take its most important class stay out.
+
+    If that is not enough (rows and steps that empty it together), all that touches the axis stays out. Only whole steps are
+    taken back, so every box stays one.
+    """
+    child, parent = analysis.solution.children
+    spared = np.zeros(analysis.solution.count, bool)
+    for attempt in range(50):
         empty = [axis for axis in analysis.solution.axes if removed[axis].all()]
         if not empty:
             return removed
-        spare = {int(axis[np.argmax(scores[axis])]) for axis in empty}
-        again = np.zeros(analysis.solution.count, bool)
+        for axis in empty:
+            spared[axis if attempt > 2 else axis[[np.argmax(scores[axis])]]] = True
+        spared[parent[spared[child]]] = True
+        removed = np.zeros(analysis.solution.count, bool)
         for steps, n in zip(groups, counts, strict=True):
             for ids in steps.classes[:n]:
-                if not spare.intersection(ids.tolist()):
-                    again[ids] = removed[ids]
-        kept = analysis.solution.closure(again)
-        for axis in empty:  # a row kept for its children, or the other way round
-            if kept[axis].all():
-                kept = _without_rows(analysis, again, axis)
-        removed = kept
+                if not spared[ids].any():
+                    removed[ids] = True
+        removed = analysis.solution.closure(removed)
     return np.zeros(analysis.solution.count, bool)
-
-
-def _without_rows(analysis: Analysis, removed: Bools, axis: Ids) -> Bools:
-    child, parent = analysis.solution.children
-    removed = removed.copy()
-    removed[axis] = False
-    removed[parent[np.isin(child, axis)]] = False
-    return analysis.solution.closure(removed)
 
 
 def _for_cost(
@@ -145,8 +147,7 @@ def _for_cost(
     target = budget.amount * total
     priority: list[NDArray[np.float64]] = []
     for s in groups:
-        save = np.array([saving[c].sum() for c in s.classes])
-        mean = save.mean()
+        mean = saving[s.flat].sum() / len(s.classes)
         level = np.maximum.accumulate(s.scores)
         priority.append(level / (mean / max(total, 1)) if mean > 0 else np.full(len(level), np.inf))
     best: tuple[float, Bools] | None = None

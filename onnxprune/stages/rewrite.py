@@ -13,7 +13,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxprune import ops
-from onnxprune.core.analysis import Analysis, Shapes, drop_slabs, kept_mask, line_axis
+from onnxprune.core.analysis import Analysis, Shapes, kept_mask, settle
 from onnxprune.core.graph import Node, View, name_of, view
 from onnxprune.core.graphio import export_model, import_graph
 from onnxprune.core.grouping import Bools
@@ -37,23 +37,18 @@ def compress(array: Array, maps: Maps, gone: Bools) -> Array:
     """The array without the positions whose units have gone. Rows of one box may lose different offsets."""
     shape = array.shape
     for axes, facets in clusters(maps):
-        mask = kept_mask(facets, axes, shape, gone)
-        if mask.all():
-            continue
-        for k, axis in enumerate(axes):
-            alive = mask.any(axis=tuple(a for a in range(mask.ndim) if a != k))
+        cut = settle(facets, axes, shape, gone)
+        for axis, alive in cut.alive.items():
             if not alive.all():
                 array = array.compress(alive, axis=axis)
-        mask = drop_slabs(mask)
-        if mask.all():
-            continue
-        line = line_axis(mask)
-        count = int(mask.sum(axis=line).flat[0])
-        order = np.argsort(~mask, axis=line, kind="stable").take(range(count), axis=line)
-        side = [1] * array.ndim
-        for k, axis in enumerate(axes):
-            side[axis] = order.shape[k]
-        array = np.take_along_axis(array, order.reshape(side), axis=axes[line])
+        for line, mask in cut.lines:
+            count = int(mask.sum(axis=-1).flat[0])
+            order = np.argsort(~mask, axis=-1, kind="stable")[..., :count]
+            side = [1] * array.ndim
+            for k, axis in enumerate(line):
+                side[axis] = order.shape[k]
+            permutation = np.argsort(line)
+            array = np.take_along_axis(array, order.transpose(permutation).reshape(side), axis=line[-1])
     return np.ascontiguousarray(array)
 
 

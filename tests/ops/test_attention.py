@@ -14,9 +14,7 @@ WIDTH = 12
 
 
 def projections(heads: int, groups: int, d: int, e: int, **more: tuple[int, ...]) -> dict[str, np.ndarray]:
-    return weights(
-        1, Wq=(WIDTH, heads * d), Wk=(WIDTH, groups * d), Wv=(WIDTH, groups * e), Wo=(heads * e, 5), **more
-    )
+    return weights(1, Wq=(WIDTH, heads * d), Wk=(WIDTH, groups * d), Wv=(WIDTH, groups * e), Wo=(heads * e, 5), **more)
 
 
 PROJECT = [node("MatMul", "x Wq", "q"), node("MatMul", "x Wk", "k"), node("MatMul", "x Wv", "v")]
@@ -24,7 +22,11 @@ PROJECT = [node("MatMul", "x Wq", "q"), node("MatMul", "x Wk", "k"), node("MatMu
 
 def expected(heads: int, d: int, e: int) -> dict[str, int]:
     """Positions of Q·K per head, positions of V·O per head, and heads of which one has to stay."""
-    return {"MatMul 'q'": d, "MatMul 'v'": e, "MatMul 'q' rows": heads} if heads > 1 else {"MatMul 'q'": d, "MatMul 'v'": e}
+    return (
+        {"MatMul 'q'": d, "MatMul 'v'": e, "MatMul 'q' rows": heads}
+        if heads > 1
+        else {"MatMul 'q'": d, "MatMul 'v'": e}
+    )
 
 
 @pytest.mark.parametrize("opset", [23, 24])
@@ -53,7 +55,10 @@ def test_attention_in_four_dimensions(heads: int, groups: int, mask: str) -> Non
         c["M"] = rng.standard_normal((7, 7) if mask == "tokens" else (heads, 7, 7)).astype(np.float32)
     nodes = list(PROJECT)
     for name in "qkv":
-        nodes += [node("Reshape", f"{name} s{name}", f"{name}4"), node("Transpose", f"{name}4", f"{name}t", perm=[0, 2, 1, 3])]
+        nodes += [
+            node("Reshape", f"{name} s{name}", f"{name}4"),
+            node("Transpose", f"{name}4", f"{name}t", perm=[0, 2, 1, 3]),
+        ]
     nodes += [
         node("Attention", "qt kt vt" + (" M" if "M" in c else ""), "a", softcap=20.0 if mask == "softcap" else 0.0),
         node("Transpose", "a", "at", perm=[0, 2, 1, 3]),
@@ -131,11 +136,23 @@ def test_packed_attention(sizes: tuple[int, int, int] | None, bias: bool) -> Non
     attributes = {"qkv_hidden_sizes": list(sizes)} if sizes else {}
     nodes = [
         node("MatMul", "x E", "e"),
-        node("Attention", "e W B" + (" _ _ M" if bias else ""), "a", domain="com.microsoft", num_heads=heads, **attributes),
+        node(
+            "Attention",
+            "e W B" + (" _ _ M" if bias else ""),
+            "a",
+            domain="com.microsoft",
+            num_heads=heads,
+            **attributes,
+        ),
         node("MatMul", "a Wo", "y"),
     ]
     proto = model(nodes, {"x": [2, 7, 3]}, constants=c, domains=MS)
-    units = {"MatMul 'e'": WIDTH, "Attention 'a'": q // heads, "Attention 'a''": v // heads, "Attention 'a' rows": heads}
+    units = {
+        "MatMul 'e'": WIDTH,
+        "Attention 'a'": q // heads,
+        "Attention 'a''": v // heads,
+        "Attention 'a' rows": heads,
+    }
     check(Case(proto, units))
 
 

@@ -33,7 +33,9 @@ def test_branches_of_one_width(opset: int, condition: bool) -> None:
 def test_network_inside_a_branch() -> None:
     """Two layers inside: the width between them is 8 in one branch and 6 in the other."""
     then = branch("then", [node("MatMul", "x A", "a"), node("MatMul", "a C", "o")], "o", weights(1, A=(4, 8), C=(8, 3)))
-    other = branch("else", [node("MatMul", "x B", "b"), node("MatMul", "b D", "p")], "p", weights(2, B=(4, 6), D=(6, 3)))
+    other = branch(
+        "else", [node("MatMul", "x B", "b"), node("MatMul", "b D", "p")], "p", weights(2, B=(4, 6), D=(6, 3))
+    )
     nodes = [node("If", "c", "h", then_branch=then, else_branch=other), node("Identity", "h", "y")]
     proto = model(nodes, {"x": [2, 5, 4]}, constants={"c": np.array(True)})
     check(Case(proto, {"MatMul 'a'": 8, "MatMul 'b'": 6}))
@@ -42,7 +44,9 @@ def test_network_inside_a_branch() -> None:
 def test_captured_activation() -> None:
     """A branch reads the pruned activation from outside."""
     then = branch("then", [node("Relu", "h", "a")], "a")
-    other = branch("else", [node("MatMul", "h D", "p"), node("MatMul", "p F", "q")], "q", weights(2, D=(8, 6), F=(6, 8)))
+    other = branch(
+        "else", [node("MatMul", "h D", "p"), node("MatMul", "p F", "q")], "q", weights(2, D=(8, 6), F=(6, 8))
+    )
     nodes = [
         node("MatMul", "x W", "h"),
         node("If", "c", "g", then_branch=then, else_branch=other),

@@ -118,7 +118,13 @@ def test_size_keeps_the_count() -> None:
 
 def test_range_and_one_hot_have_no_units() -> None:
     """Positions made on the fly: added to activations, they hold the axis they lie along."""
-    c = {"zero": np.array(0), "one": np.array(1), "five": np.array(5), "eight": np.array(8), "v": np.array([0, 1], np.float32)}
+    c = {
+        "zero": np.array(0),
+        "one": np.array(1),
+        "five": np.array(5),
+        "eight": np.array(8),
+        "v": np.array([0, 1], np.float32),
+    }
     between = [
         node("Range", "zero five one", "r"),
         node("OneHot", "r eight v", "o"),

@@ -56,7 +56,13 @@ def test_qlinear_conv(per_channel: bool, bias: bool, groups: int) -> None:
 
 def test_qlinear_conv_of_any_kind_between() -> None:
     """Sigmoid, leaky relu, addition, product, pooling, concatenation; sigmoid(0) is not 0, and still nothing is left of it."""
-    c = IO | kernel(1, "A", (8, 3, 3, 3)) | kernel(2, "B", (8, 3, 3, 3)) | kernel(3, "C", (4, 16, 1, 1)) | scalars(ss=1 / 256, sz=0)
+    c = (
+        IO
+        | kernel(1, "A", (8, 3, 3, 3))
+        | kernel(2, "B", (8, 3, 3, 3))
+        | kernel(3, "C", (4, 16, 1, 1))
+        | scalars(ss=1 / 256, sz=0)
+    )
     nodes = [
         QUANTIZE,
         node("QLinearConv", "xq xs xz A As Az hs hz", "h"),
@@ -157,7 +163,10 @@ def test_qgemm(transposed: int, per_column: bool) -> None:
 def test_matmul_to_float(op: str, per_column: bool) -> None:
     c = IO | kernel(1, "A", (5, 8), 8 * per_column) | kernel(2, "B", (8, 3)) | weights(3, b=(8,))
     if op == "DynamicQuantizeMatMul":
-        first, second = node(op, "x A As Az b", "h", domain="com.microsoft"), node(op, "h B Bs Bz", "y", domain="com.microsoft")
+        first, second = (
+            node(op, "x A As Az b", "h", domain="com.microsoft"),
+            node(op, "h B Bs Bz", "y", domain="com.microsoft"),
+        )
         nodes = [first, second]
     else:
         nodes = [

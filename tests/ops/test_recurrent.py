@@ -7,18 +7,18 @@ import pytest
 
 from onnxprune.ops.base import CostContext
 from onnxprune.ops.recurrent import recurrent_macs
-from tests.ops.harness import Case, analysed, check, model, node, weights, why
+from tests.ops.harness import Case, check, model, node, weights, why
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-H, I = 8, 5
+H, INNER = 8, 5
 
 
 def constants(op: str, directions: int) -> dict[str, np.ndarray]:
     g = GATES[op]
     return weights(
         3,
-        E=(3, I),
-        W=(directions, g * H, I),
+        E=(3, INNER),
+        W=(directions, g * H, INNER),
         R=(directions, g * H, H),
         B=(directions, 2 * g * H),
         P=(directions, 3 * H),
@@ -33,7 +33,7 @@ def constants(op: str, directions: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("states", ["none", "constant", "zeros", "computed"])
 def test_hidden(op: str, opset: int, directions: int, states: str) -> None:
-    """Two groups: the I inputs (issued by the embedding E), and H hidden steps, each one unit per direction."""
+    """Two groups: the inputs (issued by the embedding E), and H hidden steps, each one unit per direction."""
     c = constants(op, directions)
     c["back"] = np.array([0, 0, -1])
     inputs = "e W R B"
@@ -44,7 +44,7 @@ def test_hidden(op: str, opset: int, directions: int, states: str) -> None:
         c["size"] = np.array([directions, 2, H])
         nodes.append(node("ConstantOfShape", "size", "zeros"))
         inputs += " _ zeros" + (" zeros" if op == "LSTM" else "")
-    expected = {"MatMul 'e'": I, f"{op} 'h'": H}
+    expected = {"MatMul 'e'": INNER, f"{op} 'h'": H}
     if states == "computed":  # initial state from a weight: its columns go with the hidden units
         c |= weights(5, S=(3, directions * H))
         c["first"] = np.array(0)
@@ -56,7 +56,7 @@ def test_hidden(op: str, opset: int, directions: int, states: str) -> None:
         ]
         c["split"] = np.array([0, directions, H])
         inputs += " _ state" + (" state" if op == "LSTM" else "")
-        expected = {"MatMul 'e'": I, "MatMul 's'": H}
+        expected = {"MatMul 'e'": INNER, "MatMul 's'": H}
     kwargs = {"direction": "bidirectional" if directions == 2 else "forward"}
     nodes += [
         node(op, inputs, "h", hidden_size=H, **kwargs),
@@ -83,7 +83,7 @@ def test_peepholes_lengths_and_last_states(directions: int) -> None:
         node("MatMul", "q O", "y"),
     ]
     nodes[1].name = "h"
-    check(Case(model(nodes, {"x": [4, 2, 3]}, constants=c, opset=14), {"MatMul 'e'": I, "LSTM 'h'": H}))
+    check(Case(model(nodes, {"x": [4, 2, 3]}, constants=c, opset=14), {"MatMul 'e'": INNER, "LSTM 'h'": H}))
 
 
 @pytest.mark.parametrize("linear", [0, 1])
@@ -97,7 +97,7 @@ def test_gru_reset(linear: int) -> None:
         node("Squeeze", "h zero", "q"),
         node("MatMul", "q O", "y"),
     ]
-    check(Case(model(nodes, {"x": ["T", 2, 3]}, constants=c), {"MatMul 'e'": I, "GRU 'h'": H}))
+    check(Case(model(nodes, {"x": ["T", 2, 3]}, constants=c), {"MatMul 'e'": INNER, "GRU 'h'": H}))
 
 
 def test_stacked() -> None:
@@ -113,14 +113,14 @@ def test_stacked() -> None:
         node("Squeeze", "g one", "z"),
         node("MatMul", "z O2", "y"),
     ]
-    check(Case(model(nodes, {"x": ["T", 2, I]}, constants=c), {"LSTM 'h'": H, "LSTM 'g'": 6}))
+    check(Case(model(nodes, {"x": ["T", 2, INNER]}, constants=c), {"LSTM 'h'": H, "LSTM 'g'": 6}))
 
 
 def test_weights_behind_dequantization() -> None:
     """W and R come out of DequantizeLinear with one scale per gate row; the rows still go with the hidden units."""
     c = constants("LSTM", 1)
     rng = np.random.default_rng(1)
-    for name, n in (("W", I), ("R", H)):
+    for name, n in (("W", INNER), ("R", H)):
         c[name + "q"] = rng.integers(-50, 50, (1, 4 * H, n)).astype(np.int8)
         c[name + "s"] = rng.random(4 * H).astype(np.float32) / 50
     c["one"] = np.array([1])
@@ -133,7 +133,9 @@ def test_weights_behind_dequantization() -> None:
         node("MatMul", "q O", "y"),
     ]
     del c["W"], c["R"]
-    analysis = check(Case(model(nodes, {"x": ["T", 2, 3]}, constants=c), {"MatMul 'e'": I, "DequantizeLinear 'Wd'": H}))
+    analysis = check(
+        Case(model(nodes, {"x": ["T", 2, 3]}, constants=c), {"MatMul 'e'": INNER, "DequantizeLinear 'Wd'": H})
+    )
     assert sum(g.units == H for g in analysis.groups) == 1
 
 
@@ -146,7 +148,7 @@ def test_states_that_are_graph_inputs_keep_the_hidden_size() -> None:
         node("Squeeze", "h one", "q"),
         node("MatMul", "q O", "y"),
     ]
-    analysis = check(Case(model(nodes, {"x": ["T", 2, 3], "s": [1, 2, H]}, constants=c), {"MatMul 'e'": I}))
+    analysis = check(Case(model(nodes, {"x": ["T", 2, 3], "s": [1, 2, H]}, constants=c), {"MatMul 'e'": INNER}))
     assert "combines it with input 5 ('s')" in why(analysis)
 
 
@@ -155,7 +157,7 @@ def test_dynamic_quantize_lstm(per_channel: bool) -> None:
     """com.microsoft::DynamicQuantizeLSTM: transposed 8-bit weights, one scale per direction or per gate row."""
     c = constants("LSTM", 1)
     rng = np.random.default_rng(2)
-    for name, n in (("W", I), ("R", H)):
+    for name, n in (("W", INNER), ("R", H)):
         c[name] = rng.integers(0, 255, (1, n, 4 * H)).astype(np.uint8)
         c[name + "s"] = (rng.random((1, 4 * H) if per_channel else (1,)) / 99).astype(np.float32)
         c[name + "z"] = np.full((1, 4 * H) if per_channel else (1,), 120, np.uint8)
@@ -168,12 +170,12 @@ def test_dynamic_quantize_lstm(per_channel: bool) -> None:
     ]
     case = Case(
         model(nodes, {"x": ["T", 2, 3]}, constants=c, domains={"com.microsoft": 1}),
-        {"MatMul 'e'": I, "DynamicQuantizeLSTM 'h'": H},
+        {"MatMul 'e'": INNER, "DynamicQuantizeLSTM 'h'": H},
     )
     check(case)
 
 
 def test_macs() -> None:
     """T B D G H (I + H)"""
-    shapes = ((7, 2, I), (2, 4 * H, I), (2, 4 * H, H))
-    assert recurrent_macs(CostContext({}, shapes, ((7, 2, 2, H),))) == 7 * 2 * 2 * 4 * H * (I + H)
+    shapes = ((7, 2, INNER), (2, 4 * H, INNER), (2, 4 * H, H))
+    assert recurrent_macs(CostContext({}, shapes, ((7, 2, 2, H),))) == 7 * 2 * 2 * 4 * H * (INNER + H)

@@ -8,7 +8,9 @@ import pytest
 from tests.ops.harness import Array, Case, analysed, check, dense, found, image, model, node, weights, why
 
 
-def reduce_nodes(op: str, opset: int, axes: list[int], keepdims: int, from_opset: int) -> tuple[list[object], dict[str, Array]]:
+def reduce_nodes(
+    op: str, opset: int, axes: list[int], keepdims: int, from_opset: int
+) -> tuple[list[object], dict[str, Array]]:
     if opset < from_opset:
         return [node(op, "h", "g", axes=axes, keepdims=keepdims)], {}
     return [node(op, "h ax", "g", keepdims=keepdims)], {"ax": np.array(axes)}
@@ -16,7 +18,9 @@ def reduce_nodes(op: str, opset: int, axes: list[int], keepdims: int, from_opset
 
 @pytest.mark.parametrize("keepdims", [0, 1])
 @pytest.mark.parametrize("axes", [[-1], [1], [1, 2]])
-@pytest.mark.parametrize(("op", "opset"), [("ReduceSum", 11), ("ReduceSum", 13), ("ReduceMean", 13), ("ReduceMean", 18)])
+@pytest.mark.parametrize(
+    ("op", "opset"), [("ReduceSum", 11), ("ReduceSum", 13), ("ReduceMean", 13), ("ReduceMean", 18)]
+)
 def test_sum_and_mean(op: str, opset: int, axes: list[int], keepdims: int) -> None:
     """Sums are exact, means are rescaled, over the pruned axis too."""
     between, c = reduce_nodes(op, opset, axes, keepdims, 13 if op == "ReduceSum" else 18)
@@ -137,7 +141,9 @@ def test_instance_normalization(opset: int) -> None:
 @pytest.mark.parametrize(("opset", "scales"), [(18, 2), (21, 8)])
 def test_group_normalization(opset: int, scales: int) -> None:
     """Approximate: 2 groups of 4 channels lose equally many. Scales are per group (18) or per channel (21)."""
-    proto = image([node("GroupNormalization", "h s b", "g", num_groups=2)], weights(3, s=(scales,), b=(scales,)), opset=opset)
+    proto = image(
+        [node("GroupNormalization", "h s b", "g", num_groups=2)], weights(3, s=(scales,), b=(scales,)), opset=opset
+    )
     exact = analysed(proto)
     assert found(exact) == {}
     assert "mean and variance" in why(exact)
