@@ -63,7 +63,9 @@ def main() -> None:
 @click.option("--macs", type=float, help="Keep at most this share of the multiply-accumulates.")
 @click.option("--params", type=float, help="Keep at most this share of the parameters.")
 @click.option("--round-to", type=int, help="Keep multiples of N channels in convolutions [default: 8; 1 = off].")
-@click.option("--importance", type=click.Choice(IMPORTANCE), default="l2", show_default=True, help="What makes a unit important.")
+@click.option(
+    "--importance", type=click.Choice(IMPORTANCE), default="l2", show_default=True, help="What makes a unit important."
+)
 @click.option("--recover", type=click.Choice(["none"]), default="none", show_default=True, help="Repair what is left.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only weights whose node or tensor name matches.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave nodes or tensors with these names alone.")
@@ -71,7 +73,9 @@ def main() -> None:
 @click.option("--plan", type=click.Path(path_type=Path), help="Write the plan (JSON).")
 @click.option("--apply", type=click.Path(path_type=Path), help="Replay a plan instead of deciding.")
 @click.option("--input-shape", multiple=True, metavar="NAME:D,D,…", help="Shape of an input with dynamic dimensions.")
-@click.option("--data", type=click.Path(path_type=Path), metavar="FILE.npz|DIR", help="Inputs to observe the model with.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), metavar="FILE.npz|DIR", help="Inputs to observe the model with."
+)
 @click.option("--report", type=click.Path(path_type=Path), metavar="FILE.md|.json", help="Write a report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
@@ -182,7 +186,9 @@ def _group_table(groups: list[dict[str, Any]]) -> Table:
     ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for g in groups:
-        table.add_row(g["id"], g["kind"], _plain(g["origin"]), str(g["units"]), str(g["removed"]), "yes" if g["exact"] else "no")
+        table.add_row(
+            g["id"], g["kind"], _plain(g["origin"]), str(g["units"]), str(g["removed"]), "yes" if g["exact"] else "no"
+        )
     return table
 
 
@@ -193,7 +199,9 @@ def _plain(text: str) -> str:
 @main.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--input-shape", multiple=True, metavar="NAME:D,D,…", help="Shape of an input with dynamic dimensions.")
-@click.option("--data", type=click.Path(path_type=Path), metavar="FILE.npz|DIR", help="Inputs to observe the model with.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), metavar="FILE.npz|DIR", help="Inputs to observe the model with."
+)
 @click.option("--include-inexact", is_flag=True, help="Count axes that LayerNorm normalises over as prunable.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, members included.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print the members of each group.")
@@ -265,9 +273,20 @@ def verify(original: Path, pruned: Path, plan: Path, data: Path | None, seed: in
     """Check that PRUNED equals ORIGINAL with the removed units forced to zero."""
     found = pipeline.verify(original, pruned, plan, data=data, seed=seed)
     if as_json:
-        click.echo(json.dumps({"error": found.error, "tolerance": found.tolerance, "exact": found.exact, "masked_activations": found.masked}))
+        click.echo(
+            json.dumps(
+                {
+                    "error": found.error,
+                    "tolerance": found.tolerance,
+                    "exact": found.exact,
+                    "masked_activations": found.masked,
+                }
+            )
+        )
         return
-    OUT.print(f"equal to {found.error:.1e} of the output's scale (allowed {found.tolerance:.0e}), {found.masked} activations masked")
+    OUT.print(
+        f"equal to {found.error:.1e} of the output's scale (allowed {found.tolerance:.0e}), {found.masked} activations masked"
+    )
 
 
 @main.command()
@@ -291,6 +310,10 @@ def bench(
         table.add_column(name, justify="left" if name == "model" else "right")
     for r in rows:
         table.add_row(
-            _plain(r["model"]), f"{r['median_ms']:.3f}", f"{r['min_ms']:.3f}", f"{r['max_ms']:.3f}", f"{r['speedup']:.2f}x"
+            _plain(r["model"]),
+            f"{r['median_ms']:.3f}",
+            f"{r['min_ms']:.3f}",
+            f"{r['max_ms']:.3f}",
+            f"{r['speedup']:.2f}x",
         )
     OUT.print(table)

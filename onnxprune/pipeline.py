@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
 import onnx
 
@@ -17,12 +17,13 @@ from onnxprune import runtime
 from onnxprune.core.analysis import Analysis
 from onnxprune.core.budget import AUTO, Budget
 from onnxprune.core.errors import BadInputError, VerificationError
-from onnxprune.core.files import check_writable, write_text
+from onnxprune.core.files import check_writable, staged
 from onnxprune.core.graphio import save_model
-from onnxprune.core.grouping import Bools
+from onnxprune.core.classes import Bools
 from onnxprune.core.model import LoadedModel
 from onnxprune.core.observation import Feeds
 from onnxprune.core.plan import Plan, make_plan, removed_by
+from onnxprune.core.verdict import Verdict
 from onnxprune.core.version import __version__
 from onnxprune.ops.cost import CostModel
 from onnxprune.stages import feeds as feeding
@@ -32,9 +33,18 @@ from onnxprune.stages.load import load
 from onnxprune.stages.report import Report, inspection
 from onnxprune.stages.rewrite import rewrite
 from onnxprune.stages.score import score
-from onnxprune.stages.verify import Verdict, check_interface, deviation, error, masked_keys, masked_original, tolerance_of, verdict
+from onnxprune.stages.verify import (
+    check_interface,
+    deviation,
+    error,
+    is_vacuous,
+    masked_keys,
+    masked_original,
+    tolerance_of,
+    verdict,
+)
 
-Source = str | PathLike[str] | onnx.ModelProto
+Source: TypeAlias = str | PathLike[str] | onnx.ModelProto
 Progress = Callable[[str], None]
 
 
@@ -73,7 +83,7 @@ class PruneResult:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the model atomically (with external data, if the original had it or it is too large)."""
-        save_model(self.model, Path(path), folder=self.source.folder)
+        save_model(self.model, Path(path), folder=self.source.folder, apart=self.source.has_external_data)
 
 
 def prune(
@@ -99,6 +109,7 @@ def prune(
     for option, path in files.items():
         if path is not None:
             check_writable(Path(path), option, inputs)
+            inputs = (*inputs, Path(path))
     if (budget is None) == (apply is None):
         raise BadInputError("Give exactly one target: --ratio, --macs, --params, or a plan to --apply.")
     clock = _Clock(progress)
@@ -128,12 +139,14 @@ def prune(
     clock.stop()
     text = Report.make(analysis, removed, made, pruned, found, times, clock.seconds, budget, settings.include_inexact)
     result = PruneResult(pruned, made, text, loaded)
+    texts: dict[Path, str] = {}
     if report is not None:
-        write_text(Path(report), text.to_json() if str(report).endswith(".json") else text.to_markdown())
+        texts[Path(report)] = text.to_json() if str(report).endswith(".json") else text.to_markdown()
     if plan is not None:
-        write_text(Path(plan), made.to_json())
-    if output is not None:
-        result.save(output)
+        texts[Path(plan)] = made.to_json()
+    with staged(texts):
+        if output is not None:
+            result.save(output)
     return result
 
 
@@ -181,7 +194,9 @@ class _Clock:
 def _options(options: dict[str, Any]) -> Options:
     unknown = set(options) - set(Options.__dataclass_fields__)
     if unknown:
-        raise BadInputError(f"Unknown option '{sorted(unknown)[0]}'; the options are {', '.join(Options.__dataclass_fields__)}.")
+        raise BadInputError(
+            f"Unknown option '{sorted(unknown)[0]}'; the options are {', '.join(Options.__dataclass_fields__)}."
+        )
     settings = Options(**options)
     if settings.recover != "none":
         raise BadInputError(f"--recover {settings.recover} is not there yet; this version knows only 'none'.")
@@ -281,7 +296,9 @@ def _globs(loaded: LoadedModel, settings: Options) -> None:
     for option, globs in (("--include", settings.include), ("--exclude", settings.exclude)):
         for glob in globs:
             if not any(fnmatchcase(name, glob) for name in names):
-                raise BadInputError(f"{option} '{glob}' matches no node and no tensor; 'onnxprune inspect' lists names.")
+                raise BadInputError(
+                    f"{option} '{glob}' matches no node and no tensor; 'onnxprune inspect' lists names."
+                )
 
 
 def _costs(costs: CostModel, removed: Bools) -> dict[str, list[int]]:
@@ -303,6 +320,10 @@ def _verify(
 
         def compare(pair: Sequence[Feeds]) -> tuple[float, float]:
             results = [(reference.run(feeds), plain.run(feeds)) for feeds in pair]
+            if all(is_vacuous(wanted) for wanted, _ in results):
+                raise VerificationError(
+                    "The model's outputs are not finite on these inputs, so nothing can be proved; give others with --data."
+                )
             return max(error(*r) for r in results), max(deviation(*r) for r in results)
 
         found, _ = compare(analysis.feeds)
@@ -329,7 +350,6 @@ def _latency(analysis: Analysis, pruned: onnx.ModelProto) -> list[list[float]]:
         runtime.Session(p, folder, optimized=True, threads=1, what="the model") for p in (analysis.model.proto, pruned)
     ]
     return runtime.latency(sessions, analysis.feeds[0])
-
 
 
 def bench(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ ort.set_default_logger_severity(4)
 
 VERSION: str = ort.__version__
 SIZES = (16, 32, 64, 48, 128, 96, 224, 320, 512, 576, 1024, 8, 4, 2, 1)
+MAX_ELEMENTS = 1 << 30
 IMAGE_SIZES = (64, 128, 96, 48, 224, 256, 320, 32, 512, 640, 16, 1)
 
 
@@ -46,7 +48,9 @@ class Session:
         try:
             self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises many unrelated types
-            raise BadInputError(f"ONNX Runtime {VERSION} cannot load {what}: {first_line(error)}") from None
+            raise BadInputError(
+                f"ONNX Runtime {VERSION} cannot load {what}: {first_line(error)} Give a model that it can load."
+            ) from None
         self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
         self.output_types: dict[str, str] = {o.name: o.type for o in self._session.get_outputs()}
 
@@ -55,7 +59,9 @@ class Session:
         try:
             return list(self._session.run(outputs, feeds))
         except Exception as error:
-            raise BadInputError(f"ONNX Runtime {VERSION} cannot run the model: {first_line(error)}") from None
+            raise BadInputError(
+                f"ONNX Runtime {VERSION} cannot run the model: {first_line(error)} Give a model that it can run, or inputs that fit (--data, --input-shape)."
+            ) from None
 
 
 def folder_of(model: LoadedModel) -> str | None:
@@ -68,7 +74,7 @@ def first_line(error: BaseException) -> str:
     line = text[0].split("] : ")[-1]
     if " : " in line and line.startswith("[ONNXRuntimeError]"):
         line = line.split(" : ", 3)[-1]
-    return line[:300]
+    return line[:300].rstrip(". ") + "."
 
 
 # ---------------------------------------------------------------- feeds
@@ -92,7 +98,11 @@ def symbols(value: onnx.ValueInfoProto) -> list[int | str]:
 
 
 def random_feeds(
-    proto: ModelProto, sizes: dict[str, int], seed: int = 0, high: int = 100, shapes: dict[str, tuple[int, ...]] | None = None
+    proto: ModelProto,
+    sizes: dict[str, int],
+    seed: int = 0,
+    high: int = 100,
+    shapes: dict[str, tuple[int, ...]] | None = None,
 ) -> Feeds:
     """Random inputs: normal floats, integers in [1, high), True; `sizes` gives every symbol's size, `shapes` whole shapes."""
     rng = np.random.default_rng(seed)
@@ -101,7 +111,19 @@ def random_feeds(
         if not value.type.HasField("tensor_type"):
             raise BadInputError(f"Input '{value.name}' is not a tensor; onnxprune feeds tensors only.")
         given = (shapes or {}).get(value.name)
-        shape = given or tuple(s if isinstance(s, int) else sizes[s] for s in symbols(value))
+        dims = symbols(value)
+        if given and (
+            len(given) != len(dims) or any(isinstance(d, int) and d != g for d, g in zip(dims, given, strict=True))
+        ):
+            wanted = ",".join(str(d) for d in dims)
+            raise BadInputError(
+                f"--input-shape {value.name}:{','.join(map(str, given))} does not fit the model's {wanted}."
+            )
+        shape = given or tuple(s if isinstance(s, int) else sizes[s] for s in dims)
+        if math.prod(shape) > MAX_ELEMENTS:
+            raise BadInputError(
+                f"Input '{value.name}' of shape {list(shape)} is too large to try; give smaller --input-shape sizes."
+            )
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
         if dtype.kind == "O":
             feeds[value.name] = np.full(shape, "a", dtype=object)
@@ -143,13 +165,15 @@ def candidate_sizes(proto: ModelProto) -> Iterator[dict[str, int]]:
     length = max((len(names[n]) for n in others), default=1)
     for first in (2, 1):
         for k in range(length):
-            yield {n: first for n in batch} | {n: names[n][min(k, len(names[n]) - 1)] for n in others}
+            yield dict.fromkeys(batch, first) | {n: names[n][min(k, len(names[n]) - 1)] for n in others}
     if 1 < len(others) <= 3:
         for combination in itertools.product(*(names[n][:10] for n in others)):
-            yield {n: 1 for n in batch} | dict(zip(others, combination, strict=True))
+            yield dict.fromkeys(batch, 1) | dict(zip(others, combination, strict=True))
 
 
-def find_feeds(model: LoadedModel, shapes: dict[str, tuple[int, ...]] | None = None, seed: int = 0) -> tuple[Feeds, Feeds]:
+def find_feeds(
+    model: LoadedModel, shapes: dict[str, tuple[int, ...]] | None = None, seed: int = 0
+) -> tuple[Feeds, Feeds]:
     """Two feeds that the model accepts and that differ in every dynamic dimension where it lets them.
 
     `shapes` fixes the shape of the inputs it names (as `--input-shape` does). Raises `BadInputError` with ONNX Runtime's
@@ -159,7 +183,9 @@ def find_feeds(model: LoadedModel, shapes: dict[str, tuple[int, ...]] | None = N
     for name in shapes or {}:
         if name not in {v.name for v in graph_inputs(proto)}:
             known = ", ".join(v.name for v in graph_inputs(proto))
-            raise BadInputError(f"--input-shape names '{name}', which is no input of the model; its inputs are: {known}.")
+            raise BadInputError(
+                f"--input-shape names '{name}', which is no input of the model; its inputs are: {known}."
+            )
     session = Session(proto, folder_of(model))
     error: BadInputError | None = None
     for high in (100, 10, 2, 1):
@@ -224,8 +250,8 @@ def _second_feeds(
 
     if not sizes:
         return None
-    for step in (lambda n: n + 1, lambda n: 2 * n, lambda n: n + 32):
-        feeds = works({name: n + 1 if n <= 2 else step(n) for name, n in sizes.items()})
+    for factor, more in ((1, 1), (2, 0), (1, 32)):
+        feeds = works({name: n + 1 if n <= 2 else factor * n + more for name, n in sizes.items()})
         if feeds is not None:
             return feeds
     current, found = dict(sizes), None
@@ -254,7 +280,11 @@ def observe(model: LoadedModel, feeds: tuple[Feeds, Feeds], wanted: set[str], ty
 
 def _captured(graph: GraphProto) -> set[str]:
     """Names that a graph and its subgraphs read from outside."""
-    inside = {i.name for i in graph.input} | {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    inside = (
+        {i.name for i in graph.input}
+        | {t.name for t in graph.initializer}
+        | {t.values.name for t in graph.sparse_initializer}
+    )
     read: set[str] = {o.name for o in graph.output}
     for node in graph.node:
         read.update(node.input)
@@ -305,7 +335,8 @@ def _observe_graph(
         for attribute in node.attribute:
             for sub in _subgraphs(attribute):
                 needed |= _captured(sub) | set(node.input)
-    produced = [o for node in graph.node for o in node.output if o and not _may_be_sequence(model.proto, node)]
+    sequences = _sequences(model.proto, graph)
+    produced = [o for node in graph.node for o in node.output if o and o not in sequences]
     values = [o for o in produced if o in needed or path + o in wanted]
     dtyped = [o for o in produced if path + o in typed and o not in values]
     del proto.graph.output[:]
@@ -335,7 +366,9 @@ def _observe_graph(
                     {n: v[n] for n in _captured(sub) if n in v} | _body_feeds(node, sub, v, initializers) for v in known
                 ]
                 try:
-                    more = _observe_graph(model, sub, inner, initializers, f"{path}{first}.{attribute.name}//", wanted, typed)
+                    more = _observe_graph(
+                        model, sub, inner, initializers, f"{path}{first}.{attribute.name}//", wanted, typed
+                    )
                 except BadInputError:
                     continue  # a branch that does not run on these inputs stays unobserved: its rules pin
                 for mine, theirs in zip(seen, more, strict=True):
@@ -374,27 +407,36 @@ def _body_feeds(node: onnx.NodeProto, body: GraphProto, known: Feeds, initialize
     return {i.name: v for i, v in zip(body.input, start, strict=False) if v is not None}
 
 
-def _may_be_sequence(proto: ModelProto, node: onnx.NodeProto) -> bool:
-    """True when the operator's outputs may be sequences or optionals, of which no Shape can be taken."""
-    version = next((o.version for o in proto.opset_import if o.domain == node.domain), 1)
-    key = (node.op_type, version, node.domain)
-    if key not in _SEQUENCE_CACHE:
-        try:
-            schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-            kinds = {o.type_str for o in schema.outputs}
-            allowed = [t for c in schema.type_constraints if c.type_param_str in kinds for t in c.allowed_type_strs]
-            allowed += [k for k in kinds if "(" in k]
-            is_control = any(a.type == onnx.defs.OpSchema.AttrType.GRAPH for a in schema.attributes.values())
-            generic = node.op_type == "Identity"  # ops: may carry anything, nearly always a tensor
-            _SEQUENCE_CACHE[key] = (
-                any(t.startswith(("seq(", "optional(", "map(")) for t in allowed) and not is_control and not generic
-            )
-        except onnx.defs.SchemaError:
-            _SEQUENCE_CACHE[key] = False
-    return _SEQUENCE_CACHE[key]
+def _sequences(proto: ModelProto, graph: GraphProto) -> set[str]:
+    """Outputs that are sequences or optionals, of which no Shape can be taken.
+
+    An output that may be either (Identity) is one if an input is.
+    """
+    found: set[str] = set()
+    for node in graph.node:
+        version = next((o.version for o in proto.opset_import if o.domain == node.domain), 1)
+        key = (node.op_type, version, node.domain)
+        if key not in _CONTAINERS:
+            _CONTAINERS[key] = _containers(*key)
+        always, sometimes = _CONTAINERS[key]
+        if always or (sometimes and any(i in found for i in node.input)):
+            found.update(node.output)
+    return found
 
 
-_SEQUENCE_CACHE: dict[tuple[str, int, str], bool] = {}
+def _containers(op: str, version: int, domain: str) -> tuple[bool, bool]:
+    """Are an operator's outputs always, or sometimes, something else than tensors?"""
+    try:
+        schema = onnx.defs.get_schema(op, version, domain)
+    except onnx.defs.SchemaError:
+        return False, False
+    types = {c.type_param_str: list(c.allowed_type_strs) for c in schema.type_constraints}
+    allowed = [t for o in schema.outputs for t in types.get(o.type_str, [o.type_str])]
+    tensors = [t.startswith(("tensor(", "sparse_tensor(")) for t in allowed]
+    return not any(tensors), not all(tensors)
+
+
+_CONTAINERS: dict[tuple[str, int, str], tuple[bool, bool]] = {}
 
 
 # ---------------------------------------------------------------- latency

@@ -33,9 +33,13 @@ def main() -> int:
     for name, command in commands.items():
         print(f"== {name}: {' '.join(command)}", flush=True)
         start = time.perf_counter()
-        code = subprocess.run([str(TOOLS / command[0]), *command[1:]], cwd=ROOT, env=environment, check=False).returncode
+        code = subprocess.run(
+            [str(TOOLS / command[0]), *command[1:]], cwd=ROOT, env=environment, check=False
+        ).returncode
         if name != "tests":
-            print(f"== {name}: {'passed' if code == 0 else 'FAILED'} in {time.perf_counter() - start:.0f} s", flush=True)
+            print(
+                f"== {name}: {'passed' if code == 0 else 'FAILED'} in {time.perf_counter() - start:.0f} s", flush=True
+            )
         if code:
             failed.append(name)
     if failed:

@@ -72,7 +72,7 @@ def refused(folder: Path, code: int, *arguments: object) -> str:
     assert result.stdout == ""
     lines = result.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("onnxprune: "), result.stderr
-    assert lines[0].rstrip().endswith((".", ")", "]")) and "Traceback" not in result.stderr
+    assert "Traceback" not in result.stderr
     return lines[0]
 
 
@@ -160,10 +160,7 @@ def test_apply_remembers_what_the_plan_was_made_with(here: Path) -> None:
         y = MatMul(r, h)
     }""")
     onnx.save(model, "ln.onnx")
-    options = ("--include-inexact", "--input-shape", "x:2,9,6", "--exclude", "nothing*", "--exclude", "w")
-    line = refused(here, 2, "prune", "ln.onnx", "-o", "a.onnx", "--ratio", "0.5", *options)
-    assert "nothing*" in line
-    options = (*options[:3], "--exclude", "w")
+    options = ("--include-inexact", "--input-shape", "x:2,9,6", "--exclude", "h")
     assert run("prune", "ln.onnx", "-o", "a.onnx", "--ratio", "0.5", "--plan", "p.json", "-q", *options).exit_code == 0
     assert run("prune", "ln.onnx", "-o", "b.onnx", "--apply", "p.json", "-q").exit_code == 0
     assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes()
@@ -200,15 +197,11 @@ def test_random_is_reproducible(here: Path) -> None:
     assert removed(3) != removed(4)
 
 
-@pytest.mark.parametrize(("round_to", "kept"), [(1, 11), (4, 12), (8, 8), (16, 16), (None, 8)])
+@pytest.mark.parametrize(("round_to", "kept"), [(1, 10), (4, 12), (8, 8), (16, 16), (None, 8)])
 def test_round_to(here: Path, round_to: int | None, kept: int) -> None:
-    """16 channels less 30 % are 12; a tie of multiples keeps more, and a multiple of 16 keeps all."""
+    """16 channels less 40 % are 10; a tie of multiples keeps more, and a multiple of 16 keeps all."""
     options = () if round_to is None else ("--round-to", round_to)
-    ratio = "0.3" if round_to == 1 else "0.4"
-    code = run("prune", "m.onnx", "-o", "s.onnx", "--ratio", ratio, "-q", *options).exit_code
-    assert code == 0
-    if round_to == 1:
-        kept = 16 - int(0.3 * 16)
+    assert run("prune", "m.onnx", "-o", "s.onnx", "--ratio", "0.4", "-q", *options).exit_code == 0
     assert dims(onnx.load("s.onnx"), "w1")[0] == kept
 
 
@@ -222,7 +215,6 @@ def test_include_and_exclude_restrict(here: Path) -> None:
     assert widths() == (8, 12, 5)
     assert widths("--exclude", "*c1*") == (16, 12, 5)
     assert widths("--exclude", "w2") == (16, 24, 5), "the tensor's inputs and outputs both stay"
-    assert widths("--exclude", "*/Conv", "--exclude", "none", "--exclude", "*") [0] == 16 if False else True
     assert widths("--exclude", "/layers/c*/Conv") == (16, 24, 5)
     assert widths("--include", "/layers/h/MatMul")[2] == 5
     assert widths("--include", "/layers/h/MatMul")[0] == 16
@@ -319,7 +311,8 @@ def test_inspect(here: Path) -> None:
     assert result.exit_code == 0 and "graph output 'scores' keeps its shape" in result.stdout
     assert "member: w1 axis 0" in run("inspect", "m.onnx", "-v").stdout
     found = json.loads(run("inspect", "m.onnx", "--json").stdout)
-    assert found["macs"] == 36 * (16 * 27 + 24 * 16 * 9) * 1 * found["macs"] // (36 * (16 * 27 + 24 * 16 * 9)) or found["macs"] > 0
+    per_sample = 36 * (16 * 27 + 24 * 16 * 9) + 24 * 10 + 10 * 5
+    assert found["macs"] > 0 and found["macs"] % per_sample == 0, "some number of samples"
     assert found["params"] == sum(int(np.prod(t.dims)) for t in network().graph.initializer)
     first = next(g for g in found["groups"] if g["units"] == 16)
     assert first["removable"] == 15 and first["exact"] is True and first["macs"] > 0
@@ -343,17 +336,19 @@ def test_inspect_names_remedies(here: Path) -> None:
     assert [g["removable"] for g in loose["groups"] if g["units"] == 12] == [11]
 
 
-def test_inspect_lists_operators_without_a_rule(here: Path) -> None:
-    model = net(
-        """g (float[N,4] x) => (float[N,2] y) <float[4,8] w, float[8,2] v> {
-        h = MatMul(x, w)
-        r = com.microsoft.BifurcationDetector(h)
-        y = MatMul(r, v)
-    }""".replace("com.microsoft.BifurcationDetector(h)", "com.microsoft.Sampling(h)"),
-        domains=', "com.microsoft": 1',
-    )
-    onnx.save(model, "odd.onnx")
-    refused(here, 2, "inspect", "odd.onnx")  # ONNX Runtime cannot run it
+def test_inspect_lists_operators_without_a_rule(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator that ONNX Runtime knows and we do not pins what it touches, and is named."""
+    from onnxprune import ops
+
+    honest = ops.rule_for
+    monkeypatch.setattr(ops, "rule_for", lambda op, domain: ops.UNKNOWN if op == "Tanh" else honest(op, domain))
+    result = run("inspect", "m.onnx")
+    assert result.exit_code == 0 and "Tanh" in result.stdout
+    found = json.loads(run("inspect", "m.onnx", "--json").stdout)
+    assert any("Tanh" in name for name in found["unknown_operators"])
+    assert sorted(g["units"] for g in found["groups"] if g["removable"]) == [16, 24]
+    assert run("prune", "m.onnx", "-o", "s.onnx", "--ratio", "0.5", "-q").exit_code == 0
+    assert dims(onnx.load("s.onnx"), "head")[1] == 10
 
 
 def test_ops_lists_every_operator() -> None:

@@ -63,7 +63,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(arguments: list[str], folder: Path) -> str:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, f"{' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -130,7 +136,11 @@ def without_times(text: str) -> list[str]:
 def test_pins_shown_are_the_pins() -> None:
     section = README.split("## What is pruned", 1)[1].split("## ", 1)[0]
     shown = next(m["text"] for m in BLOCK.finditer(section) if m["kind"] == "text")
-    pinned = [line for line in run(["-m", "onnxprune", "inspect", "models/digits.onnx"], ROOT).splitlines() if "pinned" in line]
+    pinned = [
+        line
+        for line in run(["-m", "onnxprune", "inspect", "models/digits.onnx"], ROOT).splitlines()
+        if "pinned" in line
+    ]
     assert all(line in shown.splitlines() for line in pinned)
 
 

@@ -49,7 +49,9 @@ def test_own_graph(name: str, mode: str) -> None:
 
 @pytest.mark.slow
 @modes
-@pytest.mark.parametrize("name", OTHERS or [pytest.param("", marks=pytest.mark.skip(reason=f"no zoo at {SHARED.name}"))])
+@pytest.mark.parametrize(
+    "name", OTHERS or [pytest.param("", marks=pytest.mark.skip(reason=f"no zoo at {SHARED.name}"))]
+)
 def test_shared_graph(name: str, mode: str) -> None:
     assert name in EXPECTED, f"nothing is recorded; run: python -m tests.zoo.measure {name}"
     compare(name, mode, measure(load_graph(OTHERS[name]), MODES[mode]))

@@ -51,7 +51,11 @@ def zoo(folder: Path, ratio: float, round_to: int, include_inexact: bool, only: 
             OUT.print(_line(row), markup=False)
     summary = _summary(rows)
     if as_json:
-        click.echo(json.dumps({"onnxprune": __version__, "onnxruntime": runtime.VERSION, "rows": rows, "summary": summary}, indent=1))
+        click.echo(
+            json.dumps(
+                {"onnxprune": __version__, "onnxruntime": runtime.VERSION, "rows": rows, "summary": summary}, indent=1
+            )
+        )
     else:
         OUT.print(json.dumps(summary), markup=False)
 
@@ -123,7 +127,8 @@ def _seconds(model: onnx.ModelProto) -> dict[str, float]:
     """Seconds of load + analyse (observation included) + score, allocate + rewrite, without the ONNX Runtime checks."""
     begin = time.perf_counter()
     result = pipeline.prune(model, Budget("macs", 0.5), check=False, benchmark=False)
-    return {"total": time.perf_counter() - begin} | result.report.data["seconds"]
+    stages: dict[str, float] = result.report.data["seconds"]
+    return {"total": time.perf_counter() - begin} | stages
 
 
 @main.command()

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from onnxprune.core.graph import View
-from onnxprune.core.grouping import Bools, Group, Solution
-from onnxprune.core.maps import Facet, Maps, Shape, clusters, expand_axes, varying
+from onnxprune.core.classes import Bools
+from onnxprune.core.grouping import Group, Solution
+from onnxprune.core.maps import Facet, Maps, Shape, clusters, varying
 from onnxprune.core.model import LoadedModel
-from onnxprune.core.units import Ids
 from onnxprune.core.observation import Feeds, Observation
+from onnxprune.core.units import Ids
 
 Use = tuple[str, int]
 
@@ -163,5 +164,3 @@ def line_axis(mask: Bools) -> int:
         if (counts == counts.flat[0]).all():
             return axis
     raise NotABoxError(f"kept positions of shape {mask.shape} do not form a box")
-
-

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from onnxprune.core.errors import BadInputError
@@ -19,17 +21,23 @@ def check_writable(path: Path, option: str, inputs: tuple[Path, ...] = ()) -> No
         raise BadInputError(f"{option} {path} cannot be written; choose another place.")
     for other in inputs:
         if path.resolve() == other.resolve():
-            raise BadInputError(f"{option} {path} is the input file itself; choose another name.")
+            raise BadInputError(f"{option} {path} is named twice, or is an input; choose another name.")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write atomically: a temporary file in the same folder, then a rename."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+@contextlib.contextmanager
+def staged(texts: dict[Path, str]) -> Iterator[None]:
+    """Texts are written beside their places first; they move there when the block ends well, or vanish."""
+    temporary: dict[str, Path] = {}
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        for path, text in texts.items():
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+            temporary[name] = path
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(name, 0o644)
+        yield
+        for name, path in temporary.items():
+            os.replace(name, path)
+    finally:
+        for name in temporary:
+            Path(name).unlink(missing_ok=True)

@@ -12,18 +12,16 @@ along both axes), the rows are aligned: the same offset leaves every row.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
-from math import gcd
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from onnxprune.core.blocks import Blocks, Boxes, align_degenerate, find_blocks, find_boxes, per_step, tie_slabs
+from onnxprune.core.classes import Bools, Relations, distinct, find_atoms, merge
 from onnxprune.core.maps import Facet, shrink, varying
 from onnxprune.core.units import Ids, Pin, UnitTable
-
-Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -90,24 +88,6 @@ class Solution:
         return np.append(gone, False)[self.classes]
 
 
-@dataclass
-class _Relations:
-    """Working state while classes are merged."""
-
-    units: UnitTable
-    facets: list[Facet]
-    activations: list[Facet]
-    classes: Ids = field(default_factory=lambda: np.empty(0, np.int64))
-    child: Ids = field(default_factory=lambda: np.empty(0, np.int64))
-    parent: Ids = field(default_factory=lambda: np.empty(0, np.int64))
-    instance: Ids = field(default_factory=lambda: np.empty(0, np.int64))
-    instance_child: Ids = field(default_factory=lambda: np.empty(0, np.int64))
-    instance_parent: Ids = field(default_factory=lambda: np.empty(0, np.int64))
-    atoms: Ids = field(default_factory=lambda: np.empty(0, np.int64))
-    is_column: Bools = field(default_factory=lambda: np.empty(0, bool))
-    slabs: set[tuple[tuple[int, ...], bytes]] = field(default_factory=set)
-
-
 def solve(
     units: UnitTable,
     activations: list[Facet],
@@ -121,295 +101,30 @@ def solve(
     activations, constants: all facets of all tensors; rounded: units whose groups are worth rounding; included: units that the user named
     (None: all).
     """
-    facets = _distinct([*activations, *constants, *units.boxes, *units.aligned])
-    work = _Relations(units, facets, _distinct(activations))
+    facets = distinct([*activations, *constants, *units.boxes, *units.aligned])
+    work = Relations(units, facets, distinct(activations))
     stuck: set[int] = set()
     for attempt in range(20):
-        _merge(work)
-        boxes = _boxes(work)
-        if attempt < 10 and _tie_slabs(work, boxes):
+        merge(work)
+        boxes = find_boxes(work)
+        if attempt < 10 and tie_slabs(work, boxes):
             continue
-        _find_atoms(work)
-        blocks = _blocks(boxes, work)
-        again = _align_degenerate(work, boxes, blocks, final=attempt == 19, stuck=stuck)
+        find_atoms(work)
+        blocks = find_blocks(boxes, work)
+        again = align_degenerate(work, boxes, blocks, final=attempt == 19, stuck=stuck)
         if not again:
             break
     return _solution(work, boxes, blocks, rounded, include_inexact, stuck, included)
 
 
-def _distinct(facets: list[Facet]) -> list[Facet]:
-    seen: dict[tuple[tuple[int, ...], bytes], Facet] = {}
-    ids: set[int] = set()
-    for facet in facets:
-        if id(facet) in ids:
-            continue
-        ids.add(id(facet))
-        squeezed = facet.reshape([n for n in facet.shape if n > 1])
-        seen.setdefault((squeezed.shape, squeezed.tobytes()), squeezed)
-    return list(seen.values())
-
-
-def _merge(work: _Relations) -> None:
-    """Classes from ties; a row of one child is that child, and rows of equal children are one row.
-
-    Every call of `row` is an *instance*: its parent goes when all children of that instance go, so that the rows of
-    several tensors bound to one parent go together.
-    """
-    units = work.units
-    starts = np.cumsum([0, *[r[1].size for r in units.rows]])
-    call = np.repeat(np.arange(len(units.rows)), np.diff(starts))
-    child_units = np.concatenate([r[0] for r in units.rows] or [np.empty(0, np.int64)])
-    parent_units = np.concatenate([r[1] for r in units.rows] or [np.empty(0, np.int64)])
-    while True:
-        classes = np.append(units.components(), -1)
-        work.classes = classes
-        first = _representatives(classes)
-        table = np.stack([classes[parent_units], call, classes[child_units]], axis=1)
-        table = np.unique(table, axis=0)
-        broken = np.unique(table[table[:, 2] < 0, 0])
-        if broken.size:
-            units.pin(first[broken], Pin("", "a row holds positions that have to stay"))
-        table = table[(table[:, 2] >= 0) & (table[:, 0] != table[:, 2])]
-        if not table.size:
-            work.child = work.parent = work.instance_child = work.instance = work.instance_parent = np.empty(0, np.int64)
-            return
-        marks = np.flatnonzero(np.r_[True, (table[1:, :2] != table[:-1, :2]).any(axis=1)])
-        merged = False
-        by_children: dict[bytes, int] = {}
-        seen: dict[tuple[int, bytes], np.ndarray] = {}
-        for start, end in zip(marks.tolist(), [*marks[1:].tolist(), len(table)], strict=True):
-            p, kids = int(table[start, 0]), table[start:end, 2]
-            if kids.size == 1:
-                units.tie(first[[p]], first[kids])
-                merged = True
-                continue
-            mark = kids.tobytes()
-            seen.setdefault((p, mark), kids)
-            other = by_children.setdefault(mark, p)
-            if other != p:
-                units.tie(first[[other]], first[[p]])
-                merged = True
-        if not merged:
-            break
-    work.instance_parent = np.array([p for p, _ in seen], np.int64)
-    work.instance = np.repeat(np.arange(len(seen)), [k.size for k in seen.values()])
-    work.instance_child = np.concatenate(list(seen.values()))
-    pairs = np.unique(np.stack([work.instance_parent[work.instance], work.instance_child], axis=1), axis=0)
-    work.parent, work.child = pairs[:, 0], pairs[:, 1]
-
-
-def _find_atoms(work: _Relations) -> None:
-    """Classes at the same offset of aligned rows form one atom."""
-    count = int(work.classes.max(initial=-1)) + 1
-    left, right = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for array in work.units.aligned:
-        found = work.classes[array]
-        first, other = np.broadcast_arrays(found[:1], found)
-        known = (first >= 0) & (other >= 0)
-        left.append(first[known])
-        right.append(other[known])
-        broken = found[:, (found < 0).any(axis=0)]
-        work.units.pin(_units_of(work, broken[broken >= 0]), Pin("", "rows are aligned with positions that have to stay"))
-    a, b = np.concatenate(left), np.concatenate(right)
-    links = coo_array((np.ones(a.size), (a, b)), shape=(count, count))
-    work.atoms = np.asarray(connected_components(links, directed=False)[1], np.int64) if count else np.empty(0, np.int64)
-    work.is_column = np.zeros(count, bool)
-    if work.units.columns:
-        work.is_column[work.classes[np.concatenate(work.units.columns)]] = True
-
-
-def _units_of(work: _Relations, classes: Ids) -> Ids:
-    return _representatives(work.classes)[np.unique(classes)] if classes.size else np.empty(0, np.int64)
-
-
-def _tie_slabs(work: _Relations, boxes: _Boxes) -> bool:
-    """Rows on a grid of several axes ([3, heads] of a packed projection) go slab by slab: tie their parents."""
-    if not work.parent.size:
-        return False
-    parents_of: dict[int, list[int]] = defaultdict(list)
-    columns = np.zeros(int(work.classes.max()) + 1, bool)
-    if work.units.columns:
-        columns[work.classes[np.concatenate(work.units.columns)]] = True
-    kids: dict[int, set[int]] = defaultdict(set)
-    for p, c in zip(work.parent.tolist(), work.child.tolist(), strict=True):
-        if not columns[p]:
-            parents_of[c].append(p)
-            kids[p].add(c)
-    first = _representatives(work.classes)
-    tied = False
-    for array, grid in zip(boxes.classes, boxes.grids, strict=True):
-        if len(grid) < 2:
-            continue
-        label = np.full(array.shape[0], -1, np.int64)
-        for r in range(array.shape[0]):
-            members = set(array[r].tolist())
-            label[r] = next((p for p in parents_of.get(int(array[r, 0]), []) if members <= kids[p]), -1)
-        table = label.reshape(grid)
-        if (table < 0).all() or len(varying(shrink(table))) <= 1:
-            continue
-        units = np.where(table >= 0, first[table], -1)
-        if (array.shape, units.tobytes()) in work.slabs:
-            continue
-        work.slabs.add((array.shape, units.tobytes()))
-        lead = units.reshape(-1, grid[-1])
-        work.units.tie(lead[:1], lead, Pin("", "a row of another part of the same tensor has to stay"))
-        tied = True
-    return tied
-
-
-def _representatives(classes: Ids) -> Ids:
-    """One unit of each class."""
-    _, first = np.unique(classes[:-1], return_index=True)
-    return first.astype(np.int64)
-
-
-@dataclass(frozen=True)
-class _Boxes:
-    """Facets of several axes, as class arrays `[rows, line]`; `arrays` hold unit ids of the same layout."""
-
-    classes: list[Ids]
-    units: list[Ids]
-    grids: list[tuple[int, ...]]
-
-
-def _boxes(work: _Relations) -> _Boxes:
-    classes: list[Ids] = []
-    arrays: list[Ids] = []
-    grids: list[tuple[int, ...]] = []
-    seen: set[tuple[tuple[int, ...], bytes]] = set()
-    for facet in work.facets:
-        if facet.ndim < 2:
-            continue
-        found = work.classes[facet]
-        small = shrink(found)
-        axes = varying(small)
-        if len(axes) < 2:
-            continue
-        small = small.reshape([small.shape[a] for a in axes])
-        mark = (small.shape, small.tobytes())
-        if mark in seen:
-            continue
-        seen.add(mark)
-        units = facet
-        for axis in range(facet.ndim):
-            if axis not in axes:
-                units = units.take([0], axis=axis)
-        line = small.shape[-1]
-        classes.append(small.reshape(-1, line))
-        arrays.append(units.reshape(-1, line))
-        grids.append(small.shape[:-1])
-    return _Boxes(classes, arrays, grids)
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """block, linked: per atom the block and the linked set it belongs to (-1: none); loss tables per box row."""
-
-    block: Ids
-    linked: Ids
-    box_set: Ids
-    row_of: Ids
-    row_block: Ids
-    row_count: Ids
-    row_box: Ids
-
-
-def _mix(values: Ids) -> NDArray[np.uint64]:
-    """A fixed 64-bit hash (splitmix64), for order-free signatures."""
-    x = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _blocks(boxes: _Boxes, work: _Relations) -> _Blocks:
-    """Atoms with the same multiplicity in every row of every box share a block. Indexed by atom."""
-    count = int(work.atoms.max(initial=-1)) + 1
-    atom_of = np.append(work.atoms, -1)
-    pieces = []
-    offset = 0
-    row_box: list[int] = []
-    for b, array in enumerate(boxes.classes):
-        rows = np.broadcast_to(np.arange(array.shape[0])[:, None] + offset, array.shape)
-        pieces.append(np.stack([atom_of[array.ravel()], rows.ravel()], axis=1))
-        offset += array.shape[0]
-        row_box += [b] * array.shape[0]
-    empty = np.empty(0, np.int64)
-    if not pieces:
-        none = np.full(count, -1, np.int64)
-        return _Blocks(none, none, empty, empty, empty, empty, empty)
-    table, multiplicity = np.unique(np.concatenate(pieces), axis=0, return_counts=True)
-    real = table[:, 0] >= 0
-    table, multiplicity = table[real], multiplicity[real]
-    with np.errstate(over="ignore"):
-        marks = _mix(table[:, 1] * 1_000_003 + multiplicity)
-        signature = np.zeros(count, np.uint64)
-        np.add.at(signature, table[:, 0], marks)
-    inside = np.zeros(count, bool)
-    inside[table[:, 0]] = True
-    _, block_inside = np.unique(signature[inside], return_inverse=True)
-    block = np.full(count, -1, np.int64)
-    block[inside] = block_inside
-    boxes_of_row = np.array(row_box, np.int64)
-    n_blocks, n_boxes = int(block.max(initial=-1)) + 1, len(boxes.classes)
-    edges = np.unique(np.stack([block[table[:, 0]], boxes_of_row[table[:, 1]]], axis=1), axis=0)
-    graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1] + n_blocks)), shape=(n_blocks + n_boxes,) * 2)
-    label = connected_components(graph, directed=False)[1]
-    linked = np.full(count, -1, np.int64)
-    linked[inside] = label[block[inside]]
-    rows = np.unique(np.stack([table[:, 1], block[table[:, 0]], multiplicity], axis=1), axis=0)
-    return _Blocks(block, linked, label[n_blocks:].astype(np.int64), rows[:, 0], rows[:, 1], rows[:, 2], boxes_of_row)
-
-
-def _per_step(blocks: _Blocks, members: Ids, sizes: Ids) -> Ids | None:
-    """How many classes of each block one step takes so that all rows of a box lose equally many; None if there is no way."""
-    mine = np.isin(blocks.row_block, members)
-    row, block, count = blocks.row_of[mine], blocks.row_block[mine], blocks.row_count[mine]
-    index = np.searchsorted(members, block)
-    divisor = gcd(*(int(s) for s in sizes))
-    for per_step in (np.ones(len(members), np.int64), sizes // divisor):
-        if (sizes // per_step).min() < 2:
-            continue
-        rows, inverse = np.unique(row, return_inverse=True)
-        loss = np.bincount(inverse, weights=count * per_step[index])
-        box = blocks.row_box[rows]
-        full = np.bincount(blocks.row_box)[np.unique(box)]
-        first = np.flatnonzero(np.r_[True, box[1:] != box[:-1]])
-        seen = np.diff([*first, len(box)])
-        if (np.repeat(loss[first], seen) == loss).all() and (seen == full).all():
-            return per_step
-    return None
-
-
-def _align_degenerate(work: _Relations, boxes: _Boxes, blocks: _Blocks, final: bool, stuck: set[int]) -> bool:
-    """Tie rows together where blocks leave no legal step; True if anything was tied."""
-    again = False
-    parents = np.zeros(len(blocks.block), bool)
-    if work.child.size:
-        parents[work.atoms[work.child[~work.is_column[work.parent]]]] = True
-    for label in np.unique(blocks.linked[blocks.linked >= 0]):
-        inside = np.flatnonzero(blocks.linked == label)
-        members, sizes = np.unique(blocks.block[inside], return_counts=True)
-        own = np.flatnonzero(blocks.box_set == label)
-        per_step = _per_step(blocks, members, sizes)
-        if per_step is None:
-            if final:
-                stuck.update(np.flatnonzero(np.isin(work.atoms, inside)).tolist())
-                continue
-            array = boxes.units[own[0]]
-            work.units.tie(array[:1], array)
-            again = True
-        elif not parents[inside].any() and not final:
-            steps = int((sizes // per_step).min())
-            if all(steps < boxes.classes[b].shape[0] for b in own):
-                for b in own:
-                    work.units.tie(boxes.units[b][:, :1], boxes.units[b])
-                again = True
-    return again
-
-
 def _solution(
-    work: _Relations, boxes: _Boxes, blocks: _Blocks, rounded: Ids, include_inexact: bool, stuck: set[int], included: Ids | None
+    work: Relations,
+    boxes: Boxes,
+    blocks: Blocks,
+    rounded: Ids,
+    include_inexact: bool,
+    stuck: set[int],
+    included: Ids | None,
 ) -> Solution:
     units, classes = work.units, work.classes
     count = int(classes.max(initial=-1)) + 1
@@ -468,7 +183,7 @@ def _solution(
     return Solution(classes, count, (work.child, work.parent), pinned, approximate, groups, axes, instances)
 
 
-def _single_axes(work: _Relations) -> tuple[Ids, ...]:
+def _single_axes(work: Relations) -> tuple[Ids, ...]:
     """Class arrays of facets that vary along one axis and could be emptied (no position without a unit)."""
     found: dict[bytes, Ids] = {}
     for facet in work.facets:
@@ -481,9 +196,9 @@ def _single_axes(work: _Relations) -> tuple[Ids, ...]:
 
 
 def _groups(
-    work: _Relations,
-    boxes: _Boxes,
-    blocks: _Blocks,
+    work: Relations,
+    boxes: Boxes,
+    blocks: Blocks,
     draft: Solution,
     reasons: dict[int, list[Pin]],
     rounded: Ids,
@@ -526,7 +241,7 @@ def _groups(
     is_rounded[classes[rounded]] = True
     keys: dict[tuple[int, int, int], list[int]] = defaultdict(list)
     live = np.zeros(count + 1, bool)  # between two constants there is nothing to remove
-    for facet in work.activations:
+    for facet in [*work.activations, *units.boxes]:
         live[classes[facet.ravel()]] = True
     offered &= live[:-1] | is_parent
     linked_of = blocks.linked[work.atoms]
@@ -538,7 +253,9 @@ def _groups(
     groups: list[Group] = []
     for (lone, _, rows), members in sorted(keys.items(), key=lambda item: item[1][0]):
         ids = np.array(members, np.int64)
-        group = _make(len(groups), ids, bool(lone), bool(rows), work, blocks, draft, staying, reasons, origin, is_rounded, boxes)
+        group = _make(
+            len(groups), ids, bool(lone), bool(rows), work, blocks, draft, staying, reasons, origin, is_rounded, boxes
+        )
         if group is not None:
             groups.append(group)
     return tuple(groups)
@@ -549,19 +266,19 @@ def _make(
     ids: Ids,
     lone: bool,
     rows: bool,
-    work: _Relations,
-    blocks: _Blocks,
+    work: Relations,
+    blocks: Blocks,
     draft: Solution,
     staying: Bools,
     reasons: dict[int, list[Pin]],
     origin: dict[int, str],
     is_rounded: Bools,
-    boxes: _Boxes,
+    boxes: Boxes,
 ) -> Group | None:
     pinned = draft.pinned if rows else staying
     if lone:
         parts: tuple[Ids, ...] = (ids[:, None],)
-        per_step: tuple[int, ...] = (1,)
+        taken: tuple[int, ...] = (1,)
         if rows:
             pinned = pinned.copy()
             bad = _illegal_rows(ids, draft, boxes)
@@ -572,14 +289,14 @@ def _make(
         label = int(blocks.linked[work.atoms[ids[0]]])
         inside = np.flatnonzero(blocks.linked == label)
         members, sizes = np.unique(blocks.block[inside], return_counts=True)
-        found = _per_step(blocks, members, sizes)
+        found = per_step(blocks, members, sizes)
         if found is None:
             found = sizes
         parts = tuple(_atoms(work, inside[blocks.block[inside] == m]) for m in members)
-        per_step = tuple(int(t) for t in found)
-    free = tuple(~pinned[p].any(axis=1) for p in parts)
-    units = min(len(p) // t for p, t in zip(parts, per_step, strict=True))
-    removable = min(int(f.sum()) // t for f, t in zip(free, per_step, strict=True))
+        taken = tuple(int(t) for t in found)
+    free: tuple[Bools, ...] = tuple(np.logical_not(pinned[p].any(axis=1)) for p in parts)
+    units = min(len(p) // t for p, t in zip(parts, taken, strict=True))
+    removable = min(int(f.sum()) // t for f, t in zip(free, taken, strict=True))
     removable = max(0, min(removable, units - 1))
     why: dict[str, Pin] = {}
     everything = np.unique(np.concatenate([p.ravel() for p in parts]))
@@ -597,7 +314,7 @@ def _make(
         origin=name,
         kind="rows" if rows else "channels" if lone else "blocks",
         blocks=parts,
-        per_step=per_step,
+        per_step=taken,
         free=free,
         units=units,
         removable=removable,
@@ -607,7 +324,7 @@ def _make(
     )
 
 
-def _atoms(work: _Relations, atoms: Ids) -> Ids:
+def _atoms(work: Relations, atoms: Ids) -> Ids:
     """Classes `[n, k]` of atoms; shorter ones repeat their first class."""
     order = np.argsort(work.atoms, kind="stable")
     start = np.searchsorted(work.atoms[order], atoms)
@@ -615,10 +332,11 @@ def _atoms(work: _Relations, atoms: Ids) -> Ids:
     width = int((end - start).max())
     index = start[:, None] + np.arange(width)[None, :]
     index = np.where(index < end[:, None], index, start[:, None])
-    return order[index]
+    atoms_of: Ids = order[index]
+    return atoms_of
 
 
-def _illegal_rows(ids: Ids, draft: Solution, boxes: _Boxes) -> Ids:
+def _illegal_rows(ids: Ids, draft: Solution, boxes: Boxes) -> Ids:
     """Row classes whose removal would not leave every box a box."""
     label = np.full(draft.count + 1, -1, np.int64)
     bad: set[int] = set()

@@ -21,7 +21,8 @@ import numpy as np
 from onnxprune.core.analysis import Analysis
 from onnxprune.core.errors import BadInputError
 from onnxprune.core.graph import name_of
-from onnxprune.core.grouping import Bools, Group
+from onnxprune.core.classes import Bools
+from onnxprune.core.grouping import Group
 from onnxprune.core.maps import Facet, varying
 from onnxprune.core.units import Ids
 
@@ -51,7 +52,9 @@ class Plan:
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise BadInputError(f"{what} is not JSON: {error}. Write one with 'onnxprune prune … --plan FILE'.") from None
+            raise BadInputError(
+                f"{what} is not JSON: {error}. Write one with 'onnxprune prune … --plan FILE'."
+            ) from None
         needed = {"version": int, "model_sha256": str, "groups": list}
         if not isinstance(document, dict) or not all(isinstance(document.get(k), t) for k, t in needed.items()):
             raise BadInputError(f"{what} is not a plan: it needs {', '.join(needed)}.")
@@ -59,7 +62,7 @@ class Plan:
             raise BadInputError(f"{what} has version {document['version']}; this onnxprune reads version {VERSION}.")
         for group in document["groups"]:
             ok = isinstance(group, dict) and all(isinstance(group.get(k), list) for k in ("classes", "members"))
-            if not ok or not all(type(c) is int for c in group["classes"]):
+            if not ok or not all(type(c) is int and abs(c) < 1 << 40 for c in group["classes"]):
                 raise BadInputError(f"{what} has a group without integer 'classes' or without 'members'.")
         return Plan(document)
 
@@ -82,19 +85,19 @@ def make_plan(
             for group, axis, positions in _slices(facet, unit_owner):
                 members[numbers[group]].append({"tensor": name_of(key), "axis": axis, "removed": positions})
     groups = []
-    for k, group in enumerate(analysis.groups):
+    for k, part in enumerate(analysis.groups):
         classes = np.flatnonzero(owner == k)
         if classes.size:
             groups.append(
                 {
-                    "id": group.id,
-                    "origin": group.origin,
-                    "kind": group.kind,
-                    "units": group.units,
-                    "removed": _units_removed(group, removed),
-                    "exact": group.exact,
+                    "id": part.id,
+                    "origin": part.origin,
+                    "kind": part.kind,
+                    "units": part.units,
+                    "removed": _units_removed(part, removed),
+                    "exact": part.exact,
                     "classes": [int(c) for c in classes],
-                    "members": members[group.id],
+                    "members": members[part.id],
                 }
             )
     return Plan(
@@ -165,10 +168,14 @@ def removed_by(plan: Plan, analysis: Analysis, what: str = "the plan") -> Bools:
             raise BadInputError(f"{what} names units that this model does not have (group {group.get('id')}).")
         removed[classes] = True
     if (removed & analysis.solution.pinned).any() or (analysis.solution.closure(removed) != removed).any():
-        raise BadInputError(f"{what} removes units that have to stay together or stay; it was edited or made by another version.")
+        raise BadInputError(
+            f"{what} removes units that have to stay together or stay; it was edited or made by another version."
+        )
     again = make_plan(analysis, removed, {}, {}, "").document["groups"]
     want = [(g["id"], g["members"]) for g in again]
     have = [(g.get("id"), g["members"]) for g in plan.document["groups"]]
     if want != have:
-        raise BadInputError(f"{what} lists members that do not belong to its units; it was edited or made by another version.")
+        raise BadInputError(
+            f"{what} lists members that do not belong to its units; it was edited or made by another version."
+        )
     return removed

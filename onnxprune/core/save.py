@@ -35,10 +35,12 @@ def save_model(
     path: str | os.PathLike[str],
     *,
     folder: Path | None = None,
+    apart: bool = False,
     max_proto_bytes: int = MAX_PROTO_BYTES,
 ) -> list[Path]:
     """Write `proto` to `path`, both or neither of the model and its data file; the paths that were written.
 
+    apart: large tensors go to a data file in any case.
     folder: where the external tensors of `proto` lie now (`LoadedModel.folder`). They are copied; nothing that the new
         model says refers to the old files. `proto` is not modified.
 
@@ -46,7 +48,7 @@ def save_model(
     """
     path = Path(path)
     tensors = list(_tensors(proto.graph))
-    is_apart = any(map(is_external, tensors)) or _size(tensors) > max_proto_bytes
+    is_apart = apart or any(map(is_external, tensors)) or _size(tensors) > max_proto_bytes
     try:
         if path.exists() and not path.is_file():  # moving a file onto /dev/null would replace it
             raise OSError(errno.EINVAL, "it is no plain file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnxprune.core.maps import Maps
 from onnxprune.ops import (
     attention,
     control,
@@ -48,7 +49,7 @@ def _table() -> dict[tuple[str, str], Rule]:
 TABLE = _table()
 
 
-def unknown(ctx: MapContext) -> list[tuple[()]]:  # type: ignore[type-arg]
+def unknown(ctx: MapContext) -> list[Maps]:
     """An operator without a rule keeps everything it touches."""
     domain = f" of domain '{ctx.node.domain}'" if ctx.node.domain else ""
     for i in range(len(ctx.node.inputs)):
@@ -57,6 +58,15 @@ def unknown(ctx: MapContext) -> list[tuple[()]]:  # type: ignore[type-arg]
     return [() for _ in ctx.node.outputs]
 
 
+def unseen(ctx: MapContext) -> list[Maps]:
+    """A node whose tensors have no observed shape: a branch that was not taken, a sequence."""
+    for i in range(len(ctx.node.inputs)):
+        if ctx.has(i) and not ctx.is_lazy(i):
+            ctx.pin(ctx.maps(i), "was not observed (a branch not taken, or no tensor)", "give inputs that reach it with --data")
+    return [() for _ in ctx.node.outputs]
+
+
+UNSEEN = Rule((), "not observed (pins)", unseen)
 UNKNOWN = Rule((), "unknown (pins)", unknown)
 
 

@@ -53,7 +53,9 @@ def contract(
     labels_flat = (*named_axes[:at], "c", *named_axes[at + 1 :])
     result = Operand(labels_flat, out, named(flat, labels_flat))
     if ctx.has(bias):
-        result = Operand(labels_flat, out, combine(ctx, result, operand(ctx, bias, ("c",)), labels_flat, what="its bias"))
+        result = Operand(
+            labels_flat, out, combine(ctx, result, operand(ctx, bias, ("c",)), labels_flat, what="its bias")
+        )
     return unnamed(result.facets, labels_flat)
 
 
@@ -102,7 +104,11 @@ def fused_conv(ctx: MapContext) -> list[Maps]:
     if ctx.has(3):
         labels = tuple(str(a) for a in range(len(ctx.out_shape())))
         added = combine(
-            ctx, Operand(labels, ctx.out_shape(), named(maps, labels)), operand(ctx, 3, labels), labels, what="the added input"
+            ctx,
+            Operand(labels, ctx.out_shape(), named(maps, labels)),
+            operand(ctx, 3, labels),
+            labels,
+            what="the added input",
         )
         maps = unnamed(added, labels)
     return [maps]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnxprune import ops
 from onnxprune.core.analysis import Analysis, Shapes, kept_mask
-from onnxprune.core.grouping import Bools
+from onnxprune.core.classes import Bools
 from onnxprune.core.maps import Maps, Shape, clusters
 from onnxprune.ops.base import CostContext, Rule
 
@@ -56,8 +56,8 @@ class CostModel:
         self.cuts: dict[str, list[Maps]] = {}
         whole: set[str] = set()
         for source, uses in analysis.readers.items():
-            for use in uses:
-                found = analysis.uses.get(use)
+            for reader in uses:
+                found = analysis.uses.get(reader)
                 if found is None:
                     whole.add(source)
                 elif found[1] and not any(found[1] is m for m in self.cuts.get(source, [])):

@@ -85,7 +85,12 @@ def unnamed(facets: tuple[Named, ...], labels: tuple[Label, ...]) -> Maps:
 
 
 def combine(
-    ctx: MapContext, a: Operand, b: Operand, out: tuple[Label, ...], weight: bool = False, what: str = "the other operand"
+    ctx: MapContext,
+    a: Operand,
+    b: Operand,
+    out: tuple[Label, ...],
+    weight: bool = False,
+    what: str = "the other operand",
 ) -> tuple[Named, ...]:
     """Tie the units of two operands and return the facets of the result, whose labels are `out`.
 
@@ -106,7 +111,9 @@ def combine(
     matched = _match(ctx, left, right, shared, what)
     parents = _rows(ctx, left, right, shared, out, matched, what)
     result = _project(ctx, matched, parents, out)
-    return tuple(f for f in result if not (any(f is c for c in derived) and any(set(f.labels) < set(g.labels) for g in result)))
+    return tuple(
+        f for f in result if not (any(f is c for c in derived) and any(set(f.labels) < set(g.labels) for g in result))
+    )
 
 
 def reduce_labels(ctx: MapContext, a: Operand, out: tuple[Label, ...]) -> tuple[Named, ...]:
@@ -192,7 +199,9 @@ def _match(ctx: MapContext, left: list[Named], right: list[Named], shared: set[L
                 continue
             finer = [g for g in paired if set(f.labels) < set(g.labels) and _is_prefix(set(f.labels), g.labels)]
             rows = [
-                g for g in others if set(f.labels) < set(g.labels) and not set(g.labels) <= shared and _is_prefix(set(f.labels), g.labels)
+                g
+                for g in others
+                if set(f.labels) < set(g.labels) and not set(g.labels) <= shared and _is_prefix(set(f.labels), g.labels)
             ]
             coarser = [g for g in others if set(g.labels) < set(f.labels) and set(g.labels) <= shared]
             if finer or rows:

@@ -79,7 +79,7 @@ def terms(equation: str, ranks: list[int], out_rank: int) -> tuple[list[tuple[st
 def einsum(ctx: MapContext) -> list[Maps]:
     equation = ctx.attr("equation", "")
     equation = equation.decode() if isinstance(equation, bytes) else equation
-    inputs = [i for i in range(len(ctx.node.inputs))]
+    inputs = list(range(len(ctx.node.inputs)))
     spelled, out = terms(equation, [ctx.rank(i) for i in inputs], len(ctx.out_shape()))
     if any(len(set(t)) < len(t) for t in spelled):
         for i in inputs:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.core.maps import Facet, Maps, Shape, expand_axes, reshape, simplify, varying
+from onnxprune.core.maps import Facet, Maps, expand_axes, reshape, simplify, varying
 from onnxprune.core.observation import Array
 from onnxprune.ops.base import Edit, MapContext, Rule, move
 from onnxprune.ops.labelled import Operand, combine, named, operand
-
 
 # ---------------------------------------------------------------- same elements, other shape
 
@@ -83,7 +82,10 @@ def joined(ctx: MapContext, inputs: list[int]) -> Maps:
     for i in order[1:]:
         out = (*result.labels, f"c{i}")
         facets = combine(ctx, result, operand(ctx, i, labels(i)), out, what=f"input {i} ('{ctx.node.inputs[i]}')")
-        sizes = {**dict(zip(labels(i), ctx.shape(i), strict=True)), **dict(zip(result.labels, result.sizes, strict=True))}
+        sizes = {
+            **dict(zip(labels(i), ctx.shape(i), strict=True)),
+            **dict(zip(result.labels, result.sizes, strict=True)),
+        }
         result = Operand(out, tuple(sizes[x] for x in out), facets)
     starts = dict(zip([f"c{i}" for i in inputs], np.cumsum([0, *[ctx.shape(i)[axis] for i in inputs]]), strict=False))
     total = ctx.out_shape()[axis]
@@ -141,10 +143,12 @@ def split_adjust(edit: Edit) -> None:
 
 def slices(edit: Edit | MapContext, rank: int) -> list[tuple[int, Array | None, Array | None, int]] | None:
     """(axis, start, end, step) per sliced axis; None where a bound is computed from data."""
+    starts: Array | None
+    ends: Array | None
     if "starts" in edit.attrs:
         starts, ends = np.array(edit.attrs["starts"]), np.array(edit.attrs["ends"])
-        axes = edit.attrs.get("axes") or list(range(len(starts)))
-        steps = np.ones(len(starts), np.int64)
+        axes = edit.attrs.get("axes") or list(range(starts.size))
+        steps = np.ones(starts.size, np.int64)
     else:
         found = [edit.value(i) if edit.has(i) else None for i in range(1, 5)]
         known = found[2] if edit.has(3) else None
@@ -302,9 +306,10 @@ def pad_amounts(source: Edit | MapContext, rank: int) -> tuple[Array, Array] | N
     if "pads" in source.attrs or "paddings" in source.attrs:
         pads = np.array(source.attrs.get("pads", source.attrs.get("paddings")))
         return pads[:rank], pads[rank:]
-    pads = source.value(1)
-    if pads is None:
+    found = source.value(1)
+    if found is None:
         return None
+    pads = found
     before, after = np.zeros(rank, np.int64), np.zeros(rank, np.int64)
     axes = source.value(3) if source.has(3) else np.arange(rank)
     if axes is None:

@@ -259,9 +259,7 @@ RULES = [
         reduce_order,
         params=(1,),
     ),
-    Rule(
-        ("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), "pooling", pooled
-    ),
+    Rule(("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), "pooling", pooled),
     Rule(("Softmax", "LogSoftmax", "Hardmax"), "pins the axis", single_axis),
     Rule(("ArgMax", "ArgMin"), "pins the axis", arg),
     Rule(("TopK",), "pins the axis", top_k, params=(1,)),
@@ -271,7 +269,9 @@ RULES = [
     Rule(("BatchNormalization",), "pointwise", batch_norm),
     Rule(("InstanceNormalization",), "normalization (approximate)", instance_norm, reference=instance_norm_reference),
     Rule(("GroupNormalization",), "normalization (approximate)", group_norm, reference=group_norm_reference),
-    Rule(("MeanVarianceNormalization",), "normalization (approximate)", mean_variance, reference=mean_variance_reference),
+    Rule(
+        ("MeanVarianceNormalization",), "normalization (approximate)", mean_variance, reference=mean_variance_reference
+    ),
     Rule(
         ("LayerNormalization", "com.microsoft::LayerNormalization"),
         "normalization (approximate)",
@@ -285,7 +285,12 @@ RULES = [
         adjust=rescale_rms,
         typed=True,
     ),
-    Rule(("com.microsoft::SkipLayerNormalization",), "normalization (approximate)", skip_norm, reference=skip_norm_reference),
+    Rule(
+        ("com.microsoft::SkipLayerNormalization",),
+        "normalization (approximate)",
+        skip_norm,
+        reference=skip_norm_reference,
+    ),
     Rule(
         ("com.microsoft::SkipSimplifiedLayerNormalization",),
         "normalization (RMS: rescaled)",

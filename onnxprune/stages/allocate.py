@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from onnxprune.core.analysis import Analysis
 from onnxprune.core.budget import Budget
 from onnxprune.core.errors import NothingPrunableError, TargetNotReachableError
-from onnxprune.core.grouping import Bools, Group
+from onnxprune.core.classes import Bools
+from onnxprune.core.grouping import Group
 from onnxprune.core.units import Ids
 from onnxprune.ops.cost import CostModel
 
@@ -49,7 +50,8 @@ def steps_of(group: Group, scores: Scores) -> Steps:
         ordered.append(atoms[np.argsort(scores[atoms].mean(axis=1), kind="stable")])
     count = group.removable
     classes = tuple(
-        np.concatenate([ids[j * t : (j + 1) * t].ravel() for ids, t in zip(ordered, group.per_step, strict=True)]) for j in range(count)
+        np.concatenate([ids[j * t : (j + 1) * t].ravel() for ids, t in zip(ordered, group.per_step, strict=True)])
+        for j in range(count)
     )
     return Steps(group, classes, np.array([scores[c].mean() for c in classes]))
 
@@ -183,7 +185,11 @@ def _for_cost(
         return at(high)
     reach = 1.0 if best is None else best[0] / max(total, 1)
     held = list(dict.fromkeys(p.reason for g in analysis.groups for p in g.pins if not g.removable))
-    why = f" What is left is held by: {held[0]}" + (f" and {len(held) - 1} more pins." if len(held) > 1 else ".") if held else ""
+    why = (
+        f" What is left is held by: {held[0]}" + (f" and {len(held) - 1} more pins." if len(held) > 1 else ".")
+        if held
+        else ""
+    )
     raise TargetNotReachableError(
         f"--{budget.metric} {budget.amount:g} cannot be reached: at most down to {reach:.3f} of the original.{why}"
         f" Try a larger value, --round-to 1 or --include-inexact."

@@ -148,10 +148,17 @@ class _Walk:
             return
         unseen = [k for k in (*node.inputs, *node.outputs) if k and k not in self.shapes and k not in self.index_like]
         if unseen and not node.subgraphs:
-            found = ops.UNKNOWN
+            found = ops.UNSEEN
         domain = "" if node.domain == "ai.onnx" else node.domain
         context = MapContext(
-            node, self.shapes, self.lazy, self.state, self.value, self.units, self.view.opsets.get(domain, 1), self.subgraph,
+            node,
+            self.shapes,
+            self.lazy,
+            self.state,
+            self.value,
+            self.units,
+            self.view.opsets.get(domain, 1),
+            self.subgraph,
             self.no_units,
             self.observation.is_dynamic,
         )
@@ -251,7 +258,9 @@ class _Walk:
                 context.pin(list(maps), f"uses '{node.inputs[i]}', which is excluded", "change --include / --exclude")
         for key in node.outputs:
             if key and self.exclude(name_of(key)):
-                context.pin(list(self.state.get(key, ())), f"gives '{key}', which is excluded", "change --include / --exclude")
+                context.pin(
+                    list(self.state.get(key, ())), f"gives '{key}', which is excluded", "change --include / --exclude"
+                )
 
 
 def _dtype(constant: object) -> np.dtype[np.generic]:

@@ -22,7 +22,7 @@ def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
             shape = tuple(int(d) for d in dims.split(",") if d.strip())
         except ValueError:
             shape = (-1,)
-        if not name or any(d < 1 for d in shape):
+        if not name or not shape or any(not 1 <= d < 1 << 31 for d in shape):
             raise BadInputError(f"--input-shape '{text}' is not of the form name:1,3,224,224 with sizes above zero.")
         shapes[name] = shape
     return shapes
@@ -47,9 +47,12 @@ def load_data(path: str | Path, inputs: list[onnx.ValueInfoProto]) -> list[Feeds
 
 def _read(path: Path, inputs: list[onnx.ValueInfoProto]) -> Feeds:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise BadInputError(f"--data {path} is a single array; save it by name: numpy.savez(path, input_name=array).")
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise BadInputError(
+                f"--data {path} is a single array; save it by name: numpy.savez(path, input_name=array)."
+            )
+        with archive:
             arrays = {name: archive[name] for name in archive.files if name in {v.name for v in inputs}}
             known = list(archive.files)
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError, KeyError) as error:
@@ -57,7 +60,9 @@ def _read(path: Path, inputs: list[onnx.ValueInfoProto]) -> Feeds:
     feeds: Feeds = {}
     for value in inputs:
         if value.name not in arrays:
-            raise BadInputError(f"--data {path} has no array '{value.name}' (it has: {', '.join(known[:8])}); name arrays like the model's inputs.")
+            raise BadInputError(
+                f"--data {path} has no array '{value.name}' (it has: {', '.join(known[:8])}); name arrays like the model's inputs."
+            )
         feeds[value.name] = _fit(arrays[value.name], value, path)
     return feeds
 
@@ -66,20 +71,25 @@ def _fit(array: Array, value: onnx.ValueInfoProto, path: Path) -> Array:
     want = np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
     if array.dtype != want:
         if not np.can_cast(array.dtype, want, "same_kind"):
-            raise BadInputError(f"--data {path}: '{value.name}' is {array.dtype}, the model wants {want}; convert it first.")
+            raise BadInputError(
+                f"--data {path}: '{value.name}' is {array.dtype}, the model wants {want}; convert it first."
+            )
         array = array.astype(want)
-    if array.dtype.kind == "f" and np.isnan(array).any():
-        raise BadInputError(f"--data {path}: '{value.name}' contains NaN; remove or repair those samples.")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise BadInputError(f"--data {path}: '{value.name}' contains NaN or infinity; remove or repair those samples.")
     dims = value.type.tensor_type.shape.dim
     if value.type.tensor_type.HasField("shape"):
         declared = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in dims]
         batchless = list(array.shape)
         fits = len(declared) == array.ndim and all(
-            d is None or d == n or (axis == 0 and d > 0 and n % d == 0) for axis, (d, n) in enumerate(zip(declared, batchless, strict=True))
+            d is None or d == n or (axis == 0 and d > 0 and n % d == 0)
+            for axis, (d, n) in enumerate(zip(declared, batchless, strict=True))
         )
         if not fits or 0 in array.shape:
             shown = [d if d is not None else "?" for d in declared]
-            raise BadInputError(f"--data {path}: '{value.name}' has shape {list(array.shape)}, the model wants {shown}.")
+            raise BadInputError(
+                f"--data {path}: '{value.name}' has shape {list(array.shape)}, the model wants {shown}."
+            )
     return array
 
 

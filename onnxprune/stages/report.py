@@ -12,11 +12,12 @@ import onnx
 
 from onnxprune.core.analysis import Analysis
 from onnxprune.core.budget import Budget
-from onnxprune.core.grouping import Bools, Group
+from onnxprune.core.classes import Bools
+from onnxprune.core.grouping import Group
 from onnxprune.core.plan import Plan
 from onnxprune.core.units import Pin
 from onnxprune.ops.cost import CostModel
-from onnxprune.stages.verify import Verdict
+from onnxprune.core.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,9 @@ class Report:
         lines += ["| group | kind | where | units | removed | exact |", "|---|---|---|---:|---:|---|"]
         for g in self.data["groups"]:
             exact = "yes" if g["exact"] else "no"
-            lines.append(f"| {g['id']} | {g['kind']} | {_cell(g['origin'])} | {g['units']} | {g['removed']} | {exact} |")
+            lines.append(
+                f"| {g['id']} | {g['kind']} | {_cell(g['origin'])} | {g['units']} | {g['removed']} | {exact} |"
+            )
         lines += ["", "## Declined", ""]
         if not self.data["declined"]:
             lines.append("Nothing: every group of more than one unit can be pruned.")
@@ -164,7 +167,9 @@ def inspection(analysis: Analysis, costs: CostModel) -> dict[str, Any]:
     macs, params = costs.saving("macs"), costs.saving("params")
     everything = np.ones(analysis.solution.count, bool)
     members = {
-        g["id"]: [{k: v for k, v in m.items() if k != "removed"} | {"positions": len(m["removed"])} for m in g["members"]]
+        g["id"]: [
+            {k: v for k, v in m.items() if k != "removed"} | {"positions": len(m["removed"])} for m in g["members"]
+        ]
         for g in make_plan(analysis, everything, {}, {}, "").document["groups"]
     }
     rows = []

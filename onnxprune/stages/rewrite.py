@@ -16,7 +16,7 @@ from onnxprune import ops
 from onnxprune.core.analysis import Analysis, Shapes, kept_mask, settle
 from onnxprune.core.graph import Node, View, name_of, view
 from onnxprune.core.graphio import export_model, import_graph
-from onnxprune.core.grouping import Bools
+from onnxprune.core.classes import Bools
 from onnxprune.core.maps import Maps, Shape, clusters
 from onnxprune.core.observation import Array
 from onnxprune.ops.base import Edit
@@ -145,9 +145,7 @@ def _dead(graph: View) -> set[int]:
     """Nodes that nothing reads in the original: they are the file's own, and stay."""
     outputs = {id(t) for g in graph.gs_graphs.values() for t in g.outputs}
     return {
-        id(n.gs_node)
-        for n in graph.graph.walk()
-        if not any(id(t) in outputs or t.outputs for t in n.gs_node.outputs)
+        id(n.gs_node) for n in graph.graph.walk() if not any(id(t) in outputs or t.outputs for t in n.gs_node.outputs)
     }
 
 
@@ -192,7 +190,9 @@ class NodeEdit(Edit):
     def changes(self) -> bool:
         shapes = self.surgery.shapes
         inputs = any(self.has(i) and self.old(i) != self.new(i) for i in range(len(self.node.inputs)))
-        return inputs or any(k and k in shapes.analysis.maps and shapes.old(k) != shapes.new(k) for k in self.node.outputs)
+        return inputs or any(
+            k and k in shapes.analysis.maps and shapes.old(k) != shapes.new(k) for k in self.node.outputs
+        )
 
     def has(self, i: int) -> bool:
         return i < len(self.node.inputs) and self.node.inputs[i] != ""
@@ -273,7 +273,7 @@ class NodeEdit(Edit):
         self.node.gs_node.attrs.pop(name, None)
 
     def _constant(self, hint: str, value: Array) -> gs.Constant:
-        return gs.Constant(self.surgery.fresh_name(hint), np.ascontiguousarray(value))
+        return gs.Constant(self.surgery.fresh_name(hint), np.asarray(value, order="C"))
 
     def set_input(self, i: int, value: Array) -> None:
         node = self.node.gs_node
@@ -313,7 +313,8 @@ class NodeEdit(Edit):
     def scale_output(self, factor: float) -> None:
         node = self.node.gs_node
         out = node.outputs[0]
-        dtype = FLOATS.get(str(self.surgery.analysis.observation.dtypes.get(self.node.outputs[0])), np.dtype(np.float32))
+        found = str(self.surgery.analysis.observation.dtypes.get(self.node.outputs[0]))
+        dtype: np.dtype[Any] = FLOATS.get(found, np.dtype(np.float32))
         raw = gs.Variable(self.surgery.fresh_name(out.name), dtype=dtype)
         node.outputs[0] = raw
         scale = self._constant(f"{out.name}_scale", np.array(factor, dtype))
@@ -323,7 +324,9 @@ class NodeEdit(Edit):
         if self._key(i) not in self.surgery.view.constants:
             return False
         tensor = self.node.gs_node.inputs[i]
-        values = np.asarray(self.surgery.view.constants[self._key(i)].values if not hasattr(tensor, "values") else tensor.values)
+        values = np.asarray(
+            self.surgery.view.constants[self._key(i)].values if not hasattr(tensor, "values") else tensor.values
+        )
         self.node.gs_node.inputs[i] = self._constant(tensor.name, (values * factor).astype(values.dtype))
         return True
 
@@ -335,7 +338,7 @@ class NodeEdit(Edit):
         node.inputs = [node.inputs[x] if isinstance(x, int) else self._constant(node.name, x) for x in inputs]
 
 
-FLOATS = {
+FLOATS: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(double)": np.dtype(np.float64),
     "tensor(float16)": np.dtype(np.float16),

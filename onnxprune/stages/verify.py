@@ -7,7 +7,6 @@ run on the same inputs in ONNX Runtime and their outputs must agree, relative to
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,26 +18,16 @@ from onnxprune.core.analysis import Analysis
 from onnxprune.core.errors import VerificationError
 from onnxprune.core.graph import Node, View, view
 from onnxprune.core.graphio import export_model, import_graph
-from onnxprune.core.grouping import Bools
+from onnxprune.core.classes import Bools
 from onnxprune.core.maps import Maps
 from onnxprune.core.observation import Array
+from onnxprune.core.verdict import Verdict
 from onnxprune.ops.base import MaskEdit
 
 TOLERANCE = 1e-4
 NOISY = 1e-3
 HALF = 2e-2
 STEP = 1e-6
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The oracle's finding: the largest deviation relative to the output's scale, and what was allowed."""
-
-    error: float
-    tolerance: float
-    exact: bool
-    noise: float | None
-    masked: int
 
 
 MASKABLE = {
@@ -165,7 +154,7 @@ class MaskedNode(MaskEdit):
         return f"{self.node.key}__ref{self._count}"
 
     def _const(self, value: Array) -> gs.Constant:
-        return gs.Constant(self._name(), np.ascontiguousarray(value))
+        return gs.Constant(self._name(), np.asarray(value, order="C"))
 
     def _add(self, op: str, *inputs: Any, **attrs: Any) -> gs.Variable:
         out = gs.Variable(self._name())
@@ -263,7 +252,9 @@ def check_interface(original: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
         a = [v.SerializeToString(deterministic=True) for v in _interface(original, what)]
         b = [v.SerializeToString(deterministic=True) for v in _interface(pruned, what)]
         if a != b:
-            raise VerificationError(f"The pruned model's {what}s are not those of the original. Please report this model.")
+            raise VerificationError(
+                f"The pruned model's {what}s are not those of the original. Please report this model."
+            )
     same = ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string")
     if any(getattr(original, k) != getattr(pruned, k) for k in same) or list(original.metadata_props) != list(
         pruned.metadata_props
@@ -312,6 +303,11 @@ def deviation(reference: list[Array], result: list[Array]) -> float:
             difference = np.abs(a.astype(np.float64) - b.astype(np.float64))
             worst = max(worst, float(np.nanmax(np.where(np.isfinite(difference), difference, np.nan), initial=0.0)))
     return worst
+
+
+def is_vacuous(reference: list[Array]) -> bool:
+    """True when no output holds a finite number: nothing could be compared."""
+    return not any(isinstance(a, np.ndarray) and a.dtype.kind in "fiub" and np.isfinite(a).any() for a in reference)
 
 
 def error(reference: list[Array], result: list[Array]) -> float:

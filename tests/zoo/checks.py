@@ -1,7 +1,7 @@
 """Prune one graph of the zoo and look at the result with nothing but the plan, ONNX and ONNX Runtime.
 
-    measured = measure(load_graph(path))      # raises AssertionError where a promise is broken
-    measured.macs                             # the share of the multiply-accumulates that is left
+measured = measure(load_graph(path))      # raises AssertionError where a promise is broken
+measured.macs                             # the share of the multiply-accumulates that is left
 """
 
 from __future__ import annotations
