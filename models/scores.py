@@ -45,9 +45,7 @@ def score(name: str, model_path: Path | str, reference_path: Path | str | None =
         raise ScoreError(f"ONNX Runtime cannot run '{model_path}': {first_line(error)}") from None
 
 
-def calibration(
-    name: str, n: int, seed: int = 0, model_path: Path | str | None = None
-) -> list[Feed]:
+def calibration(name: str, n: int, seed: int = 0, model_path: Path | str | None = None) -> list[Feed]:
     """`n` feeds, from input names to arrays, for the model `name`, without labels.
 
     `model_path` is the unpruned model, by default the fetched one; only `silero_vad_16k_op15` runs

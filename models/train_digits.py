@@ -53,9 +53,7 @@ class Residual(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if inputs != outputs or stride != 1:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[N, inputs, H, W]` to `[N, outputs, H / stride, W / stride]`."""
@@ -69,9 +67,7 @@ class DigitsNet(nn.Module):
     def __init__(self, widths: tuple[int, int, int] = WIDTHS) -> None:
         super().__init__()
         first, second, third = widths
-        self.stem = nn.Sequential(
-            nn.Conv2d(1, first, 3, 1, 1, bias=False), nn.BatchNorm2d(first), nn.ReLU()
-        )
+        self.stem = nn.Sequential(nn.Conv2d(1, first, 3, 1, 1, bias=False), nn.BatchNorm2d(first), nn.ReLU())
         self.stage1 = Residual(first, first, 1)
         self.stage2 = Residual(first, second, 2)
         self.stage3 = Residual(second, third, 2)

@@ -16,10 +16,10 @@ import onnx
 from onnxprune import runtime
 from onnxprune.core.analysis import Analysis
 from onnxprune.core.budget import AUTO, Budget
+from onnxprune.core.classes import Bools
 from onnxprune.core.errors import BadInputError, VerificationError
 from onnxprune.core.files import check_writable, staged
 from onnxprune.core.graphio import save_model
-from onnxprune.core.classes import Bools
 from onnxprune.core.model import LoadedModel
 from onnxprune.core.observation import Feeds
 from onnxprune.core.plan import Plan, make_plan, removed_by

@@ -60,7 +60,8 @@ class Session:
             return list(self._session.run(outputs, feeds))
         except Exception as error:
             raise BadInputError(
-                f"ONNX Runtime {VERSION} cannot run the model: {first_line(error)} Give a model that it can run, or inputs that fit (--data, --input-shape)."
+                f"ONNX Runtime {VERSION} cannot run the model: {first_line(error)} "
+                "Give a model that it can run, or inputs that fit (--data, --input-shape)."
             ) from None
 
 

@@ -32,7 +32,9 @@ Array = np.ndarray[Any, Any]
 Unit = int | tuple[int, int]
 
 
-def net(text: str, opset: int = 17, seed: int = 0, constants: dict[str, Array] | None = None, domains: str = "") -> ModelProto:
+def net(
+    text: str, opset: int = 17, seed: int = 0, constants: dict[str, Array] | None = None, domains: str = ""
+) -> ModelProto:
     """A model from parser text, without its header; `constants` gives values where random ones will not do."""
     ir = 8 if opset < 18 else 10
     model: ModelProto = parser.parse_model(f'<ir_version: {ir}, opset_import: ["" : {opset}{domains}]>\n{text}')
@@ -41,7 +43,11 @@ def net(text: str, opset: int = 17, seed: int = 0, constants: dict[str, Array] |
     for function in model.functions:
         assert not function.attribute_proto
     for graph in graphs(model.graph):
-        made = {o for n in graph.node for o in n.output} | {t.name for t in graph.initializer} | {v.name for v in graph.input}
+        made = (
+            {o for n in graph.node for o in n.output}
+            | {t.name for t in graph.initializer}
+            | {v.name for v in graph.input}
+        )
         declared = [v for v in graph.value_info if v.name not in made]
         for info in declared:
             array = values.pop(info.name, None)
@@ -170,7 +176,9 @@ def zero_recurrences(model: ModelProto, plan: onnxprune.Plan) -> None:
                 m
                 for g in plan.document["groups"]
                 for m in g["members"]
-                if m.get("node", "").rpartition(":")[0] in raw and m["node"].rpartition(":")[2] == str(i) and m["axis"] == 1
+                if m.get("node", "").rpartition(":")[0] in raw
+                and m["node"].rpartition(":")[2] == str(i)
+                and m["axis"] == 1
             ]
             if cuts and name in values:
                 array = values[name].copy()

@@ -435,7 +435,12 @@ def slice_(b: Builder, x: str, s: tuple[int, ...], p: int, q: int) -> None:
     n = s[axis]
     start, stop = q % n, n - (p // 3) % max(1, n - q % n)
     ends = stop if p % 2 else (stop - n if stop < n else np.iinfo(np.int64).max)
-    b.add(b.op("Slice", [x, b.ints(start - (n if q % 2 else 0)), b.ints(ends), b.ints(axis)]), *s[:axis], stop - start, *s[axis + 1 :])
+    b.add(
+        b.op("Slice", [x, b.ints(start - (n if q % 2 else 0)), b.ints(ends), b.ints(axis)]),
+        *s[:axis],
+        stop - start,
+        *s[axis + 1 :],
+    )
 
 
 def gather(b: Builder, x: str, s: tuple[int, ...], p: int, q: int) -> None:
@@ -475,10 +480,7 @@ def by_shape(b: Builder, x: str, s: tuple[int, ...], p: int, q: int) -> None:
 def expand(b: Builder, x: str, s: tuple[int, ...], p: int, q: int) -> bool | None:
     if len(s) != 4 or s[2:] != (1, 1):
         return False
-    if p % 2:
-        y = b.op("Expand", [x, b.ints(1, s[1] if q % 2 else 1, 3, 3)])
-    else:
-        y = b.op("Tile", [x, b.ints(1, 1, 3, 3)])
+    y = b.op("Expand", [x, b.ints(1, s[1] if q % 2 else 1, 3, 3)]) if p % 2 else b.op("Tile", [x, b.ints(1, 1, 3, 3)])
     b.add(y, 0, s[1], 3, 3)
     return None
 
@@ -528,7 +530,9 @@ STEPS: dict[str, Rule] = {
 }
 
 
-def build(program: list[Step], seed: int = 0, start: str = "image", batch: int = 0, direct: bool = False) -> onnx.ModelProto:
+def build(
+    program: list[Step], seed: int = 0, start: str = "image", batch: int = 0, direct: bool = False
+) -> onnx.ModelProto:
     """The model of a program. batch: a fixed size (which may equal a channel count), 0 for a symbolic one.
 
     direct: the last tensor is an output as it is, without a head.
@@ -559,7 +563,9 @@ def model(b: Builder, shape: tuple[int, ...], outputs: list[str], batch: int) ->
     dims = [batch or "N", *shape[1:]]
     infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in outputs]
     tensors = [numpy_helper.from_array(v, n) for n, v in b.constants.items()]
-    graph = helper.make_graph(b.nodes, "random", [helper.make_tensor_value_info("x", TensorProto.FLOAT, dims)], infos, tensors)
+    graph = helper.make_graph(
+        b.nodes, "random", [helper.make_tensor_value_info("x", TensorProto.FLOAT, dims)], infos, tensors
+    )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     known = {o.name: o for o in inferred.graph.output}

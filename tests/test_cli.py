@@ -60,7 +60,10 @@ def run(*arguments: object) -> Result:
 
 def contents(folder: Path) -> dict[str, str]:
     files = (p for p in sorted(folder.rglob("*")))
-    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() and os.access(p, os.R_OK) else "" for p in files}
+    return {
+        str(p): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() and os.access(p, os.R_OK) else ""
+        for p in files
+    }
 
 
 def refused(folder: Path, code: int, *arguments: object) -> str:
@@ -144,7 +147,12 @@ def test_reports_for_people_and_machines(here: Path) -> None:
 
 
 def test_apply_replays_byte_for_byte(here: Path) -> None:
-    assert run("prune", "m.onnx", "-o", "a.onnx", "--macs", "0.5", "--importance", "random", "--plan", "p.json", "-q").exit_code == 0
+    assert (
+        run(
+            "prune", "m.onnx", "-o", "a.onnx", "--macs", "0.5", "--importance", "random", "--plan", "p.json", "-q"
+        ).exit_code
+        == 0
+    )
     assert run("prune", "m.onnx", "-o", "b.onnx", "--apply", "p.json", "--plan", "q.json", "-q").exit_code == 0
     assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes()
     assert Path("p.json").read_text() == Path("q.json").read_text()
@@ -317,7 +325,13 @@ def test_inspect(here: Path) -> None:
     first = next(g for g in found["groups"] if g["units"] == 16)
     assert first["removable"] == 15 and first["exact"] is True and first["macs"] > 0
     assert first["params"] == 16 * 27 + 16 + 24 * 16 * 9
-    assert {(m["tensor"], m["axis"]) for m in first["members"]} == {("w1", 0), ("b1", 0), ("w2", 1), ("c1", 1), ("r1", 1)}
+    assert {(m["tensor"], m["axis"]) for m in first["members"]} == {
+        ("w1", 0),
+        ("b1", 0),
+        ("w2", 1),
+        ("c1", 1),
+        ("r1", 1),
+    }
     pinned = [g for g in found["groups"] if g["pins"]]
     assert pinned and all(p["reason"] for g in pinned for p in g["pins"])
 
@@ -433,7 +447,10 @@ def test_usage(here: Path, arguments: tuple[str, ...]) -> None:
     refused(here, 2, "prune", "m.onnx", "-o", "s.onnx", *arguments)
 
 
-@pytest.mark.parametrize("arguments", [("prune", "m.onnx"), ("prune",), ("nonsense",), ("prune", "m.onnx", "-o", "s.onnx", "--ratio", "half")])
+@pytest.mark.parametrize(
+    "arguments",
+    [("prune", "m.onnx"), ("prune",), ("nonsense",), ("prune", "m.onnx", "-o", "s.onnx", "--ratio", "half")],
+)
 def test_usage_that_click_refuses(here: Path, arguments: tuple[str, ...]) -> None:
     before = contents(here)
     result = run(*arguments)
@@ -442,7 +459,9 @@ def test_usage_that_click_refuses(here: Path, arguments: tuple[str, ...]) -> Non
 
 
 def test_target_not_reachable(here: Path) -> None:
-    line = refused(here, 3, "prune", "m.onnx", "-o", "s.onnx", "--macs", "0.0001", "--plan", "p.json", "--report", "r.md")
+    line = refused(
+        here, 3, "prune", "m.onnx", "-o", "s.onnx", "--macs", "0.0001", "--plan", "p.json", "--report", "r.md"
+    )
     assert "at most down to 0." in line
     refused(here, 3, "prune", "m.onnx", "-o", "s.onnx", "--params", "0.001", "--json")
 
@@ -586,7 +605,9 @@ BAD = {
 @pytest.mark.parametrize("make", BAD.values(), ids=BAD.keys())
 def test_bad_models(here: Path, make: Callable[[Path], object]) -> None:
     make(here)
-    line = refused(here, 2, "prune", "bad.onnx", "-o", "s.onnx", "--ratio", "0.5", "--plan", "p.json", "--report", "r.md")
+    line = refused(
+        here, 2, "prune", "bad.onnx", "-o", "s.onnx", "--ratio", "0.5", "--plan", "p.json", "--report", "r.md"
+    )
     assert len(line) < 500
     if "external" not in str(make):
         refused(here, 2, "inspect", "bad.onnx")
@@ -735,7 +756,9 @@ def test_output_that_cannot_be_written_after_all(here: Path, monkeypatch: pytest
 
 def start(folder: Path, patch: str, *arguments: str) -> subprocess.Popen[bytes]:
     """The command in a process of its own, with `patch` run before it."""
-    code = f"import sys\n{patch}\nfrom onnxprune.cli import main\nsys.argv = ['onnxprune'] + {list(arguments)!r}\nmain()"
+    code = (
+        f"import sys\n{patch}\nfrom onnxprune.cli import main\nsys.argv = ['onnxprune'] + {list(arguments)!r}\nmain()"
+    )
     path = os.pathsep.join([str(Path(onnxprune.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
         [sys.executable, "-c", code],
@@ -800,7 +823,9 @@ def test_as_a_module_in_its_own_process(here: Path) -> None:
     assert good.returncode == 0 and good.stderr == "" and json.loads(good.stdout)
     bad = command("prune", "none.onnx", "-o", "s.onnx", "--ratio", "0.5")
     assert bad.returncode == 2 and bad.stdout == "" and len(bad.stderr.splitlines()) == 1
-    (here / "t.onnx").write_bytes(net("g (float[2,4] x) => (float[2,8] y) <float[4,8] w> { y = MatMul(x, w) }").SerializeToString())
+    (here / "t.onnx").write_bytes(
+        net("g (float[2,4] x) => (float[2,8] y) <float[4,8] w> { y = MatMul(x, w) }").SerializeToString()
+    )
     assert command("prune", "t.onnx", "-o", "u.onnx", "--ratio", "0.5").returncode == 5
 
 

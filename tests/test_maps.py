@@ -349,7 +349,12 @@ def cut_by_loop(array: np.ndarray, facets: list[np.ndarray], gone: np.ndarray) -
         counts = keep.sum(axis=axis)
         if (counts == counts.flat[0]).all():
             moved, kept = np.moveaxis(array, axis, -1), np.moveaxis(keep, axis, -1)
-            lines = [line[mask] for line, mask in zip(moved.reshape(-1, moved.shape[-1]), kept.reshape(-1, moved.shape[-1]), strict=True)]
+            lines = [
+                line[mask]
+                for line, mask in zip(
+                    moved.reshape(-1, moved.shape[-1]), kept.reshape(-1, moved.shape[-1]), strict=True
+                )
+            ]
             return np.moveaxis(np.array(lines).reshape(*moved.shape[:-1], -1), -1, axis)
     raise AssertionError("no box")
 
@@ -391,7 +396,7 @@ def test_compress_of_ragged_rows(seed: int) -> None:
 
 
 def test_compress_of_two_ragged_axes() -> None:
-    """A recurrence's R [directions, gates*h, h]: both axes lose other offsets in every direction (bug B5)."""
+    """A recurrence's R [directions, gates*h, h]: both axes lose other offsets in every direction."""
     rng = np.random.default_rng(0)
     array = rng.standard_normal((2, 6, 3))
     hidden = np.arange(6).reshape(2, 1, 3)

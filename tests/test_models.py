@@ -86,18 +86,14 @@ def fake_download(content: bytes) -> object:
     return download
 
 
-def test_fetch_refuses_a_model_with_another_digest(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_fetch_refuses_a_model_with_another_digest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fetch, "download", fake_download(b"not the model"))
     with pytest.raises(fetch.FetchError, match="but the manifest expects"):
         fetch.fetch("basic_pitch_nmp", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fetch_refuses_a_wheel_with_another_digest(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_fetch_refuses_a_wheel_with_another_digest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wheel = next(iter(fetch.MANIFEST["basic_pitch_nmp"].wheel_sha256))
     model = dataclasses.replace(fetch.MANIFEST["basic_pitch_nmp"], wheel=wheel)
     monkeypatch.setitem(fetch.MANIFEST, "basic_pitch_nmp", model)

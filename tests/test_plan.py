@@ -65,7 +65,9 @@ def test_plan_names_what_the_pruned_file_lacks() -> None:
         for group in result.plan.document["groups"]:
             for m in group["members"]:
                 if m["tensor"] == tensor.name:
-                    arrays[tensor.name] = array = np.delete(array, m["removed"], m["axis"]) if not m.get("done") else array
+                    arrays[tensor.name] = array = (
+                        np.delete(array, m["removed"], m["axis"]) if not m.get("done") else array
+                    )
         assert np.array_equal(array, numpy_helper.to_array(tensor)), tensor.name
 
 
@@ -87,7 +89,9 @@ def test_heads_and_offsets_are_told_apart() -> None:
     assert sorted(g["kind"] for g in document["groups"]) == ["blocks", "blocks", "rows"]
     rows = next(g for g in document["groups"] if g["kind"] == "rows")
     assert rows["units"] == 4 and rows["removed"] == 2
-    flat = [len(m["removed"]) for g in document["groups"] for m in g["members"] if (m["tensor"], m["axis"]) == ("wq", 1)]
+    flat = [
+        len(m["removed"]) for g in document["groups"] for m in g["members"] if (m["tensor"], m["axis"]) == ("wq", 1)
+    ]
     assert sum(flat) == 32 - 2 * 4, "two heads of eight, and four of eight in the other two"
 
 
@@ -132,9 +136,16 @@ def test_replay_from_a_file_is_the_same_bytes(tmp_path: Path, options: dict[str,
     }""")
     onnx.save(model, tmp_path / "m.onnx")
     first = onnxprune.prune(
-        tmp_path / "m.onnx", Budget("ratio", 0.5), output=tmp_path / "a.onnx", plan=tmp_path / "p.json", benchmark=False, **options
+        tmp_path / "m.onnx",
+        Budget("ratio", 0.5),
+        output=tmp_path / "a.onnx",
+        plan=tmp_path / "p.json",
+        benchmark=False,
+        **options,
     )
-    second = onnxprune.prune(tmp_path / "m.onnx", apply=tmp_path / "p.json", output=tmp_path / "b.onnx", benchmark=False)
+    second = onnxprune.prune(
+        tmp_path / "m.onnx", apply=tmp_path / "p.json", output=tmp_path / "b.onnx", benchmark=False
+    )
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     assert first.plan == second.plan
     assert onnxprune.verify(tmp_path / "m.onnx", tmp_path / "b.onnx", tmp_path / "p.json").error <= oracle.TOLERANCE
@@ -190,7 +201,16 @@ def test_a_plan_cannot_leave_uneven_heads() -> None:
         onnxprune.prune(model, apply=Plan(document), benchmark=False)
 
 
-@pytest.mark.parametrize("text", ['{"version": 1}', "[]", '{"version": "1", "model_sha256": "", "groups": []}', "{", '{"version": 7, "model_sha256": "", "groups": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"version": 1}',
+        "[]",
+        '{"version": "1", "model_sha256": "", "groups": []}',
+        "{",
+        '{"version": 7, "model_sha256": "", "groups": []}',
+    ],
+)
 def test_what_is_no_plan(text: str) -> None:
     with pytest.raises(BadInputError) as error:
         Plan.from_json(text, "p.json")

@@ -63,7 +63,9 @@ def agree(model: onnx.ModelProto, result: onnxprune.PruneResult) -> None:
     oracle.compare(model, result, max(oracle.TOLERANCE, min(1e-3, 10 * noise)))
 
 
-def check_oracle(program: list[tuple[str, int, int, int]], seed: int, start: str, batch: int, direct: bool, ratio: float) -> None:
+def check_oracle(
+    program: list[tuple[str, int, int, int]], seed: int, start: str, batch: int, direct: bool, ratio: float
+) -> None:
     model = made(program, seed, start, batch, direct)
     before = model.SerializeToString()
     try:
@@ -72,7 +74,9 @@ def check_oracle(program: list[tuple[str, int, int, int]], seed: int, start: str
         return
     assert model.SerializeToString() == before, "the original was changed"
     agree(model, result)
-    assert all(0 not in t.dims for t in result.model.graph.initializer if not any(0 in u.dims for u in model.graph.initializer))
+    assert all(
+        0 not in t.dims for t in result.model.graph.initializer if not any(0 in u.dims for u in model.graph.initializer)
+    )
 
 
 @settings(SETTINGS, max_examples=120)
@@ -93,7 +97,9 @@ def test_equals_the_masked_original_more(
 
 
 @settings(SETTINGS, max_examples=30)
-@given(programs, seeds, starts, st.sampled_from(["macs", "params"]), st.floats(0.2, 1.0), st.sampled_from([1, 2, 8, None]))
+@given(
+    programs, seeds, starts, st.sampled_from(["macs", "params"]), st.floats(0.2, 1.0), st.sampled_from([1, 2, 8, None])
+)
 def test_cost_targets_are_met(
     program: list[tuple[str, int, int, int]], seed: int, start: str, metric: str, amount: float, round_to: int | None
 ) -> None:
@@ -107,7 +113,9 @@ def test_cost_targets_are_met(
     assert after <= amount * before
     agree(model, result)
     if metric == "params":
-        floats = [sum(int(np.prod(t.dims)) for t in m.graph.initializer if t.data_type == 1) for m in (model, result.model)]
+        floats = [
+            sum(int(np.prod(t.dims)) for t in m.graph.initializer if t.data_type == 1) for m in (model, result.model)
+        ]
         assert floats[1] <= floats[0] + 16, "weights grew"  # rescaled means and norms add a scalar each
 
 
@@ -128,7 +136,9 @@ def test_more_removed_never_costs_more(program: list[tuple[str, int, int, int]],
 
 @settings(SETTINGS, max_examples=25)
 @given(programs, seeds, starts, ratios)
-def test_a_plan_replays_byte_for_byte(program: list[tuple[str, int, int, int]], seed: int, start: str, ratio: float) -> None:
+def test_a_plan_replays_byte_for_byte(
+    program: list[tuple[str, int, int, int]], seed: int, start: str, ratio: float
+) -> None:
     model = made(program, seed, start, 0, False)
     try:
         result = prune(model, Budget("ratio", ratio), seed, check=False)
@@ -144,7 +154,9 @@ def test_a_plan_replays_byte_for_byte(program: list[tuple[str, int, int, int]], 
 
 @settings(SETTINGS, max_examples=25)
 @given(programs, seeds, starts, batches)
-def test_nothing_removed_is_nothing_changed(program: list[tuple[str, int, int, int]], seed: int, start: str, batch: int) -> None:
+def test_nothing_removed_is_nothing_changed(
+    program: list[tuple[str, int, int, int]], seed: int, start: str, batch: int
+) -> None:
     model = made(program, seed, start, batch, False)
     try:
         result = prune(model, Budget("ratio", 0.0), seed)
@@ -155,7 +167,9 @@ def test_nothing_removed_is_nothing_changed(program: list[tuple[str, int, int, i
 
 @settings(SETTINGS, max_examples=25)
 @given(programs, seeds, starts, st.floats(0.2, 0.9))
-def test_approximate_groups_make_valid_models(program: list[tuple[str, int, int, int]], seed: int, start: str, ratio: float) -> None:
+def test_approximate_groups_make_valid_models(
+    program: list[tuple[str, int, int, int]], seed: int, start: str, ratio: float
+) -> None:
     """With --include-inexact the reference is not a plain mask, but the result still loads, runs and keeps its interface."""
     model = made(program, seed, start, 0, False)
     try:

@@ -146,7 +146,6 @@ def test_transposed_batch_that_equals_the_channels() -> None:
     check(model)  # the output keeps the channel axis
 
 
-@pytest.mark.xfail(strict=True, reason="a batch of matrices whose columns are pinned cannot lose whole matrices (bug B3)")
 def test_transposed_batch_that_is_summed_away() -> None:
     closed = net(
         """g (float[8,3,4,4] x) => (float[8,5] y) <float[8,3,3,3] w, float[8,16,5] v> {

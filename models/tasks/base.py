@@ -76,8 +76,7 @@ def require(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError:
         raise ScoreError(
-            f"Scoring needs '{module.partition('.')[0]}'; install it: "
-            "pip install 'onnxprune[models]'."
+            f"Scoring needs '{module.partition('.')[0]}'; install it: pip install 'onnxprune[models]'."
         ) from None
 
 

@@ -113,9 +113,7 @@ def fricative(rng: np.random.Generator, hiss: Signal) -> Signal:
     return noise * np.interp(np.arange(samples) * CONTROL / RATE, np.arange(len(hiss)), hiss)
 
 
-def coloured(
-    rng: np.random.Generator, samples: int, low: float = 0.0, slope: float = 0.0
-) -> Signal:
+def coloured(rng: np.random.Generator, samples: int, low: float = 0.0, slope: float = 0.0) -> Signal:
     """Gaussian noise of level 1 above `low` hertz, whose amplitude falls as frequency^-slope."""
     spectrum = np.fft.rfft(rng.standard_normal(samples))
     frequency = np.fft.rfftfreq(samples, 1 / RATE)

@@ -93,9 +93,7 @@ def draw_line(text: str, rng: np.random.Generator) -> Floats | None:
     return np.clip(pixels, 0, 255).astype(np.float32)
 
 
-def draw_lines(
-    count: int, rng: np.random.Generator, avoid: frozenset[str] = frozenset()
-) -> list[tuple[str, Floats]]:
+def draw_lines(count: int, rng: np.random.Generator, avoid: frozenset[str] = frozenset()) -> list[tuple[str, Floats]]:
     """`count` different lines with their pictures, none of them in `avoid`."""
     lines: dict[str, Floats] = {}
     while len(lines) < count:

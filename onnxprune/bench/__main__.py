@@ -103,7 +103,8 @@ def _line(row: dict[str, Any]) -> str:
         return f"{row['model']:<42} FAILED {row['failed']}"
     return (
         f"{row['model']:<42} groups {row['exact']:>3}/{row['groups']:<3} declined {row['declined']:>3} "
-        f"MACs {row['macs_kept']:.3f} params {row['params_kept']:.3f} error {row['error']:.1e} {row['seconds']:6.2f} s  {row['reason'][:90]}"
+        f"MACs {row['macs_kept']:.3f} params {row['params_kept']:.3f} error {row['error']:.1e} "
+        f"{row['seconds']:6.2f} s  {row['reason'][:90]}"
     )
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.core.graph import View
 from onnxprune.core.classes import Bools
+from onnxprune.core.graph import View
 from onnxprune.core.grouping import Group, Solution
 from onnxprune.core.maps import Facet, Maps, Shape, clusters, varying
 from onnxprune.core.model import LoadedModel

@@ -110,7 +110,12 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _is_stored(value: Any, tensor: TensorProto) -> bool:
-    return isinstance(value, Constant) and value.is_unchanged and value.origin is tensor and bool(value.name == getattr(tensor, "name", None))
+    return (
+        isinstance(value, Constant)
+        and value.is_unchanged
+        and value.origin is tensor
+        and bool(value.name == getattr(tensor, "name", None))
+    )
 
 
 def write(

@@ -1,8 +1,8 @@
 """A read-only view of a graph: nodes in order, tensors by key, subgraphs nested.
 
 Keys name tensors and nodes uniquely over all scopes: a top-level tensor's key is its name, one inside the `then_branch` of
-the node that produces `y` is `y.then_branch//name`; a node's key is that of its first output. Two imports of the same file give the same keys, so a decision made on one can be
-carried out on the other.
+the node that produces `y` is `y.then_branch//name`; a node's key is that of its first output. Two imports of the same file
+give the same keys, so a decision made on one can be carried out on the other.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ class Group:
 class Solution:
     """classes: class of each unit, with -1 for unit -1 (the last entry).
 
-    children: `(child, parent)` pairs; instances: `(instance, child)` pairs and the parent of each instance; pinned, approximate: per class; axes: class arrays of single axes, none of which may be
-    emptied.
+    children: `(child, parent)` pairs; instances: `(instance, child)` pairs and the parent of each instance; pinned, approximate:
+    per class; axes: class arrays of single axes, none of which may be emptied.
     """
 
     classes: Ids

@@ -6,7 +6,7 @@
      "nodes_removed": [], "macs": [before, after], "params": [before, after]}
 
 Members are constants (with the node that uses them, as shared constants may be cut differently per use) and every activation
-on which the removal is a slice of one axis. `classes` are the analysis' own numbers; `members` are what they mean, and a
+of numbers (not flags) on which the removal is a slice of one axis. `classes` are the analysis' own numbers; `members` are what they mean, and a
 replay checks that both still agree.
 """
 
@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from onnxprune.core.analysis import Analysis
+from onnxprune.core.classes import Bools
 from onnxprune.core.errors import BadInputError
 from onnxprune.core.graph import name_of
-from onnxprune.core.classes import Bools
 from onnxprune.core.grouping import Group
+from onnxprune.core.kinds import NUMBERS, kinds
 from onnxprune.core.maps import Facet, varying
 from onnxprune.core.units import Ids
 
@@ -80,7 +81,10 @@ def make_plan(
             for group, axis, positions in _slices(facet, unit_owner):
                 entry = {"tensor": name_of(source), "axis": axis, "removed": positions, "node": f"{name_of(node)}:{i}"}
                 members[numbers[group]].append(entry)
+    types = kinds(analysis.view)
     for key, maps in analysis.maps.items():
+        if types.get(key, "") not in NUMBERS:  # flags and quantized values cannot be multiplied by a mask
+            continue
         for facet in maps:
             for group, axis, positions in _slices(facet, unit_owner):
                 members[numbers[group]].append({"tensor": name_of(key), "axis": axis, "removed": positions})

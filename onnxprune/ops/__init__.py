@@ -62,7 +62,11 @@ def unseen(ctx: MapContext) -> list[Maps]:
     """A node whose tensors have no observed shape: a branch that was not taken, a sequence."""
     for i in range(len(ctx.node.inputs)):
         if ctx.has(i) and not ctx.is_lazy(i):
-            ctx.pin(ctx.maps(i), "was not observed (a branch not taken, or no tensor)", "give inputs that reach it with --data")
+            ctx.pin(
+                ctx.maps(i),
+                "was not observed (a branch not taken, or no tensor)",
+                "give inputs that reach it with --data",
+            )
     return [() for _ in ctx.node.outputs]
 
 

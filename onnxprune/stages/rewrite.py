@@ -14,9 +14,9 @@ import onnx_graphsurgeon as gs
 
 from onnxprune import ops
 from onnxprune.core.analysis import Analysis, Shapes, kept_mask, settle
+from onnxprune.core.classes import Bools
 from onnxprune.core.graph import Node, View, name_of, view
 from onnxprune.core.graphio import export_model, import_graph
-from onnxprune.core.classes import Bools
 from onnxprune.core.maps import Maps, Shape, clusters
 from onnxprune.core.observation import Array
 from onnxprune.ops.base import Edit

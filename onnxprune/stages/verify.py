@@ -15,10 +15,10 @@ import onnx_graphsurgeon as gs
 
 from onnxprune import ops
 from onnxprune.core.analysis import Analysis
+from onnxprune.core.classes import Bools
 from onnxprune.core.errors import VerificationError
 from onnxprune.core.graph import Node, View, view
 from onnxprune.core.graphio import export_model, import_graph
-from onnxprune.core.classes import Bools
 from onnxprune.core.maps import Maps
 from onnxprune.core.observation import Array
 from onnxprune.core.verdict import Verdict
