@@ -6,7 +6,8 @@
      "nodes_removed": [], "macs": [before, after], "params": [before, after]}
 
 Members are constants (with the node that uses them, as shared constants may be cut differently per use) and every activation
-of numbers (not flags) on which the removal is a slice of one axis. `classes` are the analysis' own numbers; `members` are what they mean, and a
+of numbers (not flags) on which the removal is a slice of one axis.
+`classes` are the analysis' own numbers; `members` are what they mean, and a
 replay checks that both still agree.
 """
 

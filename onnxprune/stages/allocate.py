@@ -2,7 +2,8 @@
 
 Within a group, steps go in order of importance. Across groups, `--ratio` takes the same share of each; `--macs` and `--params`
 remove the least important steps of those that save anything until the target is met (the exact cost is evaluated). Dividing the
-importance by what a step saves was measured and is worse: vgg at 0.7 of the MACs scores 0.748 without, 0.212 with. No group is cut to less than a tenth of its units unless the target cannot be met otherwise.
+importance by what a step saves was measured and is worse: vgg at 0.7 of the MACs scores 0.748 without, 0.212 with. No group is cut to less
+than a tenth of its units unless the target cannot be met otherwise.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 
 from onnxprune.core.analysis import Analysis
 from onnxprune.core.budget import Budget
-from onnxprune.core.errors import NothingPrunableError, TargetNotReachableError
 from onnxprune.core.classes import Bools
+from onnxprune.core.errors import NothingPrunableError, TargetNotReachableError
 from onnxprune.core.grouping import Group
 from onnxprune.core.units import Ids
 from onnxprune.ops.cost import CostModel
