@@ -316,7 +316,7 @@ def _verify(
     try:
         reference = runtime.Session(masked_original(analysis, removed, types), folder, what="the masked original")
         plain = runtime.Session(pruned, own, what="the pruned model")
-        optimized = runtime.Session(pruned, own, optimized=True, what="the pruned model")
+        optimized = _optimized(model, pruned, folder, own)
 
         def compare(pair: Sequence[Feeds]) -> tuple[float, float]:
             results = [(reference.run(feeds), plain.run(feeds)) for feeds in pair]
@@ -328,7 +328,8 @@ def _verify(
 
         found, _ = compare(analysis.feeds)
         for feeds in analysis.feeds:
-            optimized.run(feeds)
+            if optimized is not None:
+                optimized.run(feeds)
         if found <= tolerance_of(model.proto, 0.0):
             return verdict(analysis, removed, found)
         # Is it the model's own noise? Then random inputs of another scale may show what these could not.
@@ -341,6 +342,20 @@ def _verify(
     except BadInputError as problem:
         raise VerificationError(f"The comparison does not run: {problem} Please report this model.") from None
     return verdict(analysis, removed, found, noise, apart)
+
+
+def _optimized(
+    model: LoadedModel, pruned: onnx.ModelProto, folder: str | None, own: str | None
+) -> runtime.Session | None:
+    """The pruned model with ONNX Runtime's optimizations; None where they break the original too."""
+    try:
+        return runtime.Session(pruned, own, optimized=True, what="the pruned model")
+    except BadInputError:
+        try:
+            runtime.Session(model.proto, folder, optimized=True)
+        except BadInputError:
+            return None
+        raise
 
 
 def _latency(analysis: Analysis, pruned: onnx.ModelProto) -> list[list[float]]:

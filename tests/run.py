@@ -19,7 +19,7 @@ CHECKS = {
     "format": ["ruff", "format", "--check", "--quiet", "."],
     "lint": ["ruff", "check", "--quiet", "."],
     "types": ["mypy"],
-    "imports": ["lint-imports", "--no-cache"],
+    "imports": ["lint-imports", "--no-cache", "--no-logo"],
     "tests": ["pytest", "-n", str(WORKERS), "--dist", "worksteal"],
 }
 
@@ -31,19 +31,15 @@ def main() -> int:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # one process per core is enough
     failed = []
     for name, command in commands.items():
-        print(f"== {name}: {' '.join(command)}", flush=True)
+        so_far = f" (failed so far: {', '.join(failed)})" if failed else ""
+        print(f"== {name}: {' '.join(command)}{so_far}", flush=True)
         start = time.perf_counter()
-        code = subprocess.run(
-            [str(TOOLS / command[0]), *command[1:]], cwd=ROOT, env=environment, check=False
-        ).returncode
-        if name != "tests":
-            print(
-                f"== {name}: {'passed' if code == 0 else 'FAILED'} in {time.perf_counter() - start:.0f} s", flush=True
-            )
+        call = [str(TOOLS / command[0]), *command[1:]]
+        code = subprocess.run(call, cwd=ROOT, env=environment, check=False).returncode
         if code:
             failed.append(name)
-    if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr, flush=True)
+        if name != "tests":
+            print(f"== {name}: {'FAILED' if code else 'passed'} in {time.perf_counter() - start:.0f} s", flush=True)
     return int(bool(failed))
 
 

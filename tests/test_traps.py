@@ -93,7 +93,7 @@ def test_tied_embedding_and_head(form: str) -> None:
     head = {
         "transpose": "t = Transpose<perm=[1,0]>(E) y = MatMul(h, t)",
         "gemm": "f = Reshape(h, flat) y2 = Gemm<transB=1>(f, E) y = Reshape(y2, back)",
-        "shared in memory": "y = Einsum<equation=\"nsd,vd->nsv\">(h, E)",
+        "shared in memory": 'y = Einsum<equation="nsd,vd->nsv">(h, E)',
     }[form]
     model = net(
         f"""g (int64[N,5] ids) => (float[N,5,9] y) <float[9,12] E, float[12,16] w, float[16,12] v> {{
@@ -316,7 +316,14 @@ def test_position_table(form: str) -> None:
 
 
 def attention(
-    heads: int, d: int, e: int, kv: int | None = None, before: str = "", logits: str = "a = Identity(l)", width: int = 6, more: str = ""
+    heads: int,
+    d: int,
+    e: int,
+    kv: int | None = None,
+    before: str = "",
+    logits: str = "a = Identity(l)",
+    width: int = 6,
+    more: str = "",
 ) -> str:
     """Text of multi-head attention; `before` may redefine q3 and k3 as q4 and k4."""
     kv = heads if kv is None else kv
@@ -774,7 +781,11 @@ def test_channels_that_speak_when_zeroed(layer: str) -> None:
     model = without_unused(model)
     result = check(model, [8, 4] if "GlobalAveragePool" in layer else [8])
     only_first = onnxprune.Plan(
-        {"groups": [{"members": [m for m in g["members"] if m["tensor"] == "c"]} for g in result.plan.document["groups"]]}
+        {
+            "groups": [
+                {"members": [m for m in g["members"] if m["tensor"] == "c"]} for g in result.plan.document["groups"]
+            ]
+        }
     )
     given = feeds(model, 0)
     wrong = session(oracle.masked(model, only_first, given)).run(None, given)
@@ -791,8 +802,14 @@ RESIZES = {
     "Upsample 9": (9, 'h = Upsample<mode="nearest">(c, scales)'),
     "scales with roi": (11, 'h = Resize<mode="linear">(c, roi, scales)'),
     "sizes, all constant": (17, 'h = Resize<mode="nearest">(c, , , sizes)'),
-    "sizes from Shape": (13, 's = Shape(c) t = Slice(s, zero1, two1) u = Concat<axis=0>(t, hw) h = Resize<mode="nearest">(c, , , u)'),
-    "sizes from another tensor": (13, 's = Shape(c) t = Slice(s, zero1, two1) z = Shape(big) hw2 = Slice(z, two1, four1) u = Concat<axis=0>(t, hw2) h = Resize(c, , , u)'),
+    "sizes from Shape": (
+        13,
+        's = Shape(c) t = Slice(s, zero1, two1) u = Concat<axis=0>(t, hw) h = Resize<mode="nearest">(c, , , u)',
+    ),
+    "sizes from another tensor": (
+        13,
+        "s = Shape(c) t = Slice(s, zero1, two1) z = Shape(big) hw2 = Slice(z, two1, four1) u = Concat<axis=0>(t, hw2) h = Resize(c, , , u)",
+    ),
     "sizes of space, axes": (18, 'h = Resize<mode="nearest", axes=[2,3]>(c, , , hw)'),
     "scales of space, axes": (18, 'h = Resize<mode="linear", axes=[2,3], antialias=1>(c, , half)'),
     "sizes, negative axes": (19, 'h = Resize<mode="nearest", axes=[-1,-2]>(c, , , hw)'),
@@ -860,7 +877,9 @@ def test_pad_on_channels(opset: int, pad: str) -> None:
     )
     model = without_unused(model)
     found, rows = reach(model)
-    assert not rows and sum(u if isinstance(u, int) else u[0] for u in found) == 16, "8 shared, 8 of the second path alone"
+    assert not rows and sum(u if isinstance(u, int) else u[0] for u in found) == 16, (
+        "8 shared, 8 of the second path alone"
+    )
     check(model, found, ratios=(0.3, 0.5, 0.8, 1.0))
 
 
@@ -891,7 +910,9 @@ def test_pad_of_channels_with_another_value_is_no_hole() -> None:
     check(model, found)
 
 
-@pytest.mark.parametrize("slope", ["float[8,1,1]", "float[1,8,1,1]", "float[8]", "float[1]", "float[8,8,8]", "float[1,1,8]"])
+@pytest.mark.parametrize(
+    "slope", ["float[8,1,1]", "float[1,8,1,1]", "float[8]", "float[1]", "float[8,8,8]", "float[1,1,8]"]
+)
 def test_slope_of_prelu(slope: str) -> None:
     """`[8]` broadcasts along the width, which is as large as the channel axis: it must stay whole."""
     model = net(f"""g (float[N,3,8,8] x) => (float[N,2,8,8] y) <float[8,3,1,1] w, {slope} s, float[2,8,1,1] v> {{
@@ -926,7 +947,9 @@ def test_depth_to_space(mode: str, form: str) -> None:
     check(without_unused(model), [6])
 
 
-FOCUS = " ".join(f"{n} = Slice(c, s{i}{j}, far, hw, two)" for n, i, j in (("p", 0, 0), ("q", 1, 0), ("r", 0, 1), ("t", 1, 1)))
+FOCUS = " ".join(
+    f"{n} = Slice(c, s{i}{j}, far, hw, two)" for n, i, j in (("p", 0, 0), ("q", 1, 0), ("r", 0, 1), ("t", 1, 1))
+)
 
 
 @pytest.mark.parametrize("form", ["node", "focus", "reshape and transpose"])
@@ -1010,7 +1033,11 @@ NEGATIVE = {
     "gather negative": (17, "h = Gather<axis=-3>(c, negative)", 8),
     "squeeze": (17, "m = GlobalAveragePool(c) z = Squeeze(m, last) u = Unsqueeze(z, last) h = Mul(c, u)", 8),
     "squeeze, no axes": (17, "m = GlobalAveragePool(c) z = Squeeze(m) u = Reshape(z, s4) h = Mul(c, u)", 8),
-    "squeeze, attribute": (11, "m = GlobalAveragePool(c) z = Squeeze<axes=[2,3]>(m) u = Unsqueeze<axes=[2,3]>(z) h = Mul(c, u)", 8),
+    "squeeze, attribute": (
+        11,
+        "m = GlobalAveragePool(c) z = Squeeze<axes=[2,3]>(m) u = Unsqueeze<axes=[2,3]>(z) h = Mul(c, u)",
+        8,
+    ),
     "mean": (17, "m = ReduceMean<axes=[-1,-2]>(c) h = Mul(c, m)", 8),
     "mean, opset 18": (18, "m = ReduceMean(c, last) h = Mul(c, m)", 8),
     "sum over channels": (13, "m = ReduceSum(c, three) h = Mul(c, m)", 8),
@@ -1019,8 +1046,16 @@ NEGATIVE = {
     "l2 norm over channels": (17, "m = ReduceL2<axes=[1]>(c) h = Div(c, m)", 8),
     "softmax over space": (17, "f = Reshape(c, flat) m = Softmax<axis=-1>(f) h = Reshape(m, s4b)", 8),
     "flip of space": (17, "h = Slice(c, m11, first, last, m11)", 8),
-    "slice to the end": (17, "p = Slice(c, four, far, three) q = Slice(c, zero, m4, three) h = Concat<axis=1>(p, q)", 8),
-    "slice, attributes": (9, "p = Slice<axes=[-3], starts=[4], ends=[99]>(c) q = Slice<axes=[1], starts=[-8], ends=[-4]>(c) h = Concat<axis=1>(p, q)", 8),
+    "slice to the end": (
+        17,
+        "p = Slice(c, four, far, three) q = Slice(c, zero, m4, three) h = Concat<axis=1>(p, q)",
+        8,
+    ),
+    "slice, attributes": (
+        9,
+        "p = Slice<axes=[-3], starts=[4], ends=[99]>(c) q = Slice<axes=[1], starts=[-8], ends=[-4]>(c) h = Concat<axis=1>(p, q)",
+        8,
+    ),
     "clip, attributes": (10, "h = Clip<min=-0.5, max=0.5>(c)", 8),
     "clip, opset 11": (12, "h = Clip(c, low, high)", 8),
     "dropout": (13, "h = Dropout(c)", 8),
@@ -1385,7 +1420,8 @@ def test_branches_within_branches() -> None:
 
 def test_network_in_a_loop_body() -> None:
     """The carried value keeps its width, what the body computes in between does not; an outer weight is used as well."""
-    model = net("""g (float[2,4] x) => (float[2,4] y) <float[4,6] w, bool yes, float[6,4] u> {
+    model = net(
+        """g (float[2,4] x) => (float[2,4] y) <float[4,6] w, bool yes, float[6,4] u> {
         y = Loop (n, yes, x) <
             body = b (int64 i, bool go, float[2,4] s) => (bool keep, float[2,4] s1) <float[4,8] k, float[8,4] v> {
                 keep = Identity(go)
@@ -1397,7 +1433,9 @@ def test_network_in_a_loop_body() -> None:
                 s1 = MatMul(r2, u)
             }
         >
-    }""", constants={"n": np.array(3), "yes": np.array(True)})
+    }""",
+        constants={"n": np.array(3), "yes": np.array(True)},
+    )
     check(model, [8, 6, 4])
 
 
@@ -1420,7 +1458,8 @@ def test_network_in_a_scan_body() -> None:
 
 
 def test_loop_that_reads_a_pruned_tensor() -> None:
-    model = net("""g (float[2,4] x) => (float[2,3] y) <float[4,8] w, float[8,3] v, float[2,3] zero> {
+    model = net(
+        """g (float[2,4] x) => (float[2,3] y) <float[4,8] w, float[8,3] v, float[2,3] zero> {
         h = MatMul(x, w)
         r = Relu(h)
         y = Loop (n, yes, zero) <
@@ -1430,7 +1469,9 @@ def test_loop_that_reads_a_pruned_tensor() -> None:
                 s1 = Add(s, o)
             }
         >
-    }""", constants={"n": np.array(3), "yes": np.array(True)})
+    }""",
+        constants={"n": np.array(3), "yes": np.array(True)},
+    )
     found, _ = reach(model)
     check(model, found)
 
@@ -1460,7 +1501,8 @@ def test_local_functions_within_functions() -> None:
         y = local.ffn<alpha=0.1>(x, w, u, v)
         q = local.ffn<alpha=0.2>(y, w2, u2, v2)
         z = local.ffn<alpha=0.2>(q, w, u, v)
-    }""" + FUNCTIONS,
+    }"""
+        + FUNCTIONS,
         domains=', "local": 1',
     )
     assert reach(model) == ([10, 8, 8, 6, 6], [])

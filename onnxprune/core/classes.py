@@ -115,14 +115,21 @@ def find_atoms(work: Relations) -> None:
         work.units.pin(
             _units_of(work, broken[broken >= 0]), Pin("", "rows are aligned with positions that have to stay")
         )
+    work.is_column = np.zeros(count, bool)
+    if work.units.columns:
+        work.is_column[work.classes[np.concatenate(work.units.columns)]] = True
+    work.is_column &= np.isin(np.arange(count), work.parent)  # the offset of a single row is that row's own unit
+    if work.parent.size:  # several tensors may share the parent of an offset: it leaves all of them
+        column = work.is_column[work.parent]
+        parent, child = work.parent[column], work.child[column]
+        same = parent[1:] == parent[:-1]
+        left.append(child[:-1][same])
+        right.append(child[1:][same])
     a, b = np.concatenate(left), np.concatenate(right)
     links = coo_array((np.ones(a.size), (a, b)), shape=(count, count))
     work.atoms = (
         np.asarray(connected_components(links, directed=False)[1], np.int64) if count else np.empty(0, np.int64)
     )
-    work.is_column = np.zeros(count, bool)
-    if work.units.columns:
-        work.is_column[work.classes[np.concatenate(work.units.columns)]] = True
 
 
 def _units_of(work: Relations, classes: Ids) -> Ids:

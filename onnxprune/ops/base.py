@@ -176,6 +176,13 @@ class MapContext:
                 free.append(facet)
         return tuple(free)
 
+    def whole_axes(self, i: int, axes: tuple[int, ...], reason: str) -> Maps:
+        """The node looks at `axes` as a whole: units along them alone stay; rows along other axes go with all of `axes`."""
+        maps = self.maps(i)
+        apart = tuple(f for f in maps if any(a not in axes for a in varying(f)))
+        self.pin([f for f in maps if not any(f is g for g in apart)], reason)
+        return self.flat_axes(apart, axes)
+
     def flat_axes(self, maps: Maps, axes: tuple[int, ...]) -> Maps:
         """Tie positions along `axes`, along which the operator cannot tell units apart (space, time)."""
         result = []

@@ -179,7 +179,7 @@ def _choose(
 
 
 def _match(ctx: MapContext, left: list[Named], right: list[Named], shared: set[Label], what: str) -> list[Named]:
-    """Tie facets over shared labels only; return all facets, each tied pair once."""
+    """Tie facets over shared labels only; return all facets, each tied pair once, without those that had to be pinned."""
     pure_left = [f for f in left if set(f.labels) <= shared]
     pure_right = [f for f in right if set(f.labels) <= shared]
     result = [f for f in [*left, *right] if not set(f.labels) <= shared]
@@ -211,11 +211,12 @@ def _match(ctx: MapContext, left: list[Named], right: list[Named], shared: set[L
             elif coarser:
                 for g in coarser:
                     ctx.units.tie(f.ids, g.over(f.labels), ctx.because(f"ties it to whole rows of {what}"))
-                paired += [f, *[g for g in coarser if not any(g is p for p in paired)]]
+                paired += [g for g in coarser if not any(g is p for p in paired)]
+            elif same := [g for g in paired if set(g.labels) == set(f.labels)]:
+                ctx.units.tie(f.ids, same[0].over(f.labels), ctx.because(f"ties it to a position of {what} that stays"))
             else:
                 ctx.pin([f.ids], f"combines it with {what}, which has no removable index there")
-    pinned = [f for f in [*rest_left, *rest_right] if not any(f is g for g in paired)]
-    return result + paired + pinned
+    return result + paired  # what has been pinned is like no unit at all
 
 
 def _rows(

@@ -377,7 +377,7 @@ def pad_adjust(edit: Edit) -> None:
 
 def resize(ctx: MapContext) -> list[Maps]:
     changed = tuple(a for a, (x, y) in enumerate(zip(ctx.shape(0), ctx.out_shape(), strict=True)) if x != y)
-    return [ctx.pin_axes(0, changed, "interpolates along this axis")]
+    return [ctx.whole_axes(0, changed, "interpolates along this axis")]
 
 
 def resize_adjust(edit: Edit) -> None:

@@ -53,7 +53,7 @@ def reduce_sum(ctx: MapContext) -> list[Maps]:
 def reduce_order(ctx: MapContext) -> list[Maps]:
     axes = _axes(ctx, ctx.rank())
     named_axes = tuple(range(ctx.rank())) if axes is None else axes
-    kept = ctx.pin_axes(0, named_axes, f"compares positions along axis {', '.join(map(str, named_axes))}")
+    kept = ctx.whole_axes(0, named_axes, f"compares positions along axis {', '.join(map(str, named_axes))}")
     return [_reduced(ctx, kept, axes or ())]
 
 
@@ -83,7 +83,7 @@ def single_axis(ctx: MapContext) -> list[Maps]:
 def _along(ctx: MapContext, axes: tuple[int, ...], to_the_end: bool = False) -> Maps:
     if to_the_end:  # before opset 13 the input is flattened to two dimensions at `axis`
         axes = tuple(range(axes[0], ctx.rank()))
-    return ctx.pin_axes(0, axes, f"looks along axis {', '.join(map(str, axes))} as a whole")
+    return ctx.whole_axes(0, axes, f"looks along axis {', '.join(map(str, axes))} as a whole")
 
 
 def arg(ctx: MapContext) -> list[Maps]:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from onnxprune import ops
-from onnxprune.core.analysis import Analysis, Use
+from onnxprune.core.analysis import Analysis, NotABoxError, Use, settle
+from onnxprune.core.classes import distinct
 from onnxprune.core.graph import Graph, Node, View, name_of, view
 from onnxprune.core.graphio import import_graph
-from onnxprune.core.grouping import solve
+from onnxprune.core.grouping import Solution, solve
 from onnxprune.core.maps import Facet, Maps, Shape, simplify
 from onnxprune.core.model import LoadedModel
 from onnxprune.core.observation import Array, Feeds, Observation
@@ -52,6 +54,7 @@ def analyse(
     rounded = np.concatenate([np.empty(0, np.int64), *walk.rounded])
     included = None if include is None else np.concatenate([np.empty(0, np.int64), *walk.included])
     solution = solve(walk.units, activations, constants, rounded, include_inexact, included)
+    solution = guarded(solution, [*activations, *constants, *walk.units.boxes])
     return Analysis(
         model=model,
         view=graph,
@@ -65,6 +68,39 @@ def analyse(
         sources=walk.lazy,
         unknown=tuple(dict.fromkeys(walk.unknown)),
     )
+
+
+def guarded(solution: Solution, facets: list[Facet]) -> Solution:
+    """Try a removal of half of everything, group by group: one that would not leave its tensors boxes is refused.
+
+    Groups are legal by construction; this is the net below, so that a mistake there costs reach and not a broken model.
+    """
+    boxes = [f for f in distinct(facets) if f.ndim > 1]
+    if not boxes:
+        return solution
+    touches = [set(np.unique(solution.classes[f]).tolist()) for f in boxes]
+    gone = np.zeros(solution.count, bool)
+    shuffle = np.random.default_rng(0)
+    groups = []
+    for group in solution.groups:
+        trial = gone.copy()
+        for block, free, per_step in zip(group.blocks, group.free, group.per_step, strict=True):
+            atoms = shuffle.permutation(block[free])
+            trial[atoms[: group.removable // 2 * per_step]] = True
+        trial = solution.closure(trial)
+        changed = set(np.flatnonzero(trial & ~gone).tolist())
+        try:
+            units = solution.of_units(trial)
+            for facet, classes in zip(boxes, touches, strict=True):
+                if changed & classes:
+                    settle([facet], tuple(range(facet.ndim)), facet.shape, units)
+        except NotABoxError:
+            pin = Pin("", f"removing units of {group.origin} would not leave every tensor a box")
+            group = replace(group, removable=0, pins=(*group.pins, pin))
+        else:
+            gone = trial
+        groups.append(group)
+    return replace(solution, groups=tuple(groups))
 
 
 def rule(node: Node) -> Rule:
