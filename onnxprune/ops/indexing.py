@@ -14,9 +14,18 @@ from onnxprune.ops.labelled import Operand, combine, named, operand, unnamed
 
 
 def gather_elements(ctx: MapContext) -> list[Maps]:
-    """out[i, j] = data[index[i, j], j]: every axis is addressed position by position."""
-    axes = tuple(range(ctx.rank()))
-    return [ctx.pin_axes(0, axes, "looks up single elements")]
+    """out[i, j] = data[index[i, j], j]: along the axes that are not addressed, data, index and output go together."""
+    axis, rank = ctx.axis(0), ctx.rank()
+    partial = tuple(a for a in range(rank) if a != axis and ctx.shape(0)[a] != ctx.shape(1)[a])
+    for i in (0, 1):
+        if partial and not ctx.is_lazy(i):
+            ctx.pin_axes(i, partial, "looks up single elements in a part of its data")
+    kept = ctx.whole_axes(0, (axis,), "looks up single elements")
+    kept = tuple(f for f in kept if not any(f.shape[a] > 1 for a in partial))
+    labels = tuple("position" if a == axis else str(a) for a in range(rank))
+    wanted = tuple("index" if a == axis else str(a) for a in range(rank))
+    data = Operand(labels, ctx.shape(0), named(kept, labels))
+    return [unnamed(combine(ctx, data, operand(ctx, 1, wanted), wanted, what="its index"), wanted)]
 
 
 def gather_nd(ctx: MapContext) -> list[Maps]:
@@ -72,6 +81,8 @@ def follow_rows(edit: Edit) -> None:
 def scatter_elements(ctx: MapContext) -> list[Maps]:
     axes = tuple(range(ctx.rank()))
     ctx.pin_axes(2, axes, "writes single elements")
+    if not ctx.is_lazy(1):
+        ctx.pin_axes(1, axes, "reads positions from it")
     return [ctx.pin_axes(0, axes, "writes single elements")]
 
 

@@ -13,8 +13,15 @@ def ints(*values: int) -> np.ndarray:
 
 
 def test_gather_elements_keeps_its_axis() -> None:
-    """torch.gather along time, one index per position: everything stays."""
+    """torch.gather along time, one index per position: channels leave data, index and output together."""
     nodes = [node("GatherElements", "h i", "g", axis=1)]
+    proto = dense(nodes, {"i": np.zeros((2, 5, 8), np.int64)})
+    check(Case(proto, {"MatMul 'h'": 8}))
+
+
+def test_gather_elements_along_the_channels() -> None:
+    """torch.gather along the channels: they are looked up as a whole and stay."""
+    nodes = [node("GatherElements", "h i", "g", axis=2)]
     proto = dense(nodes, {"i": np.zeros((2, 5, 8), np.int64)})
     assert "GatherElements" in why(check(Case(proto, {})))
 
