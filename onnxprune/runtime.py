@@ -251,13 +251,14 @@ def _second_feeds(
 
     if not sizes:
         return None
-    for factor, more in ((1, 1), (2, 0), (1, 32)):
+    # twice the size first: one more pixel may leave all sizes behind a stride as they were, and they would pass for static
+    for factor, more in ((2, 0), (1, 32)):
         feeds = works({name: n + 1 if n <= 2 else factor * n + more for name, n in sizes.items()})
         if feeds is not None:
             return feeds
     current, found = dict(sizes), None
     for name, n in sizes.items():
-        for other in (n + 1, 2 * n, n + 32, max(1, n // 2), n + 1024):
+        for other in (2 * n if n > 2 else n + 1, max(1, n // 2), n + 32, n + 1024, n + 1):
             feeds = works(current | {name: other})
             if feeds is not None:
                 current[name], found = other, feeds
