@@ -197,21 +197,24 @@ def find_feeds(
             except BadInputError as failure:
                 error = error or failure
                 continue
-            return first, _vary_at_any(session, proto, sizes, seed, high, shapes) or first
+            observed = {name: array.shape for name, array in first.items()}
+            return first, vary(session, proto, observed, seed, high) or first
         if all(v.dtype.kind not in "iu" for v in random_feeds(proto, sizes, seed, 2, shapes).values()):
             break
     hint = "" if shapes else " Give working shapes with --input-shape name:1,3,224,224 or inputs with --data."
     raise BadInputError(f"No random input runs through the model. {error}{hint}")
 
 
-def vary(session: Session, proto: ModelProto, shapes: dict[str, tuple[int, ...]], seed: int) -> Feeds | None:
+def vary(
+    session: Session, proto: ModelProto, shapes: dict[str, tuple[int, ...]], seed: int, high: int = 100
+) -> Feeds | None:
     """Random feeds that differ from `shapes` in the dynamic dimensions, as far as the model accepts them."""
     sizes: dict[str, int] = {}
     for value in graph_inputs(proto):
         for dim, size in zip(symbols(value), shapes[value.name], strict=True):
             if isinstance(dim, str):
                 sizes.setdefault(dim, size)
-    return _vary_at_any(session, proto, sizes, seed, 100, None)
+    return _vary_at_any(session, proto, sizes, seed, high)
 
 
 def _vary_at_any(
@@ -220,12 +223,11 @@ def _vary_at_any(
     sizes: dict[str, int],
     seed: int,
     high: int,
-    shapes: dict[str, tuple[int, ...]] | None,
 ) -> Feeds | None:
     """Second feeds with integers below `high`, or below less where those are out of some table's range."""
-    integers = any(v.dtype.kind in "iu" for v in random_feeds(proto, sizes, seed, 2, shapes).values())
+    integers = any(v.dtype.kind in "iu" for v in random_feeds(proto, sizes, seed, 2).values())
     for bound in [h for h in (high, high // 2, 10, 4, 2, 1) if 1 <= h <= high] if integers else [high]:
-        found = _second_feeds(session, proto, sizes, seed, bound, shapes)
+        found = _second_feeds(session, proto, sizes, seed, bound)
         if found is not None:
             return found
     return None
@@ -237,12 +239,11 @@ def _second_feeds(
     sizes: dict[str, int],
     seed: int,
     high: int,
-    shapes: dict[str, tuple[int, ...]] | None,
 ) -> Feeds | None:
     """Feeds that differ in as many dynamic dimensions as the model accepts: all at once, else one after the other."""
 
     def works(trial: dict[str, int]) -> Feeds | None:
-        feeds = random_feeds(proto, trial, seed + 1, high, shapes)
+        feeds = random_feeds(proto, trial, seed + 1, high)
         try:
             session.run(feeds)
         except BadInputError:
@@ -374,8 +375,9 @@ def _observe_graph(
                 except BadInputError:
                     continue  # a branch that does not run on these inputs stays unobserved: its rules pin
                 for mine, theirs in zip(seen, more, strict=True):
-                    for here, there in zip(mine, theirs, strict=True):
-                        here.update(there)
+                    mine[0].update(theirs[0])
+                    mine[1].update(theirs[1])
+                    mine[2].update(theirs[2])
     return seen
 
 

@@ -349,13 +349,8 @@ def _illegal_rows(ids: Ids, draft: Solution, boxes: Boxes) -> Ids:
             bad.add(int(c))
             continue
         label[found] = c
-    for array in boxes.classes:  # whole rows, or equally many positions of every row
+    for array in boxes.classes:
         marks = label[array]
-        rows = np.broadcast_to(np.arange(array.shape[0])[:, None], array.shape)
-        pairs, counts = np.unique(np.stack([marks.ravel(), rows.ravel()], axis=1), axis=0, return_counts=True)
-        for mark in np.unique(pairs[pairs[:, 0] >= 0, 0]):
-            mine = counts[pairs[:, 0] == mark]
-            whole = (mine == array.shape[1]).all()
-            if not whole and (mine.size < array.shape[0] or (mine != mine[0]).any()):
-                bad.add(int(mark))
+        whole = (marks == marks[:, :1]).all(axis=1)
+        bad.update(int(m) for m in np.unique(marks[~whole]) if m >= 0)
     return np.array(sorted(bad), np.int64)
