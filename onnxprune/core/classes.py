@@ -53,12 +53,12 @@ def distinct(facets: list[Facet]) -> list[Facet]:
 def merge(work: Relations) -> None:
     """Classes from ties; a row of one child is that child, and rows of equal children are one row.
 
-    Every call of `row` is an *instance*: its parent goes when all children of that instance go, so that the rows of
-    several tensors bound to one parent go together.
+    Every parent of every call of `row` is an *instance*: the parent goes when all children of that instance go, so that the
+    rows of several tensors bound to one parent go together.
     """
     units = work.units
-    starts = np.cumsum([0, *[r[1].size for r in units.rows]])
-    call = np.repeat(np.arange(len(units.rows)), np.diff(starts))
+    starts = np.cumsum([0, *[int(p.max(initial=-1)) + 1 for p in units.places]])
+    call = np.concatenate([p + s for p, s in zip(units.places, starts, strict=False)] or [np.empty(0, np.int64)])
     child_units = np.concatenate([r[0] for r in units.rows] or [np.empty(0, np.int64)])
     parent_units = np.concatenate([r[1] for r in units.rows] or [np.empty(0, np.int64)])
     while True:

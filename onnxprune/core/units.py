@@ -40,6 +40,7 @@ class UnitTable:
     pins: list[tuple[Ids, Pin | None]] = field(default_factory=list)
     approximations: list[tuple[Ids, Pin]] = field(default_factory=list)
     rows: list[tuple[Ids, Ids]] = field(default_factory=list)
+    places: list[Ids] = field(default_factory=list)
     issues: list[tuple[Ids, str]] = field(default_factory=list)
     boxes: list[Ids] = field(default_factory=list)
     aligned: list[Ids] = field(default_factory=list)
@@ -98,9 +99,11 @@ class UnitTable:
 
     def row(self, children: Ids, parent: Ids) -> None:
         """`parent` (broadcast against `children`) goes exactly when all of its children go."""
-        children, parent = (x.ravel() for x in np.broadcast_arrays(children, parent))
-        known = parent >= 0
-        self.rows.append((children[known], parent[known]))
+        place = np.arange(parent.size, dtype=np.int64).reshape(parent.shape)
+        flat = [x.ravel() for x in np.broadcast_arrays(children, parent, place)]
+        known = flat[1] >= 0
+        self.rows.append((flat[0][known], flat[1][known]))
+        self.places.append(flat[2][known])
 
     def components(self) -> Ids:
         """Class id per unit, numbered in order of first unit."""

@@ -91,10 +91,19 @@ def triangle(ctx: MapContext) -> list[Maps]:
 
 
 def grid_sample(ctx: MapContext) -> list[Maps]:
-    """Channels pass; space is sampled."""
-    ctx.pin_axes(1, tuple(range(ctx.rank(1))), "reads positions from it")
-    maps = ctx.flat_axes(ctx.maps(0), tuple(range(2, ctx.rank())))
-    return [maps]
+    """Channels pass, space is sampled, and the batch of the data is that of the grid."""
+    rank = ctx.rank()
+    space, where = (tuple(f"{x}{a}" for a in range(2, rank)) for x in "sp")
+    maps = ctx.flat_axes(ctx.maps(0), tuple(range(2, rank)))
+    data = Operand(("b", "c", *space), ctx.shape(0), named(maps, ("b", "c", *space)))
+    labels = ("b", *where, "xy")
+    if ctx.is_lazy(1):
+        grid = operand(ctx, 1, labels)
+    else:
+        kept = ctx.whole_axes(1, (rank - 1,), "reads coordinates from it")
+        grid = Operand(labels, ctx.shape(1), named(kept, labels))
+    out = ("b", "c", *where)
+    return [unnamed(combine(ctx, data, grid, out, what="its grid"), out)]
 
 
 def reverse_sequence(ctx: MapContext) -> list[Maps]:

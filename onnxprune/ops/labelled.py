@@ -205,7 +205,7 @@ def _match(ctx: MapContext, left: list[Named], right: list[Named], shared: set[L
             ]
             coarser = [g for g in others if set(g.labels) < set(f.labels) and set(g.labels) <= shared]
             if finer or rows:
-                for g in finer:
+                for g in [*finer, *rows]:
                     ctx.units.row(g.ids, f.over(g.labels))
                 paired.append(f)
             elif coarser:
@@ -241,7 +241,7 @@ def _rows(
             ids = ctx.units.issue(int(np.prod(sides))).reshape(sides) if present is None else present.over(row)
             parents[key] = Named(row, ids)
             for side in (left, right):
-                if not any(set(row) <= set(g.labels) for g in side):
+                if not any({x for x in g.labels if x in shared and x in out} == set(row) for g in side):
                     ctx.pin([ids], f"has no removable index for these rows in {what}")
         ctx.units.row(f.ids, parents[key].over(f.labels))
     return parents
@@ -269,7 +269,7 @@ def _project(
         else:
             result.append(_squeeze(ctx, f, tuple(x for x in f.labels if x not in rest)))
     for f in coarse:
-        if not any(set(f.labels) <= set(g.labels) for g in result):
+        if not any(_is_prefix(set(f.labels), g.labels) for g in result):
             result.append(f)
     return _without_covered(result, parents)
 
