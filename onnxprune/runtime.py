@@ -214,17 +214,7 @@ def vary(
         for dim, size in zip(symbols(value), shapes[value.name], strict=True):
             if isinstance(dim, str):
                 sizes.setdefault(dim, size)
-    return _vary_at_any(session, proto, sizes, seed, high)
-
-
-def _vary_at_any(
-    session: Session,
-    proto: ModelProto,
-    sizes: dict[str, int],
-    seed: int,
-    high: int,
-) -> Feeds | None:
-    """Second feeds with integers below `high`, or below less where those are out of some table's range."""
+    # integers below `high`, or below less where those are out of some table's range
     integers = any(v.dtype.kind in "iu" for v in random_feeds(proto, sizes, seed, 2).values())
     for bound in [h for h in (high, high // 2, 10, 4, 2, 1) if 1 <= h <= high] if integers else [high]:
         found = _second_feeds(session, proto, sizes, seed, bound)

@@ -116,10 +116,6 @@ class MapContext:
         """The value of a parameter input: constant, or observed and equal for both feeds."""
         return self._values(self.node.inputs[i]) if self.has(i) else None
 
-    def is_param_constant(self, i: int) -> bool:
-        """True when the value of a parameter input is known for all feeds."""
-        return self.value(i) is not None
-
     def axis(self, default: int = 0, name: str = "axis", rank: int | None = None) -> int:
         axis = int(self.attr(name, default))
         return axis % max(1, self.rank() if rank is None else rank)
@@ -286,16 +282,6 @@ class Edit:
         """The value of a constant tensor."""
         raise NotImplementedError
 
-    def replace_by(self, op: str, inputs: list[Any], attrs: dict[str, Any]) -> None:
-        """Turn the node into another one; inputs are positions of its present inputs or arrays."""
-        raise NotImplementedError
-
-
-def axis_facets(maps: Maps, axis: int) -> tuple[list[Facet], list[Facet]]:
-    """Facets that vary along `axis`, and the others."""
-    on = [f for f in maps if f.shape[axis] > 1]
-    return on, [f for f in maps if f.shape[axis] == 1]
-
 
 def move(ctx: MapContext, i: int, operation: Callable[[Facet, Shape], Facet], expand: tuple[int, ...] = ()) -> Maps:
     """Apply a numpy operation to every facet, expanded along `expand` where it varies there at all."""
@@ -313,7 +299,6 @@ __all__ = [
     "Edit",
     "MapContext",
     "Rule",
-    "axis_facets",
     "move",
     "varying",
 ]
@@ -334,10 +319,6 @@ class MaskEdit(Protocol):
 
     def removed(self, i: int) -> Array:
         """Bool of input `i`'s full shape: True where the position has been removed."""
-        raise NotImplementedError
-
-    def removed_out(self, k: int) -> Array:
-        """Bool of output `k`'s full shape: True where the position has been removed."""
         raise NotImplementedError
 
     def constant(self, i: int) -> Array | None:

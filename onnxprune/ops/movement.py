@@ -220,7 +220,7 @@ def slice_adjust(edit: Edit) -> None:
 def gather(ctx: MapContext) -> list[Maps]:
     """Constant indices move the map; indices from data need an axis without units."""
     axis = ctx.axis(0)
-    index = ctx.value(1) if ctx.is_param_constant(1) else None
+    index = ctx.value(1)
     rank = len(ctx.shape(1))
     if not ctx.is_lazy(1):
         ctx.pin(ctx.maps(1), "reads positions from it")

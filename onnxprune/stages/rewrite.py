@@ -330,13 +330,6 @@ class NodeEdit(Edit):
         self.node.gs_node.inputs[i] = self._constant(tensor.name, (values * factor).astype(values.dtype))
         return True
 
-    def replace_by(self, op: str, inputs: list[Any], attrs: dict[str, Any]) -> None:
-        node = self.node.gs_node
-        node.op = op
-        node.attrs.clear()
-        node.attrs.update(attrs)
-        node.inputs = [node.inputs[x] if isinstance(x, int) else self._constant(node.name, x) for x in inputs]
-
 
 FLOATS: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),

@@ -135,11 +135,6 @@ class MaskedNode(MaskEdit):
     def removed(self, i: int) -> Array:
         return np.broadcast_to(self._removed(self._maps(i), self.shape(i)), self.shape(i))
 
-    def removed_out(self, k: int) -> Array:
-        key = self.node.outputs[k]
-        shape = self.analysis.observation.shapes[key]
-        return np.broadcast_to(self._removed(self.analysis.maps.get(key, ()), shape), shape)
-
     def constant(self, i: int) -> Array | None:
         key = self.analysis.sources.get(self.node.inputs[i]) if self.has(i) else None
         return None if key is None else np.asarray(self.analysis.view.constants[key].values)
