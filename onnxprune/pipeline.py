@@ -21,7 +21,7 @@ from onnxprune.core.errors import BadInputError, VerificationError
 from onnxprune.core.files import check_writable, staged
 from onnxprune.core.graphio import save_model
 from onnxprune.core.model import LoadedModel
-from onnxprune.core.observation import Feeds
+from onnxprune.core.observation import Feeds, Observation
 from onnxprune.core.plan import Plan, make_plan, removed_by
 from onnxprune.core.verdict import Verdict
 from onnxprune.core.version import __version__
@@ -251,27 +251,32 @@ def _replayed(settings: Options, plan: Plan) -> Options:
 
 
 def _analysis(loaded: LoadedModel, settings: Options) -> Analysis:
-    feeds = _feeds(loaded, settings)
     _globs(loaded, settings)
+
+    def observed(wanted: set[str], typed: set[str]) -> Observation:
+        probe = runtime.Probe(loaded, wanted, typed)
+        return probe.observation(_feeds(loaded, settings, probe))
+
     return analyse(
         loaded,
-        feeds,
-        lambda wanted, typed: runtime.observe(loaded, feeds, wanted, typed),
+        observed,
         settings.include_inexact,
         exclude=_matcher(settings.exclude),
         include=_matcher(settings.include),
     )
 
 
-def _feeds(loaded: LoadedModel, settings: Options) -> tuple[Feeds, Feeds]:
+def _feeds(
+    loaded: LoadedModel, settings: Options, session: runtime.Session | runtime.Probe | None = None
+) -> tuple[Feeds, Feeds]:
     """Two inputs to observe: the user's first samples, completed by random ones that differ in the dynamic dimensions."""
     if settings.data is None:
-        return runtime.find_feeds(loaded, settings.input_shapes, settings.seed)
+        return runtime.find_feeds(loaded, settings.input_shapes, settings.seed, session)
     inputs = runtime.graph_inputs(loaded.proto)
     feeds = feeding.load_data(settings.data, inputs)
     first = feeding.take(feeds[0], inputs, 2)
     second = feeding.take(feeds[0], inputs, 3)
-    session = runtime.Session(loaded.proto, runtime.folder_of(loaded))
+    session = session or runtime.Session(loaded.proto, runtime.folder_of(loaded))
     session.run(first)
     try:
         shapes = {k: v.shape for k, v in first.items()}

@@ -173,12 +173,15 @@ def candidate_sizes(proto: ModelProto) -> Iterator[dict[str, int]]:
 
 
 def find_feeds(
-    model: LoadedModel, shapes: dict[str, tuple[int, ...]] | None = None, seed: int = 0
+    model: LoadedModel,
+    shapes: dict[str, tuple[int, ...]] | None = None,
+    seed: int = 0,
+    session: Session | Probe | None = None,
 ) -> tuple[Feeds, Feeds]:
     """Two feeds that the model accepts and that differ in every dynamic dimension where it lets them.
 
-    `shapes` fixes the shape of the inputs it names (as `--input-shape` does). Raises `BadInputError` with ONNX Runtime's
-    own words when nothing runs.
+    `shapes` fixes the shape of the inputs it names (as `--input-shape` does); `session` runs the model (by default a new
+    one). Raises `BadInputError` with ONNX Runtime's own words when nothing runs.
     """
     proto = model.proto
     for name in shapes or {}:
@@ -187,7 +190,7 @@ def find_feeds(
             raise BadInputError(
                 f"--input-shape names '{name}', which is no input of the model; its inputs are: {known}."
             )
-    session = Session(proto, folder_of(model))
+    session = session or Session(proto, folder_of(model))
     error: BadInputError | None = None
     for high in (100, 10, 2, 1):
         for sizes in candidate_sizes(proto):
@@ -206,7 +209,7 @@ def find_feeds(
 
 
 def vary(
-    session: Session, proto: ModelProto, shapes: dict[str, tuple[int, ...]], seed: int, high: int = 100
+    session: Session | Probe, proto: ModelProto, shapes: dict[str, tuple[int, ...]], seed: int, high: int = 100
 ) -> Feeds | None:
     """Random feeds that differ from `shapes` in the dynamic dimensions, as far as the model accepts them."""
     sizes: dict[str, int] = {}
@@ -224,7 +227,7 @@ def vary(
 
 
 def _second_feeds(
-    session: Session,
+    session: Session | Probe,
     proto: ModelProto,
     sizes: dict[str, int],
     seed: int,
@@ -260,15 +263,35 @@ def _second_feeds(
 # ---------------------------------------------------------------- observation
 
 
-def observe(model: LoadedModel, feeds: tuple[Feeds, Feeds], wanted: set[str], typed: set[str]) -> Observation:
-    """Run the model on both feeds and record the shape of every tensor and the value of the `wanted` ones (by key).
+class Probe:
+    """A model in ONNX Runtime that tells the shape of every tensor and the value of the `wanted` ones (by key).
 
     Shapes are read by `Shape` nodes inside the graph, so that no activation leaves the runtime. Subgraphs are run
-    as models of their own, on the values that they capture.
+    as models of their own, on the values that they capture. Feeds that were tried already are not run again.
     """
-    both = [feeds[0]] if feeds[1] is feeds[0] else list(feeds)
-    seen = _observe_graph(model, model.proto.graph, both, {}, "", wanted, typed)
-    return Observation(seen[0][0], seen[-1][0], seen[0][1], seen[-1][1], seen[0][2])
+
+    def __init__(self, model: LoadedModel, wanted: set[str], typed: set[str]) -> None:
+        self.model, self.wanted, self.typed = model, wanted, typed
+        try:
+            self._top = _Probed(model, model.proto.graph, None, {}, "", wanted, typed)
+        except BadInputError:
+            Session(model.proto, folder_of(model))  # says it in the model's own words, if it is the model's fault
+            raise
+
+    def run(self, feeds: Feeds) -> list[Array]:
+        """Run the model; raises `BadInputError` where it does not accept the feeds."""
+        return self._top.run(feeds)
+
+    def observation(self, feeds: tuple[Feeds, Feeds]) -> Observation:
+        """What both feeds show."""
+        both = [feeds[0]] if feeds[1] is feeds[0] else list(feeds)
+        seen = self._top.observe(both)
+        return Observation(seen[0][0], seen[-1][0], seen[0][1], seen[-1][1], seen[0][2], feeds)
+
+
+def observe(model: LoadedModel, feeds: tuple[Feeds, Feeds], wanted: set[str], typed: set[str]) -> Observation:
+    """Run the model on both feeds, see `Probe`."""
+    return Probe(model, wanted, typed).observation(feeds)
 
 
 def _captured(graph: GraphProto) -> set[str]:
@@ -297,78 +320,101 @@ def _subgraphs(attribute: onnx.AttributeProto) -> list[GraphProto]:
 Seen = tuple[dict[str, tuple[int, ...]], dict[str, Array], dict[str, Any]]
 
 
-def _observe_graph(
-    model: LoadedModel,
-    graph: GraphProto,
-    both: list[Feeds],
-    outer: dict[str, TensorProto],
-    path: str,
-    wanted: set[str],
-    typed: set[str],
-) -> list[Seen]:
-    """Shapes, wanted values and types, for each of the feeds; one session runs them all."""
-    captured = _captured(graph)
-    proto = ModelProto()
-    proto.CopyFrom(_shell(model.proto))
-    proto.graph.CopyFrom(graph)
-    del proto.graph.value_info[:]
-    initializers = dict(outer) | {t.name: t for t in graph.initializer}
-    for name in sorted(captured & set(outer)):
-        proto.graph.initializer.append(outer[name])
-    if path:  # a subgraph's inputs and captured tensors are fed, with the types of the values at hand
-        proto.graph.name = proto.graph.name or "subgraph"
-        names = {v.name for v in proto.graph.input} | captured
-        both = [{n: v for n, v in feeds.items() if n in names} for feeds in both]
-        del proto.graph.input[:]
-        for name, value in both[0].items():
-            kind = helper.np_dtype_to_tensor_dtype(value.dtype)
-            proto.graph.input.append(helper.make_tensor_value_info(name, kind, [None] * value.ndim))
-    needed: set[str] = set()
-    for node in graph.node:
-        for attribute in node.attribute:
-            for sub in _subgraphs(attribute):
-                needed |= _captured(sub) | set(node.input)
-    sequences = _sequences(model.proto, graph)
-    produced = [o for node in graph.node for o in node.output if o and o not in sequences]
-    values = [o for o in produced if o in needed or path + o in wanted]
-    dtyped = [o for o in produced if path + o in typed and o not in values]
-    del proto.graph.output[:]
-    for k, name in enumerate(produced):
-        proto.graph.node.append(helper.make_node("Shape", [name], [f"onnxprune_shape_{k}"]))
-        proto.graph.output.append(helper.make_tensor_value_info(f"onnxprune_shape_{k}", TensorProto.INT64, None))
-    for name in values + dtyped:
-        proto.graph.output.append(helper.make_empty_tensor_value_info(name))
-    session = Session(proto, folder_of(model), what="the model with its intermediate results as outputs")
-    wanted_outputs = [f"onnxprune_shape_{k}" for k in range(len(produced))] + values
-    dtypes = {path + n: session.output_types[n] for n in dtyped + values}
-    constants = {path + t.name: tuple(t.dims) for t in graph.initializer}
-    seen: list[Seen] = []
-    known: list[Feeds] = []
-    for feeds in both:
-        results = session.run(feeds, wanted_outputs)
-        shapes = {path + n: tuple(int(d) for d in s) for n, s in zip(produced, results, strict=False)}
-        shapes |= {path + n: v.shape for n, v in feeds.items() if n not in captured} | constants
-        found = dict(zip(values, results[len(produced) :], strict=True))
-        seen.append((shapes, {path + n: v for n, v in found.items()}, dtypes))
-        known.append(found | feeds)
-    for node in graph.node:
-        first = next((o for o in node.output if o), "")
-        for attribute in node.attribute:
-            for sub in _subgraphs(attribute):
-                inner = [
-                    {n: v[n] for n in _captured(sub) if n in v} | _body_feeds(node, sub, v, initializers) for v in known
-                ]
-                try:
-                    more = _observe_graph(
-                        model, sub, inner, initializers, f"{path}{first}.{attribute.name}//", wanted, typed
-                    )
-                except BadInputError:
-                    continue  # a branch that does not run on these inputs stays unobserved: its rules pin
-                for mine, theirs in zip(seen, more, strict=True):
-                    mine[0].update(theirs[0])
-                    mine[1].update(theirs[1])
-                    mine[2].update(theirs[2])
-    return seen
+class _Probed:
+    """One graph of the model with its shapes and wanted values as outputs.
+
+    `fed`: values that a subgraph gets (inputs and captured tensors), for their types; None for the model itself.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        graph: GraphProto,
+        fed: Feeds | None,
+        outer: dict[str, TensorProto],
+        path: str,
+        wanted: set[str],
+        typed: set[str],
+    ) -> None:
+        self.model, self.graph, self.path, self.wanted, self.typed = model, graph, path, wanted, typed
+        self.captured = _captured(graph)
+        self.initializers = dict(outer) | {t.name: t for t in graph.initializer}
+        self.done: list[tuple[Feeds, list[Array]]] = []
+        proto = ModelProto()
+        proto.CopyFrom(_shell(model.proto))
+        proto.graph.CopyFrom(graph)
+        del proto.graph.value_info[:]
+        for name in sorted(self.captured & set(outer)):
+            proto.graph.initializer.append(outer[name])
+        if fed is not None:
+            proto.graph.name = proto.graph.name or "subgraph"
+            del proto.graph.input[:]
+            for name, value in fed.items():
+                kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+                proto.graph.input.append(helper.make_tensor_value_info(name, kind, [None] * value.ndim))
+        needed: set[str] = set()
+        for node in graph.node:
+            for attribute in node.attribute:
+                for sub in _subgraphs(attribute):
+                    needed |= _captured(sub) | set(node.input)
+        sequences = _sequences(model.proto, graph)
+        self.produced = [o for node in graph.node for o in node.output if o and o not in sequences]
+        self.values = [o for o in self.produced if o in needed or path + o in wanted]
+        dtyped = [o for o in self.produced if path + o in typed and o not in self.values]
+        del proto.graph.output[:]
+        for k, name in enumerate(self.produced):
+            proto.graph.node.append(helper.make_node("Shape", [name], [f"onnxprune_shape_{k}"]))
+            proto.graph.output.append(helper.make_tensor_value_info(f"onnxprune_shape_{k}", TensorProto.INT64, None))
+        for name in self.values + dtyped:
+            proto.graph.output.append(helper.make_empty_tensor_value_info(name))
+        self.session = Session(proto, folder_of(model), what="the model with its intermediate results as outputs")
+        self.outputs = [f"onnxprune_shape_{k}" for k in range(len(self.produced))] + self.values
+        self.dtypes = {path + n: self.session.output_types[n] for n in dtyped + self.values}
+
+    def run(self, feeds: Feeds) -> list[Array]:
+        for known, results in self.done:
+            if known is feeds:
+                return results
+        results = self.session.run(feeds, self.outputs)
+        self.done.append((feeds, results))
+        return results
+
+    def observe(self, both: list[Feeds]) -> list[Seen]:
+        """Shapes, wanted values and types, for each of the feeds."""
+        path = self.path
+        constants = {path + t.name: tuple(t.dims) for t in self.graph.initializer}
+        seen: list[Seen] = []
+        known: list[Feeds] = []
+        for feeds in both:
+            results = self.run(feeds)
+            shapes = {path + n: tuple(int(d) for d in s) for n, s in zip(self.produced, results, strict=False)}
+            shapes |= {path + n: v.shape for n, v in feeds.items() if n not in self.captured} | constants
+            found = dict(zip(self.values, results[len(self.produced) :], strict=True))
+            seen.append((shapes, {path + n: v for n, v in found.items()}, self.dtypes))
+            known.append(found | feeds)
+        for node in self.graph.node:
+            first = next((o for o in node.output if o), "")
+            for attribute in node.attribute:
+                for sub in _subgraphs(attribute):
+                    inner = [
+                        {n: v[n] for n in _captured(sub) if n in v} | _body_feeds(node, sub, v, self.initializers)
+                        for v in known
+                    ]
+                    more = self._inside(sub, inner, f"{path}{first}.{attribute.name}//")
+                    for mine, theirs in zip(seen, more, strict=False):
+                        mine[0].update(theirs[0])
+                        mine[1].update(theirs[1])
+                        mine[2].update(theirs[2])
+        return seen
+
+    def _inside(self, sub: GraphProto, inner: list[Feeds], path: str) -> list[Seen]:
+        """The same of a subgraph; nothing where it does not run on these inputs: its rules pin."""
+        names = {v.name for v in sub.input} | _captured(sub)
+        inner = [{n: v for n, v in feeds.items() if n in names} for feeds in inner]
+        try:
+            return _Probed(self.model, sub, inner[0], self.initializers, path, self.wanted, self.typed).observe(inner)
+        except BadInputError:
+            return []
 
 
 def _shell(proto: ModelProto) -> ModelProto:

@@ -26,6 +26,7 @@ class Observation:
     values: dict[str, Array] = field(default_factory=dict)
     other_values: dict[str, Array] = field(default_factory=dict)
     dtypes: dict[str, np.dtype[Any]] = field(default_factory=dict)
+    feeds: tuple[Feeds, Feeds] = field(default=({}, {}), repr=False)
 
     def is_dynamic(self, key: str, axis: int) -> bool:
         """True when the size of `axis` followed the feeds."""

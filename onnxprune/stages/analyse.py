@@ -21,7 +21,7 @@ from onnxprune.core.graphio import import_graph
 from onnxprune.core.grouping import Solution, solve
 from onnxprune.core.maps import Facet, Maps, Shape, simplify
 from onnxprune.core.model import LoadedModel
-from onnxprune.core.observation import Array, Feeds, Observation
+from onnxprune.core.observation import Array, Observation
 from onnxprune.core.units import Pin, UnitTable
 from onnxprune.ops.base import MapContext, Rule
 
@@ -31,13 +31,12 @@ STRICT = "ONNXPRUNE_STRICT"
 
 def analyse(
     model: LoadedModel,
-    feeds: tuple[Feeds, Feeds],
     observer: Observer,
     include_inexact: bool = False,
     exclude: Callable[[str], bool] | None = None,
     include: Callable[[str], bool] | None = None,
 ) -> Analysis:
-    """Index maps, pins and groups of a model. `observer(wanted, typed)` runs it (see `runtime.observe`).
+    """Index maps, pins and groups of a model. `observer(wanted, typed)` runs it (see `runtime.Probe`).
 
     exclude: names of nodes or tensors whose units the user wants left alone; include: leave alone what has no weight
     whose node or tensor matches.
@@ -59,7 +58,7 @@ def analyse(
         model=model,
         view=graph,
         observation=observation,
-        feeds=feeds,
+        feeds=observation.feeds,
         solution=solution,
         maps=walk.state,
         uses=walk.uses,

@@ -101,7 +101,7 @@ def _with_output_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
 def analysed(proto: onnx.ModelProto, inexact: bool = False) -> Analysis:
     loaded = load(proto)
     feeds = runtime.find_feeds(loaded)
-    return analyse(loaded, feeds, lambda wanted, typed: runtime.observe(loaded, feeds, wanted, typed), inexact)
+    return analyse(loaded, lambda wanted, typed: runtime.observe(loaded, feeds, wanted, typed), inexact)
 
 
 def found(analysis: Analysis) -> dict[str, int]:
