@@ -22,7 +22,7 @@ from onnxprune.core.errors import BadInputError, OnnxPruneError
 from onnxprune.core.version import __version__
 from onnxprune.stages.feeds import parse_shapes
 from onnxprune.stages.report import Report
-from onnxprune.stages.score import IMPORTANCE
+from onnxprune.stages.score import CALIBRATED, IMPORTANCE
 
 OUT = Console(highlight=False, soft_wrap=True)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -64,9 +64,16 @@ def main() -> None:
 @click.option("--params", type=float, help="Keep at most this share of the parameters.")
 @click.option("--round-to", type=int, help="Keep multiples of N channels in convolutions [default: 8; 1 = off].")
 @click.option(
-    "--importance", type=click.Choice(IMPORTANCE), default="l2", show_default=True, help="What makes a unit important."
+    "--importance",
+    type=click.Choice([CALIBRATED, *IMPORTANCE]),
+    help="What makes a unit important [default: obs where there is calibration, else l2].",
 )
-@click.option("--recover", type=click.Choice(["none"]), default="none", show_default=True, help="Repair what is left.")
+@click.option(
+    "--recover",
+    type=click.Choice(["lsq", "bias", "none"]),
+    help="Repair what is left [default: lsq; none with --ratio and no --data].",
+)
+@click.option("--samples", type=int, default=512, show_default=True, help="Use at most so many samples of --data.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only weights whose node or tensor name matches.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave nodes or tensors with these names alone.")
 @click.option("--include-inexact", is_flag=True, help="Also prune axes that LayerNorm and its kin normalise over.")
@@ -74,7 +81,10 @@ def main() -> None:
 @click.option("--apply", type=click.Path(path_type=Path), help="Replay a plan instead of deciding.")
 @click.option("--input-shape", multiple=True, metavar="NAME:D,D,…", help="Shape of an input with dynamic dimensions.")
 @click.option(
-    "--data", type=click.Path(path_type=Path), metavar="FILE.npz|DIR", help="Inputs to observe the model with."
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npz|DIR",
+    help="Inputs to observe, calibrate and repair with.",
 )
 @click.option("--report", type=click.Path(path_type=Path), metavar="FILE.md|.json", help="Write a report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -89,8 +99,9 @@ def prune(
     macs: float | None,
     params: float | None,
     round_to: int | None,
-    importance: str,
-    recover: str,
+    importance: str | None,
+    recover: str | None,
+    samples: int,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     include_inexact: bool,
@@ -123,6 +134,7 @@ def prune(
             progress=(lambda stage: None) if silent else status.update,
             importance=importance,
             recover=recover,
+            samples=samples,
             round_to=round_to,
             include=include,
             exclude=exclude,
@@ -163,6 +175,8 @@ def _show(report: Report, output: Path, verbose: bool) -> None:
     if not verbose and len(declined) > 5:
         OUT.print(f"          - and {len(declined) - 5} more reasons (-v shows all)")
     OUT.print(f"checked   {report.check_line()}")
+    for line in report.repair_lines():
+        OUT.print(f"repaired  {line}" if not line.startswith("warning") else line, markup=False)
     if verbose:
         OUT.print(_group_table(groups))
     table = Table(box=None, pad_edge=False)

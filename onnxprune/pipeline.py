@@ -1,11 +1,12 @@
-"""The program on one page: load -> analyse -> score -> allocate -> rewrite -> verify -> report."""
+"""The program on one page: load -> analyse -> calibrate -> score -> allocate -> rewrite -> verify -> compensate -> report."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from statistics import median
@@ -16,6 +17,7 @@ import onnx
 from onnxprune import runtime
 from onnxprune.core.analysis import Analysis
 from onnxprune.core.budget import AUTO, Budget
+from onnxprune.core.calibration import Calibration
 from onnxprune.core.classes import Bools
 from onnxprune.core.errors import BadInputError, VerificationError
 from onnxprune.core.files import check_writable, staged
@@ -23,18 +25,25 @@ from onnxprune.core.graphio import save_model
 from onnxprune.core.model import LoadedModel
 from onnxprune.core.observation import Feeds, Observation
 from onnxprune.core.plan import Plan, make_plan, removed_by
+from onnxprune.core.repair import Repair
 from onnxprune.core.verdict import Verdict
 from onnxprune.core.version import __version__
 from onnxprune.ops.cost import CostModel
 from onnxprune.stages import feeds as feeding
 from onnxprune.stages.allocate import allocate
 from onnxprune.stages.analyse import analyse
+from onnxprune.stages.calibrate import calibrate
+from onnxprune.stages.compensate import compensate
 from onnxprune.stages.load import load
 from onnxprune.stages.report import Report, inspection
 from onnxprune.stages.rewrite import rewrite
 from onnxprune.stages.score import score
+from onnxprune.stages.sense import judge, sense
+from onnxprune.stages.surgeon import operate, ranked
+from onnxprune.stages.synthesize import synthesize
 from onnxprune.stages.verify import (
     check_interface,
+    check_refit,
     deviation,
     error,
     is_vacuous,
@@ -49,6 +58,8 @@ Progress = Callable[[str], None]
 
 
 SCALES = (0.1, 10.0, 0.01)
+AUGMENTED = 256  # samples to fit on, the made ones included, ...
+AUGMENTED_MACS = 4e11  # ... as long as running them once takes no more than this
 
 
 def _silent(stage: str) -> None:
@@ -57,10 +68,16 @@ def _silent(stage: str) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """How to prune. `round_to`: None takes what ONNX Runtime's convolution kernels like, 1 is off."""
+    """How to prune. `round_to`: None takes what ONNX Runtime's convolution kernels like, 1 is off.
 
-    importance: str = "l2"
-    recover: str = "none"
+    recover: `lsq`, `bias` or `none`; None takes `lsq`, but `none` where there is neither `data` nor a target of cost (`--ratio`).
+    importance: `obs` needs calibration; None takes it where there is one, else `l2`. samples: at most so many are used.
+    """
+
+    importance: str | None = None
+    recover: str | None = None
+    metric: str = "kl"
+    samples: int = 512
     round_to: int | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -119,25 +136,49 @@ def prune(
     replay = _read_plan(apply) if apply is not None else None
     if replay is not None:
         settings = _replayed(settings, replay)
+    settings = _completed(settings, budget)
     analysis = _analysis(loaded, settings)
     costs = CostModel(analysis)
-    clock("score and allocate")
+    clock("calibrate")
+    calibration = _calibrated(analysis, settings, clock)
+    clock("score")
     if replay is not None:
         removed = removed_by(replay, analysis, f"--apply {apply}" if isinstance(apply, str | PathLike) else "the plan")
     else:
         assert budget is not None
-        scores = score(analysis, settings.importance, settings.seed)
-        round_to = AUTO if settings.round_to is None else settings.round_to
-        removed = allocate(analysis, scores, budget, round_to, costs)
+        removed = _decided(analysis, calibration, budget, settings, costs, clock)
     clock("rewrite")
-    pruned = rewrite(analysis, removed)
-    made = replay or make_plan(analysis, removed, _costs(costs, removed), _settings(settings, budget), __version__)
+    cut = rewrite(analysis, removed)
     clock("verify")
-    found = _verify(analysis, removed, pruned, settings.seed) if settings.check else None
+    found = _verify(analysis, removed, cut, settings.seed) if settings.check else None
+    clock("compensate")
+    pruned, repair = cut, None
+    if calibration is not None and settings.recover != "none":
+        pruned, repair = _repaired(analysis, removed, cut, calibration, settings, clock)
     clock("benchmark")
     times = _latency(analysis, pruned) if settings.benchmark else None
     clock.stop()
-    text = Report.make(analysis, removed, made, pruned, found, times, clock.seconds, budget, settings.include_inexact)
+    made = replay or make_plan(
+        analysis,
+        removed,
+        _costs(costs, removed),
+        _settings(settings, budget),
+        __version__,
+        repair.changed if repair else (),
+    )
+    text = Report.make(
+        analysis,
+        removed,
+        made,
+        pruned,
+        found,
+        times,
+        clock.seconds,
+        budget,
+        settings.include_inexact,
+        calibration,
+        repair,
+    )
     result = PruneResult(pruned, made, text, loaded)
     texts: dict[Path, str] = {}
     if report is not None:
@@ -165,7 +206,12 @@ def verify(
     settings = _replayed(Options(data=data, seed=seed), made)
     analysis = _analysis(loaded, settings)
     removed = removed_by(made, analysis)
-    return _verify(analysis, removed, other.proto, seed, other)
+    refit = made.refit
+    if not refit:
+        return _verify(analysis, removed, other.proto, seed, other)
+    cut = rewrite(analysis, removed)
+    check_refit(cut, other.proto, refit)
+    return _verify(analysis, removed, cut, seed)
 
 
 # ---------------------------------------------------------------- the steps, once each
@@ -185,9 +231,13 @@ class _Clock:
         self._stage, self._since = stage, time.perf_counter()
         self.progress(stage)
 
+    def share(self, done: float) -> None:
+        """Show how much of the stage is done."""
+        self.progress(f"{self._stage} {done:.0%}")
+
     def stop(self) -> None:
         if self._stage:
-            self.seconds[self._stage] = time.perf_counter() - self._since
+            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + time.perf_counter() - self._since
             self._stage = ""
 
 
@@ -198,11 +248,78 @@ def _options(options: dict[str, Any]) -> Options:
             f"Unknown option '{sorted(unknown)[0]}'; the options are {', '.join(Options.__dataclass_fields__)}."
         )
     settings = Options(**options)
-    if settings.recover != "none":
-        raise BadInputError(f"--recover {settings.recover} is not there yet; this version knows only 'none'.")
+    if settings.recover not in (None, "none", "bias", "lsq"):
+        raise BadInputError(f"Unknown --recover '{settings.recover}'; choose lsq, bias or none.")
+    if settings.samples < 1:
+        raise BadInputError(f"--samples must be at least 1, not {settings.samples}.")
     if settings.round_to is not None and settings.round_to < 1:
         raise BadInputError(f"--round-to must be 1 (off) or more, not {settings.round_to}.")
     return settings
+
+
+def _completed(settings: Options, budget: Budget | None) -> Options:
+    """The defaults that depend on each other."""
+    measured = settings.data is not None or (budget is not None and budget.metric != "ratio")
+    recover = settings.recover or ("lsq" if measured else "none")
+    importance = settings.importance or ("obs" if recover != "none" else "l2")
+    return replace(settings, recover=recover, importance=importance)
+
+
+def _calibrated(analysis: Analysis, settings: Options, clock: _Clock) -> Calibration | None:
+    """Samples of the user's, or made up, and what the original does with them; None where nothing asks for it."""
+    if settings.recover == "none" and settings.importance != "obs":
+        return None
+    inputs = runtime.graph_inputs(analysis.model.proto)
+    given = feeding.load_data(settings.data, inputs) if settings.data else synthesize(analysis.feeds[0], inputs, settings.seed)
+    macs = CostModel(analysis).macs() / max(_batch(analysis.feeds[0]), 1)
+    wanted = int(min(AUGMENTED, AUGMENTED_MACS / max(macs, 1)))
+    samples = feeding.samples_of(given, inputs, settings.samples, wanted, settings.seed)
+    return calibrate(analysis, samples, settings.seed, settings.data is None, clock.share)
+
+
+def _batch(feeds: Feeds) -> int:
+    return max((v.shape[0] for v in feeds.values() if v.ndim), default=1)
+
+
+def _decided(
+    analysis: Analysis,
+    calibration: Calibration | None,
+    budget: Budget,
+    settings: Options,
+    costs: CostModel,
+    clock: _Clock,
+) -> Bools:
+    """Which classes go."""
+    importance = settings.importance or "l2"
+    scores = score(analysis, "l2" if importance == "obs" else importance, settings.seed)
+    round_to = AUTO if settings.round_to is None else settings.round_to
+    if calibration is None:
+        clock("allocate")
+        return allocate(analysis, scores, budget, round_to, costs)
+    orders = operate(analysis, calibration, scores, clock.share) if importance == "obs" else ranked(analysis, scores)
+    damages = None
+    if budget.metric != "ratio":
+        clock("sense")
+        damages = sense(analysis, calibration, orders, partial(rewrite, analysis), progress=clock.share)
+    clock("allocate")
+    return allocate(analysis, scores, budget, round_to, costs, orders, damages)
+
+
+def _repaired(
+    analysis: Analysis,
+    removed: Bools,
+    cut: onnx.ModelProto,
+    calibration: Calibration,
+    settings: Options,
+    clock: _Clock,
+) -> tuple[onnx.ModelProto, Repair]:
+    """The repaired model; the cut one where the repair does not help on held-out samples."""
+    found = compensate(analysis, removed, cut, calibration, settings.recover or "lsq", settings.seed, clock.share)
+    folder = runtime.folder_of(analysis.model)
+    before, after = (judge(calibration, m, folder) for m in (cut, found.model))
+    if not after < before:
+        return cut, replace(found.repair, changed=(), before=before, after=before)
+    return found.model, replace(found.repair, before=before, after=after)
 
 
 def _read_plan(plan: str | PathLike[str] | Plan) -> Plan:
@@ -221,6 +338,8 @@ def _settings(settings: Options, budget: Budget | None) -> dict[str, Any]:
     return {
         "target": None if budget is None else {budget.metric: budget.amount},
         "importance": settings.importance,
+        "recover": settings.recover,
+        "samples": settings.samples,
         "include": list(settings.include),
         "exclude": list(settings.exclude),
         "include_inexact": settings.include_inexact,
@@ -236,6 +355,9 @@ def _replayed(settings: Options, plan: Plan) -> Options:
     try:
         return Options(
             round_to=settings.round_to,
+            importance="l2",
+            recover=settings.recover or str(stored.get("recover", "none")),
+            samples=int(stored.get("samples", settings.samples)),
             include=tuple(str(x) for x in stored.get("include", ())),
             exclude=tuple(str(x) for x in stored.get("exclude", ())),
             include_inexact=bool(stored.get("include_inexact", False)),

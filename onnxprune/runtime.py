@@ -14,6 +14,7 @@ import onnxruntime as ort
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune.core.errors import BadInputError
+from onnxprune.core.flat import SEPARATOR, captured, shell, subgraphs
 from onnxprune.core.model import LoadedModel
 from onnxprune.core.observation import Array, Feeds, Observation
 
@@ -294,29 +295,6 @@ def observe(model: LoadedModel, feeds: tuple[Feeds, Feeds], wanted: set[str], ty
     return Probe(model, wanted, typed).observation(feeds)
 
 
-def _captured(graph: GraphProto) -> set[str]:
-    """Names that a graph and its subgraphs read from outside."""
-    inside = (
-        {i.name for i in graph.input}
-        | {t.name for t in graph.initializer}
-        | {t.values.name for t in graph.sparse_initializer}
-    )
-    read: set[str] = {o.name for o in graph.output}
-    for node in graph.node:
-        read.update(node.input)
-        for attribute in node.attribute:
-            for sub in _subgraphs(attribute):
-                read |= _captured(sub)
-        inside.update(node.output)
-    return read - inside - {""}
-
-
-def _subgraphs(attribute: onnx.AttributeProto) -> list[GraphProto]:
-    if attribute.type == onnx.AttributeProto.GRAPH:
-        return [attribute.g]
-    return list(attribute.graphs) if attribute.type == onnx.AttributeProto.GRAPHS else []
-
-
 Seen = tuple[dict[str, tuple[int, ...]], dict[str, Array], dict[str, Any]]
 
 
@@ -337,11 +315,11 @@ class _Probed:
         typed: set[str],
     ) -> None:
         self.model, self.graph, self.path, self.wanted, self.typed = model, graph, path, wanted, typed
-        self.captured = _captured(graph)
+        self.captured = captured(graph)
         self.initializers = dict(outer) | {t.name: t for t in graph.initializer}
         self.done: list[tuple[Feeds, list[Array]]] = []
         proto = ModelProto()
-        proto.CopyFrom(_shell(model.proto))
+        proto.CopyFrom(shell(model.proto))
         proto.graph.CopyFrom(graph)
         del proto.graph.value_info[:]
         for name in sorted(self.captured & set(outer)):
@@ -354,9 +332,8 @@ class _Probed:
                 proto.graph.input.append(helper.make_tensor_value_info(name, kind, [None] * value.ndim))
         needed: set[str] = set()
         for node in graph.node:
-            for attribute in node.attribute:
-                for sub in _subgraphs(attribute):
-                    needed |= _captured(sub) | set(node.input)
+            for _, sub in subgraphs(node):
+                needed |= captured(sub) | set(node.input)
         sequences = _sequences(model.proto, graph)
         self.produced = [o for node in graph.node for o in node.output if o and o not in sequences]
         self.values = [o for o in self.produced if o in needed or path + o in wanted]
@@ -394,35 +371,26 @@ class _Probed:
             known.append(found | feeds)
         for node in self.graph.node:
             first = next((o for o in node.output if o), "")
-            for attribute in node.attribute:
-                for sub in _subgraphs(attribute):
-                    inner = [
-                        {n: v[n] for n in _captured(sub) if n in v} | _body_feeds(node, sub, v, self.initializers)
-                        for v in known
-                    ]
-                    more = self._inside(sub, inner, f"{path}{first}.{attribute.name}//")
-                    for mine, theirs in zip(seen, more, strict=False):
-                        mine[0].update(theirs[0])
-                        mine[1].update(theirs[1])
-                        mine[2].update(theirs[2])
+            for name, sub in subgraphs(node):
+                inner = [
+                    {n: v[n] for n in captured(sub) if n in v} | _body_feeds(node, sub, v, self.initializers)
+                    for v in known
+                ]
+                more = self._inside(sub, inner, f"{path}{first}.{name}{SEPARATOR}")
+                for mine, theirs in zip(seen, more, strict=False):
+                    mine[0].update(theirs[0])
+                    mine[1].update(theirs[1])
+                    mine[2].update(theirs[2])
         return seen
 
     def _inside(self, sub: GraphProto, inner: list[Feeds], path: str) -> list[Seen]:
         """The same of a subgraph; nothing where it does not run on these inputs: its rules pin."""
-        names = {v.name for v in sub.input} | _captured(sub)
+        names = {v.name for v in sub.input} | captured(sub)
         inner = [{n: v for n, v in feeds.items() if n in names} for feeds in inner]
         try:
             return _Probed(self.model, sub, inner[0], self.initializers, path, self.wanted, self.typed).observe(inner)
         except BadInputError:
             return []
-
-
-def _shell(proto: ModelProto) -> ModelProto:
-    """The model without its graph."""
-    shell = ModelProto(ir_version=proto.ir_version)
-    shell.opset_import.extend(proto.opset_import)
-    shell.functions.extend(proto.functions)
-    return shell
 
 
 def _body_feeds(node: onnx.NodeProto, body: GraphProto, known: Feeds, initializers: dict[str, TensorProto]) -> Feeds:

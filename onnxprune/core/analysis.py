@@ -12,7 +12,7 @@ from onnxprune.core.graph import View
 from onnxprune.core.grouping import Group, Solution
 from onnxprune.core.maps import Facet, Maps, Shape, clusters, varying
 from onnxprune.core.model import LoadedModel
-from onnxprune.core.observation import Feeds, Observation
+from onnxprune.core.observation import Array, Feeds, Observation
 from onnxprune.core.units import Ids
 
 Use = tuple[str, int]
@@ -164,3 +164,22 @@ def line_axis(mask: Bools) -> int:
         if (counts == counts.flat[0]).all():
             return axis
     raise NotABoxError(f"kept positions of shape {mask.shape} do not form a box")
+
+
+def compress(array: Array, maps: Maps, gone: Bools) -> Array:
+    """The array without the positions whose units have gone. Rows of one box may lose different offsets."""
+    shape = array.shape
+    for axes, facets in clusters(maps):
+        cut = settle(facets, axes, shape, gone)
+        for axis, alive in cut.alive.items():
+            if not alive.all():
+                array = array.compress(alive, axis=axis)
+        for line, mask in cut.lines:
+            count = int(mask.sum(axis=-1).flat[0])
+            order = np.argsort(~mask, axis=-1, kind="stable")[..., :count]
+            side = [1] * array.ndim
+            for k, axis in enumerate(line):
+                side[axis] = order.shape[k]
+            permutation = np.argsort(line)
+            array = np.take_along_axis(array, order.transpose(permutation).reshape(side), axis=line[-1])
+    return np.ascontiguousarray(array)

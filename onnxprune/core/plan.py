@@ -3,7 +3,7 @@
     {"version": 1, "model_sha256": "…", "onnxprune": "0.1.0", "settings": {…},
      "groups": [{"id": "g12", "kind": "channels", "units": 64, "removed": 24, "exact": true, "classes": [7, 9, …],
                  "members": [{"tensor": "conv1.weight", "axis": 0, "removed": [3, 7, …], "node": "/conv1/Conv"}, …]}],
-     "nodes_removed": [], "macs": [before, after], "params": [before, after]}
+     "nodes_removed": [], "refit": [["/conv1/Conv_output_0", 1], …], "macs": [before, after], "params": [before, after]}
 
 Members are constants (with the node that uses them, as shared constants may be cut differently per use) and every activation
 of numbers (not flags) on which the removal is a slice of one axis.
@@ -14,6 +14,7 @@ replay checks that both still agree.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,15 @@ class Plan:
     """The JSON document, checked."""
 
     document: dict[str, Any]
+
+    @property
+    def refit(self) -> list[tuple[str, int]]:
+        """(node key, input) of every constant that a repair fitted anew."""
+        found = self.document.get("refit", [])
+        is_pair = [isinstance(x, list) and len(x) == 2 and isinstance(x[0], str) and type(x[1]) is int for x in found]
+        if not all(is_pair) or not all(0 <= i < 64 for _, i in found):
+            raise BadInputError("The plan's 'refit' is not a list of [node, input].")
+        return [(node, i) for node, i in found]
 
     def to_json(self) -> str:
         """One line per member, so that plans can be diffed."""
@@ -70,9 +80,14 @@ class Plan:
 
 
 def make_plan(
-    analysis: Analysis, removed: Bools, costs: dict[str, list[int]], settings: dict[str, Any], version: str
+    analysis: Analysis,
+    removed: Bools,
+    costs: dict[str, list[int]],
+    settings: dict[str, Any],
+    version: str,
+    refit: Sequence[tuple[str, int]] = (),
 ) -> Plan:
-    """Describe a removal (bool per class) by the tensors it cuts."""
+    """Describe a removal (bool per class) by the tensors it cuts. `refit`: (node key, input) of constants that were fitted anew."""
     owner = _owners(analysis, removed)
     members: dict[str, list[dict[str, Any]]] = {g.id: [] for g in analysis.groups}
     unit_owner = np.append(owner, -1)[analysis.solution.classes]
@@ -112,6 +127,7 @@ def make_plan(
             "onnxprune": version,
             "settings": settings,
             "nodes_removed": [],
+            "refit": [[node, i] for node, i in refit],
             **costs,
             "groups": groups,
         }

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxprune.core.graph import Graph, Node
+from onnxprune.core.linear import LinearRule
 from onnxprune.core.maps import Facet, Maps, Shape, expand_axes, pad_rank, per_axis, simplify, varying
 from onnxprune.core.observation import Array
 from onnxprune.core.units import Pin, UnitTable
@@ -36,6 +37,7 @@ class Rule:
     reference: changes the masked original where removal is approximate (statistics of the kept positions only).
     carries_shape: the output is a shape: what integer operators make of it carries no units.
     alias: the output of a constant is that constant (exporters share weights through Identity).
+    linear: the node as a matrix product with constant weights, where it is one.
     """
 
     ops: tuple[str, ...]
@@ -50,6 +52,7 @@ class Rule:
     reference: Callable[[Any], None] | None = None
     carries_shape: bool = False
     alias: bool = False
+    linear: LinearRule | None = None
 
 
 @dataclass(frozen=True)

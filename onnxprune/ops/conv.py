@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from math import prod
 
+from onnxprune.core.linear import Linear, LinearContext, Sliding
 from onnxprune.core.maps import Maps, Shape, reshape, varying
 from onnxprune.ops.base import CostContext, Edit, MapContext, Rule
 from onnxprune.ops.labelled import Operand, combine, named, operand, unnamed
@@ -98,6 +99,40 @@ def conv_transpose_macs(cost: CostContext) -> int:
     return 0 if w is None or x is None else prod(x) * prod(w[1:])
 
 
+def conv_linear(ctx: LinearContext) -> Linear | None:
+    """im2col; `auto_pad` as the specification of Conv says."""
+    if not ctx.is_constant[1] or (ctx.has(2) and not ctx.is_constant[2]):
+        return None
+    x, w = ctx.shape(0), ctx.shape(1)
+    kernel = tuple(w[2:])
+    rank, one = len(kernel), (1,) * len(kernel)
+    strides = tuple(int(s) for s in ctx.attrs.get("strides", one))
+    dilations = tuple(int(d) for d in ctx.attrs.get("dilations", one))
+    before = tuple(int(p) for p in ctx.attrs.get("pads", (0,) * (2 * rank)))[:rank]
+    auto = ctx.attrs.get("auto_pad", "NOTSET")
+    auto = auto.decode() if isinstance(auto, bytes) else auto
+    same = auto if auto.startswith("SAME") else ""
+    before = (0,) * rank if auto == "VALID" else before
+    return Sliding(int(ctx.attrs.get("group", 1)), x[1], kernel, strides, dilations, before, auto_pad=same)
+
+
+def conv_transpose_linear(ctx: LinearContext) -> Linear | None:
+    """A convolution with stride 1 of the input with `stride - 1` zeros between its elements, and the kernel turned round."""
+    given = {"output_shape", "output_padding"} & set(ctx.attrs)
+    if not ctx.is_constant[1] or (ctx.has(2) and not ctx.is_constant[2]) or given:
+        return None
+    if ctx.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", b"NOTSET"):
+        return None
+    x, w = ctx.shape(0), ctx.shape(1)
+    kernel = tuple(w[2:])
+    rank, one = len(kernel), (1,) * len(kernel)
+    dilations = tuple(int(d) for d in ctx.attrs.get("dilations", one))
+    pads = tuple(int(p) for p in ctx.attrs.get("pads", (0,) * (2 * rank)))[:rank]
+    before = tuple((k - 1) * d - p for k, d, p in zip(kernel, dilations, pads, strict=True))
+    spread = tuple(int(s) for s in ctx.attrs.get("strides", one))
+    return Sliding(int(ctx.attrs.get("group", 1)), x[1], kernel, one, dilations, before, upsampled=spread)
+
+
 def fused_conv(ctx: MapContext) -> list[Maps]:
     """FusedConv(X, W, B, Z): Conv + optional Z, then an activation."""
     maps = conv(ctx)[0]
@@ -115,7 +150,7 @@ def fused_conv(ctx: MapContext) -> list[Maps]:
 
 
 RULES = [
-    Rule(("Conv",), "contraction", conv, adjust=follow_groups, macs=conv_macs, rounded=True),
+    Rule(("Conv",), "contraction", conv, adjust=follow_groups, macs=conv_macs, rounded=True, linear=conv_linear),
     Rule(("com.microsoft::FusedConv",), "contraction", fused_conv, adjust=follow_groups, macs=conv_macs, rounded=True),
     Rule(
         ("ConvTranspose",),
@@ -124,5 +159,6 @@ RULES = [
         adjust=follow_groups_transposed,
         macs=conv_transpose_macs,
         rounded=True,
+        linear=conv_transpose_linear,
     ),
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from math import prod
 
+from onnxprune.core.linear import Linear, LinearContext, Product
 from onnxprune.core.maps import Maps
 from onnxprune.ops.base import CostContext, MapContext, Rule
 from onnxprune.ops.labelled import Operand, combine, named, operand, reduce_labels, unnamed
@@ -112,8 +113,28 @@ def einsum_macs(cost: CostContext) -> int:
     return prod(sizes.values()) if len(shapes) > 1 else 0
 
 
+def matmul_linear(ctx: LinearContext) -> Linear | None:
+    a, b = ctx.shape(0), ctx.shape(1)
+    if ctx.is_constant[1] and len(b) == 2 and len(a) >= 2 and not ctx.is_constant[0]:
+        return Product(b[0])
+    if ctx.is_constant[0] and len(a) == 2 and len(b) >= 2 and not ctx.is_constant[1]:
+        return Product(a[1], left=True, transposed=True)
+    return None
+
+
+def gemm_linear(ctx: LinearContext) -> Linear | None:
+    alpha, beta = float(ctx.attrs.get("alpha", 1.0)), float(ctx.attrs.get("beta", 1.0))
+    is_bias = not ctx.has(2) or (
+        ctx.is_constant[2] and len(ctx.shape(2)) > 0 and prod(ctx.shape(2)) == ctx.shape(2)[-1]
+    )
+    if ctx.is_constant[0] or not ctx.is_constant[1] or not alpha or not beta or not is_bias:
+        return None
+    b, transposed = ctx.shape(1), bool(ctx.attrs.get("transB", 0))
+    return Product(b[1 if transposed else 0], transposed, bool(ctx.attrs.get("transA", 0)), False, alpha, beta, 2)
+
+
 RULES = [
-    Rule(("MatMul",), "contraction", matmul, macs=matmul_macs),
-    Rule(("Gemm",), "contraction", gemm, macs=gemm_macs),
+    Rule(("MatMul",), "contraction", matmul, macs=matmul_macs, linear=matmul_linear),
+    Rule(("Gemm",), "contraction", gemm, macs=gemm_macs, linear=gemm_linear),
     Rule(("Einsum",), "contraction", einsum, macs=einsum_macs),
 ]

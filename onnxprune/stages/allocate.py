@@ -8,6 +8,7 @@ than a tenth of its units unless the target cannot be met otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,11 +20,13 @@ from onnxprune.core.budget import Budget
 from onnxprune.core.classes import Bools
 from onnxprune.core.errors import NothingPrunableError, TargetNotReachableError
 from onnxprune.core.grouping import Group
+from onnxprune.core.order import Order
 from onnxprune.core.units import Ids
 from onnxprune.ops.cost import CostModel
 
 Scores = NDArray[np.float64]
 FLOOR = 0.1
+STALE = 0.03
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,30 @@ def steps_of(group: Group, scores: Scores) -> Steps:
 
 
 def allocate(
-    analysis: Analysis, scores: Scores, budget: Budget, round_to: int, costs: CostModel | None = None
+    analysis: Analysis,
+    scores: Scores,
+    budget: Budget,
+    round_to: int,
+    costs: CostModel | None = None,
+    orders: Mapping[str, Order] | None = None,
+    damages: Mapping[str, Scores] | None = None,
 ) -> Bools:
-    """Bool per class: removed. Raises `NothingPrunableError` or `TargetNotReachableError`."""
+    """Bool per class: removed. Raises `NothingPrunableError` or `TargetNotReachableError`.
+
+    orders: per group, which units go first (else by `scores`); damages: what the model suffers after 0, 1, ... steps.
+    """
     scores = _row_scores(analysis, scores)
-    groups = [steps_of(g, scores) for g in analysis.groups if g.removable]
+    groups = [
+        Steps(g, orders[g.id].classes, orders[g.id].error) if orders is not None else steps_of(g, scores)
+        for g in analysis.groups
+        if g.removable
+    ]
     if not groups:
         raise NothingPrunableError(_nothing(analysis))
+    if damages is not None and budget.metric != "ratio":
+        found = _spend(analysis, groups, scores, budget, round_to, costs or CostModel(analysis), damages)
+        if found is not None:
+            return found
     if budget.metric == "ratio":
         counts = [_rounded(s.group, int(budget.amount * s.group.units + 1e-9), round_to) for s in groups]
         return _remove(analysis, groups, counts, scores)
@@ -136,6 +156,71 @@ def _keep_axes(analysis: Analysis, removed: Bools, groups: list[Steps], counts: 
                     removed[ids] = True
         removed = analysis.solution.closure(removed)
     return np.zeros(analysis.solution.count, bool)
+
+
+def _spend(
+    analysis: Analysis,
+    groups: list[Steps],
+    scores: Scores,
+    budget: Budget,
+    round_to: int,
+    costs: CostModel,
+    damages: Mapping[str, Scores],
+) -> Bools | None:
+    """Spend the budget where it hurts least: the move with the least damage per saving goes next.
+
+    A move takes one group down to any lower width, so that flat stretches behind a steep one are seen (the convex hull).
+    Savings are measured at the current widths, as widths multiply, and again whenever the total has moved by `STALE`.
+    None where the target cannot be met with what the curves cover.
+    """
+    measure = costs.macs if budget.metric == "macs" else costs.params
+    target = budget.amount * measure()
+    legal = [_legal(s, round_to) for s in groups]
+    counts = [0] * len(groups)
+    removed = _remove(analysis, groups, counts, scores)
+    total = float(measure(removed))
+    while total > target:
+        saving = np.zeros(len(groups))
+        for k, widths in enumerate(legal):
+            after = [n for n in widths if n > counts[k]]
+            if after:
+                trial = counts[:k] + [after[0]] + counts[k + 1 :]
+                saved = total - measure(_remove(analysis, groups, trial, scores))
+                saving[k] = saved / (after[0] - counts[k])
+        left = total
+        moved = False
+        while left > max(target, (1 - STALE) * total):
+            best: tuple[float, int, int] | None = None
+            for k, widths in enumerate(legal):
+                if saving[k] <= 0:
+                    continue
+                curve = damages[groups[k].group.id]
+                further = np.array([n for n in widths if n > counts[k]], np.int64)
+                if further.size:
+                    rate = (curve[further] - curve[counts[k]]) / (saving[k] * (further - counts[k]))
+                    at = int(np.argmin(rate))
+                    if best is None or rate[at] < best[0]:
+                        # one step towards the best width at a time
+                        best = (float(rate[at]), k, int(further[0]))
+            if best is None:
+                break
+            _, k, n = best
+            left -= saving[k] * (n - counts[k])
+            counts[k] = n
+            moved = True
+        if not moved:
+            return None
+        removed = _remove(analysis, groups, counts, scores)
+        total = float(measure(removed))
+    return removed
+
+
+def _legal(steps: Steps, round_to: int) -> list[int]:
+    """How many steps may be taken, by rounding and so that a tenth of the units is left."""
+    group = steps.group
+    most = min(group.removable, int((1 - FLOOR) * group.units))
+    fine = max(1, group.units // 64)
+    return sorted({n for n in (_rounded(group, k, round_to) for k in range(0, most + 1, fine)) if 0 <= n <= most})
 
 
 def _for_cost(

@@ -11,6 +11,7 @@ from onnx import helper
 
 from onnxprune.core.errors import BadInputError
 from onnxprune.core.observation import Array, Feeds
+from onnxprune.core.samples import Samples
 
 
 def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
@@ -105,3 +106,102 @@ def take(feeds: Feeds, inputs: list[onnx.ValueInfoProto], count: int) -> Feeds:
         fixed = dims[0].dim_value if dims[0].HasField("dim_value") and dims[0].dim_value > 0 else None
         taken[value.name] = array[: fixed or count]
     return taken
+
+
+BATCH = 16
+FOLDS = 4
+PATCH = 0.5
+
+
+def portions(feeds: list[Feeds], inputs: list[onnx.ValueInfoProto], limit: int | None = None) -> list[Feeds]:
+    """The user's feeds cut along the batch axis into portions that the model accepts, at most `limit` samples.
+
+    Arrays whose first axis is dynamic or a multiple of the declared size are cut; all others go with every portion.
+    """
+    result: list[Feeds] = []
+    left = limit if limit is not None else 1 << 60
+    for feed in feeds:
+        sizes = {v.name: _step(feed[v.name], v) for v in inputs}
+        batched = {n: feed[n].shape[0] // step for n, step in sizes.items() if step}
+        count = min(batched.values(), default=1)
+        if len(set(batched.values())) > 1 or count <= 1 or left <= 0:
+            if left > 0:
+                result.append(feed)
+                left -= max(count, 1)
+            continue
+        fixed = any(_declared(v) for v in inputs if sizes[v.name])
+        count = min(count, left)
+        left -= count
+        portion = 1 if fixed else max(1, min(BATCH, count // FOLDS))
+        for first in range(0, count - count % portion, portion):
+            result.append(
+                {n: a[first * sizes[n] : (first + portion) * sizes[n]] if n in batched else a for n, a in feed.items()}
+            )
+    return result
+
+
+def _declared(value: onnx.ValueInfoProto) -> int:
+    """The declared size of the first axis; 0 where it is dynamic."""
+    dims = value.type.tensor_type.shape.dim
+    return int(dims[0].dim_value) if dims and dims[0].HasField("dim_value") and dims[0].dim_value > 0 else 0
+
+
+def _step(array: Array, value: onnx.ValueInfoProto) -> int:
+    """Rows of one sample; 0 for an array that has no batch axis or is one sample already."""
+    declared = _declared(value)
+    if array.ndim == 0 or array.shape[0] <= declared:
+        return 0
+    return declared or 1
+
+
+def samples_of(
+    feeds: list[Feeds], inputs: list[onnx.ValueInfoProto], limit: int | None = None, wanted: int = 0, seed: int = 0
+) -> Samples:
+    """Calibration samples: every fourth portion is held out; where there are less than `wanted`, patched ones are added."""
+    given = portions(feeds, inputs, limit)
+    fold = FOLDS if len(given) >= FOLDS else 2
+    sizes = [_size(f, inputs) for f in given]
+    held = [k % fold == fold - 1 for k in range(len(given))]
+    made: list[Feeds] = []
+    rng = np.random.default_rng(seed)
+    count = sum(sizes)
+    while count and count + len(made) * max(sizes) < wanted and all(_patchable(f) for f in given):
+        for k, feed in enumerate(given):
+            others = [f for f, h in zip(given, held, strict=True) if h == held[k]]
+            made.append(_patched(feed, others[int(rng.integers(len(others)))], rng))
+    more = len(made) // max(len(given), 1)
+    return Samples(tuple(given + made), tuple(held * (1 + more)), tuple(sizes * (1 + more)), len(given))
+
+
+def _size(feed: Feeds, inputs: list[onnx.ValueInfoProto]) -> int:
+    return max((feed[v.name].shape[0] for v in inputs if feed[v.name].ndim), default=1)
+
+
+def _patchable(feed: Feeds) -> bool:
+    """Is there one floating input, with space or time to cut a patch from?"""
+    floats = [v for v in feed.values() if v.dtype.kind == "f" and v.ndim >= 3]
+    return len(floats) == 1 and len(_space(floats[0])) > 0
+
+
+def _space(array: Array) -> list[int]:
+    """Axes that look like space or time: the largest two behind the batch (one, of three axes), if long enough."""
+    axes = sorted(range(1, array.ndim), key=lambda a: -array.shape[a])[: max(1, array.ndim - 2)]
+    return sorted(a for a in axes if array.shape[a] >= 8)
+
+
+def _patched(feed: Feeds, other: Feeds, rng: np.random.Generator) -> Feeds:
+    """Each sample with a patch of half its size along every space axis from another sample (CutMix, ICCV 2019)."""
+    result = dict(feed)
+    name = next(n for n, v in feed.items() if v.dtype.kind == "f" and v.ndim >= 3)
+    array, source = feed[name].copy(), other[name]
+    if source.shape[1:] != array.shape[1:]:
+        source = feed[name]
+    for k in range(array.shape[0]):
+        where: list[slice] = [slice(None)] * (array.ndim - 1)
+        for axis in _space(array):
+            size = max(1, int(array.shape[axis] * PATCH))
+            first = int(rng.integers(0, array.shape[axis] - size + 1))
+            where[axis - 1] = slice(first, first + size)
+        array[k][tuple(where)] = source[int(rng.integers(source.shape[0]))][tuple(where)]
+    result[name] = array
+    return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,16 @@ import onnx
 
 from onnxprune.core.analysis import Analysis
 from onnxprune.core.budget import Budget
+from onnxprune.core.calibration import Calibration
 from onnxprune.core.classes import Bools
 from onnxprune.core.grouping import Group
 from onnxprune.core.plan import Plan
+from onnxprune.core.repair import Repair
 from onnxprune.core.units import Pin
 from onnxprune.core.verdict import Verdict
 from onnxprune.ops.cost import CostModel
+
+NO_DATA = "no inputs were given, so made-up ones were used; judge the result on your own data, or give some with --data FILE.npz"
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Report:
         seconds: dict[str, float],
         budget: Budget | None,
         include_inexact: bool,
+        calibration: Calibration | None = None,
+        repair: Repair | None = None,
     ) -> Report:
         after = {g["id"]: g for g in plan.document["groups"]}
         groups = [
@@ -64,6 +71,28 @@ class Report:
                 "exact": verdict.exact,
                 "masked_activations": verdict.masked,
                 "float_noise": verdict.noise,
+            }
+        if calibration is not None:
+            samples = calibration.samples
+            data["calibration"] = {
+                "samples": samples.count,
+                "made_samples": sum(samples.sizes) - samples.count,
+                "held_out": sum(n for n, out in zip(samples.sizes, samples.held, strict=True) if out),
+                "passes": calibration.passes,
+                "tapped_tensors": len(calibration.tapped),
+                "made_up": calibration.made_up,
+            }
+        if repair is not None:
+            fitted = [f for f in repair.fits if f.ridge is not None]
+            data["repair"] = {
+                "recover": repair.recover,
+                "layers": len(repair.fits),
+                "fitted": len(fitted) if repair.changed else 0,
+                "damage": [repair.before, repair.after],
+                "fits": [
+                    {"layer": f.layer, "error": [f.before, f.after], "ridge": "bias" if f.ridge == inf else f.ridge}
+                    for f in repair.fits
+                ],
             }
         if times is not None:
             medians = [statistics.median(t) for t in times]
@@ -100,10 +129,30 @@ class Report:
         kind = "exact groups only" if check["exact"] else "with approximate groups, against their own reference"
         return f"equals the masked original to {check['error']:.1e} of the output's scale (allowed {check['tolerance']:.0e}; {kind})"
 
+    def repair_lines(self) -> list[str]:
+        """What the outputs were fitted with, and how far they are from the original's on samples that no fit saw."""
+        lines = []
+        calibration, repair = self.data.get("calibration"), self.data.get("repair")
+        if calibration is not None:
+            source = "made-up" if calibration["made_up"] else "calibration"
+            more = f" and {calibration['made_samples']} patched from them" if calibration["made_samples"] else ""
+            lines.append(f"{calibration['samples']} {source} samples{more}, {calibration['held_out']} of all held out")
+        if repair is not None:
+            before, after = repair["damage"]
+            lines.append(
+                f"{repair['fitted']} of {repair['layers']} layers fitted ({repair['recover']}); divergence from the original "
+                f"on held-out samples {before:.3g} -> {after:.3g}"
+            )
+        if calibration is not None and calibration["made_up"]:
+            lines.append(f"warning: {NO_DATA}")
+        return lines
+
     def to_markdown(self) -> str:
         lines = ["# Pruning report", "", "| | before | after | kept |", "|---|---:|---:|---:|"]
         lines += [f"| {a} | {b} | {c} | {d} |" for a, b, c, d in self.summary_rows()]
-        lines += ["", f"Check in ONNX Runtime: {self.check_line()}.", "", "## Groups", ""]
+        lines += ["", f"Check in ONNX Runtime: {self.check_line()}."]
+        lines += [f"- {line}" for line in self.repair_lines()]
+        lines += ["", "## Groups", ""]
         lines += ["| group | kind | where | units | removed | exact |", "|---|---|---|---:|---:|---|"]
         for g in self.data["groups"]:
             exact = "yes" if g["exact"] else "no"

@@ -13,7 +13,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxprune import ops
-from onnxprune.core.analysis import Analysis, Shapes, kept_mask, settle
+from onnxprune.core.analysis import Analysis, Shapes, compress, kept_mask
 from onnxprune.core.classes import Bools
 from onnxprune.core.graph import Node, View, name_of, view
 from onnxprune.core.graphio import export_model, import_graph
@@ -31,25 +31,6 @@ def rewrite(analysis: Analysis, removed: Bools) -> onnx.ModelProto:
     surgery.update_shapes()
     surgery.finish()
     return export_model(graph, analysis.model.proto)
-
-
-def compress(array: Array, maps: Maps, gone: Bools) -> Array:
-    """The array without the positions whose units have gone. Rows of one box may lose different offsets."""
-    shape = array.shape
-    for axes, facets in clusters(maps):
-        cut = settle(facets, axes, shape, gone)
-        for axis, alive in cut.alive.items():
-            if not alive.all():
-                array = array.compress(alive, axis=axis)
-        for line, mask in cut.lines:
-            count = int(mask.sum(axis=-1).flat[0])
-            order = np.argsort(~mask, axis=-1, kind="stable")[..., :count]
-            side = [1] * array.ndim
-            for k, axis in enumerate(line):
-                side[axis] = order.shape[k]
-            permutation = np.argsort(line)
-            array = np.take_along_axis(array, order.transpose(permutation).reshape(side), axis=line[-1])
-    return np.ascontiguousarray(array)
 
 
 class _Surgery:

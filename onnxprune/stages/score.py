@@ -16,6 +16,7 @@ from onnxprune.core.analysis import Analysis
 from onnxprune.core.errors import BadInputError
 
 IMPORTANCE = ("l1", "l2", "linf", "random")
+CALIBRATED = "obs"  # needs calibration: stages/surgeon.py
 
 
 def score(analysis: Analysis, importance: str = "l2", seed: int = 0) -> NDArray[np.float64]:

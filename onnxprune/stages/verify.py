@@ -7,6 +7,7 @@ run on the same inputs in ONNX Runtime and their outputs must agree, relative to
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from onnxprune.core.graph import Node, View, view
 from onnxprune.core.graphio import export_model, import_graph
 from onnxprune.core.maps import Maps
 from onnxprune.core.observation import Array
+from onnxprune.core.patch import constants_at, with_constants
 from onnxprune.core.verdict import Verdict
 from onnxprune.ops.base import MaskEdit
 
@@ -37,6 +39,24 @@ MASKABLE = {
     "tensor(int32)": np.int32,
     "tensor(int64)": np.int64,
 }
+
+
+def check_refit(cut: onnx.ModelProto, pruned: onnx.ModelProto, refit: Sequence[tuple[str, int]]) -> None:
+    """A repaired model must be the cut one with other numbers at the inputs that the plan names, and nothing else.
+
+    Raises `VerificationError`.
+    """
+    values = constants_at(pruned, refit)
+    lost = [f"{node}:{i}" for node, i in refit if (node, i) not in values]
+    if lost:
+        raise VerificationError(f"The pruned model has no constant at {lost[0]}, which the plan says was fitted.")
+    bad = next((f"{node}:{i}" for (node, i), v in values.items() if not np.isfinite(v).all()), None)
+    if bad is not None:
+        raise VerificationError(f"The fitted constant at {bad} is not finite.")
+    if with_constants(cut, values).SerializeToString() != pruned.SerializeToString():
+        raise VerificationError(
+            "The pruned model is not what the plan makes of the original: it differs in more than the fitted constants."
+        )
 
 
 def masked_keys(analysis: Analysis, removed: Bools) -> set[str]:

@@ -1,0 +1,262 @@
+"""Repair without training: every layer is fitted again to what the original would have said, on the pruned model's own inputs.
+
+In graph order, layer by layer, with X the inputs that the pruned (and so far repaired) model makes and Y the original's outputs
+of the same layer at the same positions (the channels that stayed):
+
+    W = argmin |Y - X W - b|^2 + lambda |W - W0|^2        W0: the sliced weights; the bias is free
+
+Where the layer ends in an Add, Y also takes what the other operand is still missing. lambda is chosen on held-out samples, and
+the layer keeps its fit only if that beats the sliced weights there; it is then solved on all samples. (He et al. 2017, Channel
+Pruning, equation 3, without its selection; ridge towards the weights.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnxprune import ops
+from onnxprune.core.analysis import Analysis, Shapes, compress
+from onnxprune.core.calibration import Calibration
+from onnxprune.core.classes import Bools
+from onnxprune.core.errors import BadInputError
+from onnxprune.core.layers import Layer, find_layers
+from onnxprune.core.linear import Floats
+from onnxprune.core.moments import Moments
+from onnxprune.core.observation import Array
+from onnxprune.core.patch import with_constants
+from onnxprune.core.picks import allotted, pick
+from onnxprune.core.repair import Fit, Repair
+from onnxprune.runtime import folder_of
+from onnxprune.stepwise import Stepwise, flat_model
+
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+CAP = 5000
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """The model with its layers fitted, and what that did to each."""
+
+    model: onnx.ModelProto
+    repair: Repair
+
+
+def compensate(
+    analysis: Analysis,
+    removed: Bools,
+    pruned: onnx.ModelProto,
+    calibration: Calibration,
+    recover: str = "lsq",
+    seed: int = 0,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Repaired:
+    """recover: `lsq` fits weights and biases, `bias` only biases."""
+    run = _Run(analysis, removed, pruned, calibration, recover, seed)
+    fits = []
+    for k, layer in enumerate(run.layers):
+        fit = run.repair(layer)
+        if fit is not None:
+            fits.append(fit)
+        progress((k + 1) / len(run.layers))
+    return Repaired(with_constants(pruned, run.changes), Repair(recover, tuple(fits), tuple(run.changes)))
+
+
+class _Run:
+    def __init__(
+        self,
+        analysis: Analysis,
+        removed: Bools,
+        pruned: onnx.ModelProto,
+        calibration: Calibration,
+        recover: str,
+        seed: int,
+    ) -> None:
+        self.analysis, self.recover, self.seed = analysis, recover, seed
+        self.gone = analysis.solution.of_units(removed)
+        shapes = Shapes(analysis, self.gone)
+        folder = folder_of(analysis.model)
+        samples = list(calibration.samples.feeds)
+        self.held = calibration.samples.held
+        self.flat = flat_model(pruned, samples[0], folder)
+        self.new = Stepwise(self.flat, samples, folder)
+        self.old = Stepwise(calibration.flat, samples, folder)
+
+        def shape(key: str) -> tuple[int, ...] | None:
+            if self.new.is_constant(key):
+                return tuple(self.new.constant(key).shape)
+            return shapes.new(key) if key in analysis.observation.shapes else None
+
+        found = find_layers(self.flat, lambda op, domain: ops.rule_for(op, domain).linear, shape, self.new.is_plain)
+        known = {x.key for x in calibration.layers}
+        self.layers = [x for x in found if x.key in known and not self.new.is_constant(x.x)]
+        self.changes: dict[tuple[str, int], Array] = {}
+        self.readers: dict[str, list[int]] = {}
+        for k, reads in enumerate(self.new.reads):
+            for name in reads:
+                self.readers.setdefault(name, []).append(k)
+        self.pending = {x.node for x in self.layers}
+
+    def repair(self, layer: Layer) -> Fit | None:
+        """Fit one layer; every layer before it has been."""
+        linear = layer.linear
+        weight = self.new.constant(layer.w)
+        w = linear.matrix(weight.astype(np.float64))
+        bias = self._bias(layer, w)
+        can_bias = linear.b is not None or layer.adder is not None
+        train, held = self._moments(layer, w)
+        self.pending.discard(layer.node)
+        if not train.count or not np.isfinite(train.xx).all() or not np.isfinite(train.xy).all():
+            return None
+        if not held.count:
+            held = train
+        both = train + held if held is not train else train
+        before = held.error(w, bias).sum()
+        scale = max(float(held.variance_y().sum()), 1e-30)
+        best: tuple[float, float | None] = (float(before), None)
+        refit = self.recover == "lsq" and len(self.readers.get(layer.w, [])) == 1 and w.shape[1] <= CAP
+        if can_bias:
+            shift = _bias_for(train, w)
+            best = min(best, (float(held.error(w, shift).sum()), np.inf), key=lambda x: x[0])
+        for ridge in RIDGES if refit else ():
+            fitted = _solve(train, w, ridge, can_bias)
+            error = float(held.error(fitted, _bias_for(train, fitted) if can_bias else bias).sum())
+            best = min(best, (error, ridge), key=lambda x: x[0])
+        error, chosen = best
+        if chosen is None:
+            return Fit(layer.key, float(before) / scale, float(before) / scale, None)
+        if np.isfinite(chosen):
+            w = _solve(both, w, chosen, can_bias)
+            self._set(layer.node, layer.key, linear.w, linear.kernel(w), weight.dtype)
+        if can_bias:
+            self._set_bias(layer, _bias_for(both, w), weight.dtype)
+        return Fit(layer.key, float(before) / scale, error / scale, chosen)
+
+    # -- what is fitted to what
+
+    def _moments(self, layer: Layer, w: Floats) -> tuple[Moments, Moments]:
+        """Of the layer's inputs in the pruned model and its wanted outputs: fitted samples, held-out samples."""
+        linear = layer.linear
+        inputs = self.new.values(layer.x)
+        self.new.release(layer.x)
+        wanted = self.old.values(layer.y)
+        missing = self._missing(layer)
+        parts = [Moments.empty(*w.shape), Moments.empty(*w.shape)]
+        maps = self.analysis.maps.get(layer.y, ())
+        for k, (x, y) in enumerate(zip(inputs, wanted, strict=True)):
+            y = compress(y, maps, self.gone)
+            if missing is not None:
+                y = y + missing[k]
+            count = allotted(w.shape[1], len(inputs))
+            chosen = pick(linear.positions(y.shape), count, (self.seed, layer.node, k))
+            into = parts[self.held[k]]
+            for part in np.array_split(chosen, max(1, chosen.size * w.shape[1] * w.shape[0] // (1 << 24))):
+                into.add(linear.rows(x, y.shape, part), linear.targets(y, part))
+        self.old.release(layer.y)
+        return parts[0], parts[1]
+
+    def _missing(self, layer: Layer) -> list[Array] | None:
+        """What the other operand of the Add behind the layer lacks, in the layer's own scale; None where there is none."""
+        found = self._skip(layer)
+        if found is None:
+            return None
+        other, scale = found
+        maps = self.analysis.maps.get(other, ())
+        theirs, ours = self.old.values(other), self.new.values(other)
+        result = [(compress(a, maps, self.gone) - b) / scale for a, b in zip(theirs, ours, strict=True)]
+        self.old.release(other)
+        self.new.release(other)
+        return result
+
+    def _skip(self, layer: Layer) -> tuple[str, Array] | None:
+        """The other operand of the Add that the layer's output ends in, and the scale of what lies between."""
+        nodes, tensor = self.new.nodes, layer.y
+        scale: Array = np.ones(())
+        for _ in range(6):
+            readers = self.readers.get(tensor, [])
+            if len(readers) != 1:
+                return None
+            node = nodes[readers[0]]
+            if node.op_type == "Identity" or (node.op_type == "Dropout" and len(node.output) == 1):
+                tensor = node.output[0]
+            elif node.op_type == "BatchNormalization" and all(self.new.is_constant(n) for n in node.input[1:]):
+                gain, _, _, variance = (self.new.constant(n).astype(np.float64) for n in node.input[1:5])
+                epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+                step = gain / np.sqrt(variance + epsilon)
+                step = np.where(np.abs(step) < 1e-2 * np.abs(step).max(initial=0.0), np.inf, step)
+                rank = len(self.analysis.observation.shapes[layer.y])
+                scale = scale * step.reshape(-1, *[1] * (rank - 2))
+                tensor = node.output[0]
+            elif node.op_type == "Add" and len(node.input) == 2:
+                other = node.input[1] if node.input[0] == tensor else node.input[0]
+                if self.new.is_constant(other):
+                    tensor = node.output[0]
+                    continue
+                return (other, scale.astype(np.float32)) if self._is_ready(layer, other, tensor) else None
+            else:
+                return None
+        return None
+
+    def _is_ready(self, layer: Layer, other: str, mine: str) -> bool:
+        """Can the other operand be had without this layer and layers that are still to be repaired?"""
+        shapes = self.analysis.observation.shapes
+        if other not in self.old.maker or shapes.get(other) != shapes.get(mine):
+            return False
+        stack, seen = [other], set()
+        while stack:
+            at = self.new.maker.get(stack.pop())
+            if at is None or at in seen:
+                continue
+            if at in self.pending:
+                return False
+            seen.add(at)
+            stack.extend(self.new.reads[at])
+        return True
+
+    # -- reading and writing the layer
+
+    def _bias(self, layer: Layer, w: Floats) -> Floats:
+        if not layer.b or (layer.linear.b is None and layer.adder is None):
+            return np.zeros((w.shape[0], w.shape[2]))
+        if layer.adder is not None:
+            return np.zeros((w.shape[0], w.shape[2]))
+        found = layer.linear.bias(self.new.constant(layer.b).astype(np.float64))
+        assert found is not None
+        return found
+
+    def _set_bias(self, layer: Layer, bias: Floats, dtype: np.dtype[np.generic]) -> None:
+        if layer.adder is None:
+            assert layer.linear.b is not None
+            self._set(layer.node, layer.key, layer.linear.b, layer.linear.stored_bias(bias), dtype)
+            return
+        node, i = layer.adder
+        old = self.new.constant(layer.b)
+        key = next(o for o in self.new.nodes[node].output if o)
+        self._set(node, key, i, old + bias.reshape(-1).astype(old.dtype), old.dtype)
+
+    def _set(self, node: int, key: str, i: int, value: Array, dtype: np.dtype[np.generic]) -> None:
+        value = np.ascontiguousarray(value.astype(dtype))
+        if not np.isfinite(value).all():
+            raise BadInputError(f"The repair of '{key}' is not finite; use --recover bias or none.")
+        self.changes[key, i] = value
+        self.new.replace(node, {i: value})
+
+
+def _bias_for(moments: Moments, w: Floats) -> Floats:
+    return np.asarray(moments.mean_y - np.einsum("gk,gko->go", moments.mean_x, w))
+
+
+def _solve(moments: Moments, w0: Floats, ridge: float, has_bias: bool) -> Floats:
+    """Ridge regression towards w0 [g, K, O]; `ridge` in units of the mean variance of the inputs."""
+    n = max(moments.count, 1)
+    if has_bias:
+        a, c = moments.covariance(), moments.cross_covariance()
+    else:
+        a, c = moments.xx / n, moments.xy / n
+    size = a.shape[1]
+    damping = ridge * np.trace(a, axis1=1, axis2=2) / size + 1e-12
+    a = a + damping[:, None, None] * np.eye(size)
+    return np.asarray(np.linalg.solve(a, c + damping[:, None, None] * w0))
