@@ -270,9 +270,13 @@ def _calibrated(analysis: Analysis, settings: Options, clock: _Clock) -> Calibra
     if settings.recover == "none" and settings.importance != "obs":
         return None
     inputs = runtime.graph_inputs(analysis.model.proto)
-    given = feeding.load_data(settings.data, inputs) if settings.data else synthesize(analysis.feeds[0], inputs, settings.seed)
+    given = (
+        feeding.load_data(settings.data, inputs)
+        if settings.data
+        else synthesize(analysis.feeds[0], inputs, settings.seed)
+    )
     macs = CostModel(analysis).macs() / max(_batch(analysis.feeds[0]), 1)
-    wanted = int(min(AUGMENTED, AUGMENTED_MACS / max(macs, 1)))
+    wanted = int(min(AUGMENTED, AUGMENTED_MACS / max(macs, 1))) if settings.data else 0
     samples = feeding.samples_of(given, inputs, settings.samples, wanted, settings.seed)
     return calibrate(analysis, samples, settings.seed, settings.data is None, clock.share)
 

@@ -113,6 +113,8 @@ class Stepwise:
         if name not in self._constants:
             if name in self.initializers:
                 self._constants[name] = numpy_helper.to_array(self.initializers[name], base_dir=self.folder or "")
+            elif (stored := _stored(self.nodes[self.maker[name]])) is not None:
+                self._constants[name] = numpy_helper.to_array(stored, base_dir=self.folder or "")
             else:
                 needed = self._ancestors(name, set())
                 self._constants[name] = self._run(needed, [name], [{}])[0][0]
@@ -245,6 +247,13 @@ class Stepwise:
             self._fixed.add(name)
             self.nodes[node].input[i] = name
         self.reads[node] = read_by(self.nodes[node])
+
+
+def _stored(node: NodeProto) -> onnx.TensorProto | None:
+    """The tensor of a Constant node."""
+    if node.op_type != "Constant":
+        return None
+    return next((a.t for a in node.attribute if a.name == "value"), None)
 
 
 def _copy(node: NodeProto) -> NodeProto:

@@ -75,7 +75,7 @@ def calibrate(
             if mark in seen:
                 continue
             seen.add(mark)
-            chosen = pick(linear.positions(y), allotted(w.shape[1], len(samples.feeds)), (seed, number))
+            chosen = pick(linear.positions(y), allotted(w.shape[1], w.shape[0], len(samples.feeds)), (seed, number))
             into = moments.setdefault(mark[:2], Moments.empty(w.shape[0], w.shape[1], 0))
             for part in np.array_split(chosen, max(1, chosen.size * w.shape[1] * w.shape[0] // (1 << 24))):
                 into.add(linear.rows(known[layer.x], y, part))

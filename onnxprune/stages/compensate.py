@@ -150,7 +150,7 @@ class _Run:
             y = compress(y, maps, self.gone)
             if missing is not None:
                 y = y + missing[k]
-            count = allotted(w.shape[1], len(inputs))
+            count = allotted(w.shape[1], w.shape[0], len(inputs))
             chosen = pick(linear.positions(y.shape), count, (self.seed, layer.node, k))
             into = parts[self.held[k]]
             for part in np.array_split(chosen, max(1, chosen.size * w.shape[1] * w.shape[0] // (1 << 24))):

@@ -113,6 +113,16 @@ FOLDS = 4
 PATCH = 0.5
 
 
+def merged(feeds: list[Feeds], inputs: list[onnx.ValueInfoProto]) -> list[Feeds]:
+    """Single feeds of equal shapes stacked along the batch axis, where every input has a dynamic one."""
+    if any(_declared(v) or feeds[0][v.name].ndim == 0 for v in inputs):
+        return feeds
+    alike: dict[tuple[tuple[int, ...], ...], list[Feeds]] = {}
+    for feed in feeds:
+        alike.setdefault(tuple(feed[v.name].shape[1:] for v in inputs), []).append(feed)
+    return [{v.name: np.concatenate([f[v.name] for f in some]) for v in inputs} for some in alike.values()]
+
+
 def portions(feeds: list[Feeds], inputs: list[onnx.ValueInfoProto], limit: int | None = None) -> list[Feeds]:
     """The user's feeds cut along the batch axis into portions that the model accepts, at most `limit` samples.
 
@@ -158,7 +168,7 @@ def samples_of(
     feeds: list[Feeds], inputs: list[onnx.ValueInfoProto], limit: int | None = None, wanted: int = 0, seed: int = 0
 ) -> Samples:
     """Calibration samples: every fourth portion is held out; where there are less than `wanted`, patched ones are added."""
-    given = portions(feeds, inputs, limit)
+    given = portions(merged(feeds, inputs), inputs, limit)
     fold = FOLDS if len(given) >= FOLDS else 2
     sizes = [_size(f, inputs) for f in given]
     held = [k % fold == fold - 1 for k in range(len(given))]

@@ -15,7 +15,7 @@ from scipy.ndimage import zoom
 
 from onnxprune.core.observation import Array, Feeds
 
-COUNT = 128
+COUNT = 256
 ELEMENTS = 1 << 26
 
 
