@@ -60,13 +60,14 @@ def merge(work: Relations) -> None:
     starts = np.cumsum([0, *[int(p.max(initial=-1)) + 1 for p in units.places]])
     call = np.concatenate([p + s for p, s in zip(units.places, starts, strict=False)] or [np.empty(0, np.int64)])
     child_units = np.concatenate([r[0] for r in units.rows] or [np.empty(0, np.int64)])
-    parent_units = np.concatenate([r[1] for r in units.rows] or [np.empty(0, np.int64)])
+    parent_of = np.empty(int(starts[-1]), np.int64)
+    parent_of[call] = np.concatenate([r[1] for r in units.rows] or [np.empty(0, np.int64)])
     while True:
         classes = np.append(units.components(), -1)
         work.classes = classes
         first = representatives(classes)
-        table = np.stack([classes[parent_units], call, classes[child_units]], axis=1)
-        table = np.unique(table, axis=0)
+        pairs, _ = distinct_rows(call, classes[child_units])
+        table = np.column_stack([classes[parent_of[pairs[:, 0]]], pairs])
         broken = np.unique(table[table[:, 2] < 0, 0])
         if broken.size:
             units.pin(first[broken], Pin("", "a row holds positions that have to stay"))
@@ -97,8 +98,18 @@ def merge(work: Relations) -> None:
     work.instance_parent = np.array([p for p, _ in seen], np.int64)
     work.instance = np.repeat(np.arange(len(seen)), [k.size for k in seen.values()])
     work.instance_child = np.concatenate(list(seen.values()))
-    pairs = np.unique(np.stack([work.instance_parent[work.instance], work.instance_child], axis=1), axis=0)
+    pairs, _ = distinct_rows(work.instance_parent[work.instance], work.instance_child)
     work.parent, work.child = pairs[:, 0], pairs[:, 1]
+
+
+def distinct_rows(*columns: Ids) -> tuple[Ids, Ids]:
+    """The sorted distinct rows of a table with entries of -1 or more, and how often each occurs.
+
+    `np.unique(axis=0)` compares rows; one integer key per row sorts ten times as fast.
+    """
+    sizes = [int(c.max(initial=-1)) + 2 for c in columns]
+    keys, counts = np.unique(np.ravel_multi_index([c + 1 for c in columns], sizes), return_counts=True)
+    return np.stack(np.unravel_index(keys, sizes), axis=1) - 1, counts
 
 
 def find_atoms(work: Relations) -> None:
