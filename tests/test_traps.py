@@ -559,7 +559,7 @@ def test_multi_query_attention() -> None:
 
 
 # ---------------------------------------------------------------- 5. concatenations
-# Seen red: `joined` with the starts of all parts at zero.
+# Seen red: `joined` with the starts of all parts at zero; `rows_are_whole` never true.
 
 
 def test_one_tensor_concatenated_twice() -> None:
@@ -649,6 +649,26 @@ def test_dense_block_and_a_slice_of_it() -> None:
         constants={"six": np.array([6]), "twelve": np.array([12]), "one": np.array([1])},
     )
     check(model, [8, 4, 4])
+
+
+@pytest.mark.parametrize("pool", ["ReduceMax", "ReduceMean"])
+def test_global_feature_beside_local_ones(pool: str) -> None:
+    """PointNet's segmentation head: Expand gives each channel 9 positions, which the next Conv ties to one another."""
+    model = net(
+        f"""g (float[N,3,9] x) => (float[N,4,9] y) <float[8,3,1] w, float[8] b, float[6,16,1] u, float[4,6,1] v> {{
+        c = Conv(x, w, b)
+        l = Relu(c)
+        m = {pool}<axes=[2], keepdims=1>(l)
+        e = Expand(m, size)
+        j = Concat<axis=1>(l, e)
+        d = Conv(j, u)
+        h = Relu(d)
+        y = Conv(h, v)
+    }}""",
+        constants={"size": np.array([1, 8, 9])},
+    )
+    result = check(model, [8, 6])
+    assert dims(result.model, "u")[1] == 2 * dims(result.model, "w")[0]
 
 
 # ---------------------------------------------------------------- 6. grouped convolutions

@@ -172,8 +172,8 @@ def tie_slabs(work: Relations, boxes: Boxes) -> bool:
         return False
     parents_of: dict[int, list[int]] = defaultdict(list)
     columns = np.zeros(int(work.classes.max()) + 1, bool)
-    if work.units.columns:
-        columns[work.classes[np.concatenate(work.units.columns)]] = True
+    for offsets, _ in work.units.columns:
+        columns[work.classes[offsets]] = True
     kids: dict[int, set[int]] = defaultdict(set)
     for p, c in zip(work.parent.tolist(), work.child.tolist(), strict=True):
         if not columns[p]:

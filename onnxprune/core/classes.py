@@ -22,7 +22,10 @@ Bools = NDArray[np.bool_]
 
 @dataclass
 class Relations:
-    """Working state while classes are merged."""
+    """Working state while classes are merged.
+
+    is_column: parents of offsets; is_offset: those of them whose rows can lose single offsets.
+    """
 
     units: UnitTable
     facets: list[Facet]
@@ -35,6 +38,7 @@ class Relations:
     instance_parent: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     atoms: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     is_column: Bools = field(default_factory=lambda: np.empty(0, bool))
+    is_offset: Bools = field(default_factory=lambda: np.empty(0, bool))
     slabs: set[tuple[tuple[int, ...], bytes]] = field(default_factory=set)
 
 
@@ -118,6 +122,8 @@ def find_atoms(work: Relations) -> None:
     left, right = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for array in work.units.aligned:
         found = work.classes[array]
+        if rows_are_whole(found):
+            continue
         first, other = np.broadcast_arrays(found[:1], found)
         known = (first >= 0) & (other >= 0)
         left.append(first[known])
@@ -126,13 +132,17 @@ def find_atoms(work: Relations) -> None:
         work.units.pin(
             _units_of(work, broken[broken >= 0]), Pin("", "rows are aligned with positions that have to stay")
         )
-    work.is_column = np.zeros(count, bool)
-    if work.units.columns:
-        work.is_column[work.classes[np.concatenate(work.units.columns)]] = True
-    work.is_column &= np.isin(np.arange(count), work.parent)  # the offset of a single row is that row's own unit
+    work.is_column, work.is_offset = np.zeros(count, bool), np.zeros(count, bool)
+    for parents, rows in work.units.columns:
+        work.is_column[work.classes[parents]] = True
+        if not rows_are_whole(work.classes[rows]):
+            work.is_offset[work.classes[parents]] = True
+    is_parent = np.isin(np.arange(count), work.parent)  # the offset of a single row is that row's own unit
+    work.is_column &= is_parent
+    work.is_offset &= is_parent
     if work.parent.size:  # several tensors may share the parent of an offset: it leaves all of them
-        column = work.is_column[work.parent]
-        parent, child = work.parent[column], work.child[column]
+        offset = work.is_offset[work.parent]
+        parent, child = work.parent[offset], work.child[offset]
         same = parent[1:] == parent[:-1]
         left.append(child[:-1][same])
         right.append(child[1:][same])
@@ -141,6 +151,11 @@ def find_atoms(work: Relations) -> None:
     work.atoms = (
         np.asarray(connected_components(links, directed=False)[1], np.int64) if count else np.empty(0, np.int64)
     )
+
+
+def rows_are_whole(rows: Ids) -> bool:
+    """Each of the rows `[n, offsets]` is one class: none can lose a single offset."""
+    return rows.shape[1] > 1 and bool((rows == rows[:, :1]).all())
 
 
 def _units_of(work: Relations, classes: Ids) -> Ids:

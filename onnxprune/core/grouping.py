@@ -159,8 +159,7 @@ def _solution(
         pinned |= outside
         for c in np.flatnonzero(outside).tolist():
             reasons[c].append(Pin("", "no --include pattern names it", "change --include"))
-    column = work.is_column[work.parent] if work.parent.size else np.empty(0, bool)
-    held = column & pinned[work.parent] if work.parent.size else column
+    held = work.is_offset[work.parent] & pinned[work.parent] if work.parent.size else np.empty(0, bool)
     offsets = np.zeros(count, bool)  # an offset that has to stay: its positions go with whole rows only
     for p, c in zip(work.parent[held].tolist(), work.child[held].tolist(), strict=True):
         offsets[c] = True

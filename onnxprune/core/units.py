@@ -44,7 +44,7 @@ class UnitTable:
     issues: list[tuple[Ids, str]] = field(default_factory=list)
     boxes: list[Ids] = field(default_factory=list)
     aligned: list[Ids] = field(default_factory=list)
-    columns: list[Ids] = field(default_factory=list)
+    columns: list[tuple[Ids, Ids]] = field(default_factory=list)
 
     def issue(self, n: int, origin: str = "") -> Ids:
         """`n` fresh units; with `origin`, they are what a weight's output axis (or a table's columns) offers for pruning."""
@@ -77,8 +77,8 @@ class UnitTable:
         sides = tuple(1 if a in axes else n for a, n in enumerate(facet.shape))
         parents = self.issue(int(np.prod(sides))).reshape(sides)
         self.row(facet, parents)
-        self.columns.append(parents.ravel())
         self.align_rows(facet, axes)
+        self.columns.append((parents.ravel(), self.aligned[-1]))
         return parents
 
     def align_rows(self, facet: Ids, axes: tuple[int, ...]) -> None:
