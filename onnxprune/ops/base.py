@@ -265,6 +265,10 @@ class Edit:
         """Replace the entries of a computed parameter where `changed`, by `value`; the others stay computed."""
         raise NotImplementedError
 
+    def gather_output(self, axis: int, index: Array) -> None:
+        """Take positions `index` of an axis of the first output."""
+        raise NotImplementedError
+
     def scale_output(self, factor: float) -> None:
         """Multiply the first output by a constant."""
         raise NotImplementedError

@@ -171,50 +171,80 @@ def sliced(ctx: MapContext) -> list[Maps]:
     bounds = slices(ctx, ctx.rank())
     if bounds is None:
         return [ctx.pin_axes(0, tuple(range(ctx.rank())), "takes axes that are computed from data")]
-    unknown = tuple(a for a, start, end, step in bounds if start is None or end is None)
-    ctx.pin_axes(0, unknown, "cuts at a position that is computed from data")
-    strided = tuple(a for a, _, _, step in bounds if step != 1)
-    ctx.pin_axes(0, strided, "takes every n-th position")
-    windows = {a: slice(int(s), int(e)) for a, s, e, step in bounds if s is not None and e is not None and step == 1}
+    unknown = tuple(a for a, start, end, _ in bounds if start is None or end is None)
     result = []
-    for facet in ctx.maps(0):
-        if any(facet.shape[a] > 1 for a in (*unknown, *strided)):
-            continue
-        for axis, window in windows.items():
-            start, stop, _ = window.indices(ctx.shape(0)[axis])
-            if facet.shape[axis] > 1:
-                if len(varying(facet)) > 1 and start:
-                    ctx.units.boxes.append(facet.take(range(start), axis=axis))
-                facet = taken(ctx, facet, axis, range(start, max(start, stop)))
-        result.append(facet)
+    for facet in ctx.pin_axes(0, unknown, "cuts at a position that is computed from data"):
+        part: Facet | None = facet
+        for axis, start, end, step in bounds:
+            if part is None or part.shape[axis] == 1 or start is None or end is None:
+                continue
+            positions = range(*slice(int(start), int(end), step).indices(ctx.shape(0)[axis]))
+            if step == 1:
+                if len(varying(part)) > 1 and positions.start:
+                    ctx.units.boxes.append(part.take(range(positions.start), axis=axis))
+                part = taken(ctx, part, axis, positions)
+            else:
+                part = picked(ctx, part, axis, np.array(positions, np.int64))
+        if part is not None:
+            result.append(part)
     return [simplify(result)]
 
 
 def slice_adjust(edit: Edit) -> None:
-    rank = len(edit.old(0))
-    bounds = slices(edit, rank) or []
-    attribute = "starts" in edit.attrs
-    starts, ends = [], []
+    """Bounds follow. Every n-th position may become a list of positions, which a Gather takes after the Slice."""
+    bounds = slices(edit, len(edit.old(0))) or []
+    starts, ends, steps = [], [], []
     changed = []
     for k, (axis, start, end, step) in enumerate(bounds):
         size = edit.old(0)[axis]
-        if edit.new(0)[axis] == size or start is None or end is None or step != 1:
-            starts.append(0 if start is None else int(start))
-            ends.append(0 if end is None else int(end))
+        starts.append(0 if start is None else int(start))
+        ends.append(0 if end is None else int(end))
+        steps.append(step)
+        if edit.new(0)[axis] == size or start is None or end is None:
             continue
-        low, high, _ = slice(int(start), int(end)).indices(size)
-        starts.append(edit.rank_of(0, axis, low))
-        ends.append(edit.rank_of(0, axis, max(low, high)))
         changed.append(k)
+        low, high, _ = slice(int(start), int(end), step).indices(size)
+        if step == 1:
+            starts[k], ends[k] = edit.rank_of(0, axis, low), edit.rank_of(0, axis, max(low, high))
+            continue
+        index = positions_left(edit, axis, np.arange(low, high, step))
+        if (np.diff(index) == step).all():
+            starts[k], ends[k] = int(index[0]), int(index[-1]) + (1 if step > 0 else -1)
+            if ends[k] < 0:  # down to the first position
+                ends[k] = -edit.new(0)[axis] - 1
+        else:
+            starts[k], ends[k], steps[k] = 0, edit.new(0)[axis], 1
+            edit.gather_output(axis, index)
     if not changed:
         return
-    if attribute:
+    if "starts" in edit.attrs:
         edit.set_attr("starts", starts)
         edit.set_attr("ends", ends)
         return
     mask = np.isin(np.arange(len(bounds)), changed)
     edit.patch_input(1, mask, np.array(starts))
     edit.patch_input(2, mask, np.array(ends))
+    if any(step != old for step, (*_, old) in zip(steps, bounds, strict=True)):
+        edit.patch_input(4, mask, np.array(steps))
+
+
+def positions_left(edit: Edit, axis: int, index: Array) -> Array:
+    """Where those positions `index` of an axis of input 0 that stay lie among what stays; a scalar index stays."""
+    kept = edit.kept(0, axis)
+    index = index.astype(np.int64) % len(kept)
+    return np.asarray((np.cumsum(kept) - 1)[index[kept[index]] if index.ndim else index])
+
+
+def picked(ctx: MapContext, facet: Facet, axis: int, index: Array) -> Facet | None:
+    """The positions `index` of a facet along `axis`; rows of which single offsets are picked lose the same ones."""
+    axes = varying(facet)
+    part = np.take(facet, index, axis=axis)
+    if len(axes) > 1 and axes[-1] == axis:
+        if index.size == 1:
+            ctx.pin([part], f"takes one position of axis {axis}")
+            return None
+        ctx.units.align_rows(facet, tuple(a for a in range(facet.ndim) if a != axis))
+    return part
 
 
 def gather(ctx: MapContext) -> list[Maps]:
@@ -232,35 +262,20 @@ def gather(ctx: MapContext) -> list[Maps]:
     for facet in ctx.maps(0):
         if facet.shape[axis] == 1:
             result.append(np.expand_dims(facet.squeeze(axis), tuple(range(axis, axis + rank))))
-            continue
-        if index is None:
+        elif index is None:
             ctx.pin([facet], f"looks up positions of axis {axis} that are computed from data")
-            continue
-        if rank > 1:
+        elif rank > 1:
             ctx.pin([facet], f"looks up a table of shape {list(index.shape)} on axis {axis}")
-            continue
-        axes = varying(facet)
-        if index.size == 1 and len(axes) > 1 and axes[-1] == axis:
-            ctx.pin([np.take(facet, index.astype(np.int64), axis=axis)], f"takes one position of axis {axis}")
-            continue
-        if len(axes) > 1 and axes[-1] == axis:
-            ctx.units.align_rows(facet, tuple(a for a in range(facet.ndim) if a != axis))
-        result.append(np.take(facet, index.astype(np.int64), axis=axis))
+        elif (part := picked(ctx, facet, axis, index.astype(np.int64))) is not None:
+            result.append(part)
     return [simplify(result)]
 
 
 def gather_adjust(edit: Edit) -> None:
     axis = int(edit.attrs.get("axis", 0)) % len(edit.old(0))
-    if edit.old(0)[axis] == edit.new(0)[axis]:
-        return
     index = edit.value(1)
-    if index is None:
-        return
-    kept = edit.kept(0, axis)
-    position = np.cumsum(kept) - 1
-    flat = index.astype(np.int64) % len(kept)
-    new = position[flat] if flat.ndim == 0 else position[flat[kept[flat]]]
-    edit.set_input(1, np.asarray(new, index.dtype))
+    if index is not None and edit.old(0)[axis] != edit.new(0)[axis]:
+        edit.set_input(1, positions_left(edit, axis, index).astype(index.dtype))
 
 
 # ---------------------------------------------------------------- growing
@@ -274,7 +289,8 @@ def expand(ctx: MapContext) -> list[Maps]:
     grown = [a for a, n in enumerate(out) if before[a] == 1 and n > 1 and not ctx.is_dynamic_out(a)]
     fresh: list[Facet] = []
     for axis in grown:
-        rows = next((f for f in maps if varying(f) and varying(f)[-1] < axis), None)
+        outer = [f for f in maps if varying(f) and varying(f)[-1] < axis]
+        rows = max(outer, key=lambda f: varying(f)[-1], default=None)
         if maps and rows is None:
             continue
         facet = ctx.fresh(out, (*(varying(rows) if rows is not None else ()), axis))
