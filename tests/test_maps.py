@@ -300,10 +300,20 @@ def test_columns_align_the_rows() -> None:
 def test_approximate_units_need_permission() -> None:
     units = UnitTable()
     a = units.issue(4, "a")
-    units.approximate(a, Pin("n", "takes a mean", "ask"))
+    units.approximate(a[None], Pin("n", "takes a mean", "ask"))
     assert sizes(solved(units, a)) == [("channels", 4, 0)]
     found = solved(units, a, include_inexact=True)
     assert sizes(found) == [("channels", 4, 3)] and not found.groups[0].exact
+
+
+def test_rows_of_approximate_units_are_exact() -> None:
+    """Four groups of three, of which statistics are taken: whole groups leave."""
+    units = UnitTable()
+    a = units.issue(12, "a").reshape(4, 3)
+    units.approximate(a, Pin("n", "takes a mean", "ask"))
+    found = solved(units, a)
+    assert sizes(found) == [("blocks", 3, 0), ("rows", 4, 3)] and found.groups[1].exact
+    assert sizes(solved(units, a, include_inexact=True)) == [("blocks", 3, 2), ("rows", 4, 3)]
 
 
 def test_included_units_only() -> None:

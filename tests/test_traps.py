@@ -1284,25 +1284,33 @@ def test_layer_norm_spelled_out() -> None:
     check(model, found)
 
 
-def test_group_norm_as_instance_norm_of_a_reshape() -> None:
-    """torch's export: [N,8,5,5] -> [N,2,-1] -> InstanceNormalization -> back."""
-    model = net(
-        """g (float[N,3,5,5] x) => (float[N,2,5,5] y) <float[8,3,3,3] w, float[8,1,1] s, float[8,1,1] b, float[2,8,1,1] v> {
+GROUPED = """g (float[N,3,5,5] x) => (float[N,2,5,5] y)
+    <float[16,3,3,3] w, float[16,1,1] s, float[16,1,1] b, float[16,{width},3,3] u, float[2,16,1,1] v> {{
         c = Conv<pads=[1,1,1,1]>(x, w)
         r = Reshape(c, groups)
         i = InstanceNormalization(r, ones, zeros)
         z = Shape(c)
-        u = Reshape(i, z)
-        n0 = Mul(u, s)
+        t = Reshape(i, z)
+        n0 = Mul(t, s)
         n = Add(n0, b)
-        y = Conv(n, v)
-    }""",
-        constants={"groups": np.array([0, 2, -1]), "ones": np.ones(2, np.float32), "zeros": np.zeros(2, np.float32)},
+        d = Conv<group={group}, pads=[1,1,1,1]>(n, u)
+        y = Conv(d, v)
+    }}"""
+
+
+@pytest.mark.parametrize(
+    ("group", "found"),
+    [(1, ([16], [4])), (4, ([4], [4]))],
+    ids=["plain", "same groups"],
+)
+def test_group_norm_as_instance_norm_of_a_reshape(group: int, found: tuple[list[int], list[int]]) -> None:
+    """torch's export: [N,16,5,5] -> [N,4,-1] -> InstanceNormalization -> back. Whole groups leave."""
+    model = net(
+        GROUPED.format(group=group, width=16 // group),
+        constants={"groups": np.array([0, 4, -1]), "ones": np.ones(4, np.float32), "zeros": np.zeros(4, np.float32)},
     )
-    found, rows = reach(model)
-    assert not found and "mean and variance" in pins(model)
-    if rows:
-        check(model, [], rows)
+    assert "mean and variance" in pins(model)
+    check(model, *found)
 
 
 def test_channels_last_with_transposes() -> None:
