@@ -140,12 +140,10 @@ def find_atoms(work: Relations) -> None:
     is_parent = np.isin(np.arange(count), work.parent)  # the offset of a single row is that row's own unit
     work.is_column &= is_parent
     work.is_offset &= is_parent
-    if work.parent.size:  # several tensors may share the parent of an offset: it leaves all of them
+    if work.parent.size:  # an offset leaves all tensors that share it, and whatever is tied to it
         offset = work.is_offset[work.parent]
-        parent, child = work.parent[offset], work.child[offset]
-        same = parent[1:] == parent[:-1]
-        left.append(child[:-1][same])
-        right.append(child[1:][same])
+        left.append(work.parent[offset])
+        right.append(work.child[offset])
     a, b = np.concatenate(left), np.concatenate(right)
     links = coo_array((np.ones(a.size), (a, b)), shape=(count, count))
     work.atoms = (

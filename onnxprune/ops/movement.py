@@ -104,14 +104,14 @@ def joined(ctx: MapContext, inputs: list[int]) -> Maps:
     return simplify(placed)
 
 
-def taken(ctx: MapContext, facet: Facet, axis: int, positions: range) -> Facet:
-    """Part of a facet along `axis`. A single offset cannot be taken from rows that lose different offsets: it stays."""
-    part = facet.take(positions, axis=axis)
-    axes = varying(facet)
-    if len(positions) == 1 and len(axes) > 1 and axes[-1] == axis:
-        ctx.pin([part], f"takes position {positions[0]} of axis {axis}")
-        return np.full_like(part, -1)
-    return part
+def alone(ctx: MapContext, facet: Facet, axis: int, position: int) -> Facet:
+    """One offset of every row stays as long as its row does: the rows, with size 1 along `axis`."""
+    part = facet.take([position], axis=axis)
+    column = ctx.units.column(part, tuple(a for a in varying(facet) if a != axis))
+    ctx.pin([column], f"takes position {position} of axis {axis}")
+    rows = ctx.units.issue(part.size).reshape(part.shape)
+    ctx.units.row(facet, rows)
+    return rows
 
 
 def split(ctx: MapContext) -> list[Maps]:
@@ -121,9 +121,14 @@ def split(ctx: MapContext) -> list[Maps]:
         ctx.pin_axes(0, (axis,), "has an unused part")
     ends = np.cumsum(sizes)
 
+    def taken(facet: Facet, k: int) -> Facet:
+        start = int(ends[k] - sizes[k])
+        if sizes[k] == 1 and len(varying(facet)) > 1 and varying(facet)[-1] == axis:
+            return alone(ctx, facet, axis, start)
+        return facet.take(range(start, int(ends[k])), axis=axis)
+
     def part(k: int) -> Maps:
-        window = range(int(ends[k] - sizes[k]), int(ends[k]))
-        return simplify([taken(ctx, f, axis, window) if f.shape[axis] > 1 else f for f in ctx.maps(0)])
+        return simplify([taken(f, k) if f.shape[axis] > 1 else f for f in ctx.maps(0)])
 
     return [part(k) if o else () for k, o in enumerate(ctx.node.outputs)]
 
@@ -174,19 +179,17 @@ def sliced(ctx: MapContext) -> list[Maps]:
     unknown = tuple(a for a, start, end, _ in bounds if start is None or end is None)
     result = []
     for facet in ctx.pin_axes(0, unknown, "cuts at a position that is computed from data"):
-        part: Facet | None = facet
         for axis, start, end, step in bounds:
-            if part is None or part.shape[axis] == 1 or start is None or end is None:
+            if facet.shape[axis] == 1 or start is None or end is None:
                 continue
             positions = range(*slice(int(start), int(end), step).indices(ctx.shape(0)[axis]))
-            if step == 1:
-                if len(varying(part)) > 1 and positions.start:
-                    ctx.units.boxes.append(part.take(range(positions.start), axis=axis))
-                part = taken(ctx, part, axis, positions)
-            else:
-                part = picked(ctx, part, axis, np.array(positions, np.int64))
-        if part is not None:
-            result.append(part)
+            if step != 1 or len(positions) == 1:
+                facet = picked(ctx, facet, axis, np.array(positions, np.int64))
+                continue
+            if len(varying(facet)) > 1 and positions.start:
+                ctx.units.boxes.append(facet.take(range(positions.start), axis=axis))
+            facet = facet.take(positions, axis=axis)
+        result.append(facet)
     return [simplify(result)]
 
 
@@ -235,16 +238,15 @@ def positions_left(edit: Edit, axis: int, index: Array) -> Array:
     return np.asarray((np.cumsum(kept) - 1)[index[kept[index]] if index.ndim else index])
 
 
-def picked(ctx: MapContext, facet: Facet, axis: int, index: Array) -> Facet | None:
-    """The positions `index` of a facet along `axis`; rows of which single offsets are picked lose the same ones."""
+def picked(ctx: MapContext, facet: Facet, axis: int, index: Array) -> Facet:
+    """The positions `index` of a facet along `axis`; rows of which offsets are picked lose the same ones."""
     axes = varying(facet)
-    part = np.take(facet, index, axis=axis)
     if len(axes) > 1 and axes[-1] == axis:
+        ctx.units.align_rows(facet, axes[:-1])
         if index.size == 1:
-            ctx.pin([part], f"takes one position of axis {axis}")
-            return None
-        ctx.units.align_rows(facet, tuple(a for a in range(facet.ndim) if a != axis))
-    return part
+            rows = alone(ctx, facet, axis, int(index.ravel()[0]))
+            return rows if index.ndim else rows.squeeze(axis)
+    return np.take(facet, index, axis=axis)
 
 
 def gather(ctx: MapContext) -> list[Maps]:
@@ -266,8 +268,8 @@ def gather(ctx: MapContext) -> list[Maps]:
             ctx.pin([facet], f"looks up positions of axis {axis} that are computed from data")
         elif rank > 1:
             ctx.pin([facet], f"looks up a table of shape {list(index.shape)} on axis {axis}")
-        elif (part := picked(ctx, facet, axis, index.astype(np.int64))) is not None:
-            result.append(part)
+        else:
+            result.append(picked(ctx, facet, axis, index.astype(np.int64)))
     return [simplify(result)]
 
 

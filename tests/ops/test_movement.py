@@ -204,6 +204,26 @@ def test_every_other_position_of_two_heads() -> None:
     check(Case(dense(between, c, width=16), {"MatMul 'h'": 4, "MatMul 'h' rows": 2}))
 
 
+ONE_OFFSET = {
+    "Gather, scalar": [node("Gather", "r one", "e", axis=3), node("Unsqueeze", "e last", "u")],
+    "Gather": [node("Gather", "r ones", "u", axis=3)],
+    "Slice": [node("Slice", "r ones two last", "u")],
+    "Slice with a step": [node("Slice", "r ones four last two", "u")],
+    "Split": [node("Split", "r sizes", "p u q", axis=3)],
+}
+
+
+@pytest.mark.parametrize("form", ONE_OFFSET)
+def test_one_offset_of_every_head(form: str) -> None:
+    """4 heads of 3 times their own offset 1, which stays as long as its head does: 2 others may go (no part of a Split), or heads."""
+    nodes = ONE_OFFSET[form]
+    between = [node("Reshape", "h heads", "r"), *nodes, node("Mul", "r u", "m"), node("Reshape", "m flat", "g")]
+    c = {"heads": ints(2, 5, 4, 3), "flat": ints(2, 5, -1), "sizes": ints(1, 1, 1), "one": np.array(1)}
+    c |= {"ones": ints(1), "two": ints(2), "last": ints(-1)} | {"four": ints(4)}
+    single = {} if form == "Split" else {"MatMul 'h'": 3}
+    check(Case(dense(between, c, width=12), single | {"MatMul 'h' rows": 4}))
+
+
 def test_slice_of_space_passes_channels() -> None:
     c = {"s": ints(1, 1), "e": ints(7, -1), "a": ints(2, 3), "t": ints(2, 1)}
     check(Case(image([node("Slice", "h s e a t", "g")], c), {"Conv 'h'": 8}))
