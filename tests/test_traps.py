@@ -1177,6 +1177,22 @@ def test_squeeze_of_all_axes_of_size_one_spares_a_cut_one() -> None:
         assert dims(result.model, "v") == [1, 4]
 
 
+def test_padded_channels_leave_alone() -> None:
+    """8 of 11 channels are an output; the 3 that pad them may go."""
+    model = net(
+        """g (float[N,3,5,5] x) => (float[N,8,5,5] c, float[N,2,5,5] y) <float[8,3,1,1] w, float[11,3,1,1] u, float[2,11,1,1] v> {
+        c = Conv(x, w)
+        p = Pad(c, amounts)
+        d = Conv(x, u)
+        s = Sigmoid(d)
+        m = Mul(p, s)
+        y = Conv(m, v)
+    }""",
+        constants={"amounts": np.array([0, 1, 0, 0, 0, 2, 0, 0])},
+    )
+    check(model, [(11, 3)], ratios=(0.1, 0.2, 0.5))
+
+
 def test_slice_with_negative_step_along_channels_reverses() -> None:
     model = net(
         """g (float[2,3,5,5] x) => (float[2,2,5,5] y) <float[8,3,1,1] w, float[2,8,1,1] v> {

@@ -373,7 +373,7 @@ def pad_adjust(edit: Edit) -> None:
     before, after = (np.array(x) for x in amounts)
     old = np.concatenate([before, after])
     for axis in range(rank):
-        if (before[axis] or after[axis]) and edit.new(0)[axis] != edit.old(0)[axis]:
+        if (before[axis] or after[axis]) and edit.new_out()[axis] != edit.old_out()[axis]:
             kept = edit.kept_out(0, axis)
             n = edit.old(0)[axis]
             before[axis], after[axis] = (
