@@ -287,7 +287,8 @@ def _calibrated(analysis: Analysis, settings: Options, clock: _Clock) -> Calibra
     )
     macs = CostModel(analysis).macs() / batch_of(analysis.feeds[0])
     wanted = int(min(AUGMENTED, AUGMENTED_MACS / max(macs, 1))) if settings.data else 0
-    samples = feeding.samples_of(given, inputs, settings.samples, wanted, settings.seed)
+    session = runtime.Session(analysis.model.proto, runtime.folder_of(analysis.model))
+    samples = feeding.samples_of(given, inputs, settings.samples, wanted, settings.seed, session.accepts)
     return calibrate(analysis, samples, settings.seed, settings.data is None, clock.share)
 
 
@@ -316,7 +317,17 @@ def _decider(
             clock("sense")
             damages = sense(analysis, calibration, orders, partial(rewrite, analysis), progress=clock.share)
     clock("allocate")
-    return lambda target: allocate(analysis, scores, target, round_to, costs, orders, damages)
+
+    def decide(target: Budget) -> Bools:
+        for finer in (round_to, 1):  # rounding is a default, the target is not
+            try:
+                return allocate(analysis, scores, target, finer, costs, orders, damages)
+            except TargetNotReachableError:
+                if settings.round_to is not None or finer == 1:
+                    raise
+        raise AssertionError
+
+    return decide
 
 
 def _least(
@@ -455,7 +466,11 @@ def _feeds(
     first = feeding.take(feeds[0], inputs, 2)
     second = feeding.take(feeds[0], inputs, 3)
     session = session or runtime.Session(loaded.proto, runtime.folder_of(loaded))
-    session.run(first)
+    try:
+        session.run(first)
+    except BadInputError:  # a first axis need not be the batch: take the feed as it is
+        first = second = {v.name: feeds[0][v.name] for v in inputs}
+        session.run(first)
     try:
         shapes = {k: v.shape for k, v in first.items()}
         return first, runtime.vary(session, loaded.proto, shapes, settings.seed) or second

@@ -65,6 +65,14 @@ class Session:
                 "Give a model that it can run, or inputs that fit (--data, --input-shape)."
             ) from None
 
+    def accepts(self, feeds: Feeds) -> bool:
+        """Does the model run on these?"""
+        try:
+            self.run(feeds)
+        except BadInputError:
+            return False
+        return True
+
 
 def folder_of(model: LoadedModel) -> str | None:
     return str(model.folder) if model.has_external_data and model.folder else None

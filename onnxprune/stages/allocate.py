@@ -8,7 +8,7 @@ than a tenth of its units unless the target cannot be met otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,6 +27,7 @@ from onnxprune.ops.cost import CostModel
 Scores = NDArray[np.float64]
 FLOOR = 0.1
 STALE = 0.03
+SWAPS = 30
 
 
 @dataclass(frozen=True)
@@ -176,17 +177,49 @@ def _spend(
     measure = costs.measure(budget.metric)
     target = budget.amount * measure(None)
     legal = [_legal(s, round_to) for s in groups]
-    counts = [0] * len(groups)
-    removed = _remove(analysis, groups, counts, scores)
-    total = float(measure(removed))
+    curves = [damages[s.group.id] for s in groups]
+
+    def cost(counts: list[int]) -> float:
+        return float(measure(_remove(analysis, groups, counts, scores)))
+
+    def harm(counts: list[int]) -> float:
+        return float(sum(c[n] for c, n in zip(curves, counts, strict=True)))
+
+    found = _descend(legal, curves, [0] * len(groups), frozenset(), cost, target)
+    if found is None:
+        return None
+    counts = _give_back(found, legal, curves, cost, target)
+    if len(groups) <= SWAPS:  # one move of a group may pay for several of the others
+        for k in sorted(range(len(groups)), key=lambda k: -curves[k][counts[k]]):
+            before = [n for n in legal[k] if n < counts[k]]
+            if not before:
+                continue
+            start = counts[:k] + [before[-1]] + counts[k + 1 :]
+            other = _descend(legal, curves, start, frozenset({k}), cost, target)
+            if other is not None:
+                other = _give_back(other, legal, curves, cost, target)
+                counts = other if harm(other) < harm(counts) else counts
+    return _remove(analysis, groups, counts, scores)
+
+
+def _descend(
+    legal: list[list[int]],
+    curves: list[Scores],
+    start: list[int],
+    frozen: frozenset[int],
+    cost: Callable[[list[int]], float],
+    target: float,
+) -> list[int] | None:
+    """Move groups that are not frozen down until the target is met; None where that is not possible."""
+    counts = list(start)
+    total = cost(counts)
     while total > target:
-        saving = np.zeros(len(groups))
+        saving = np.zeros(len(legal))
         for k, widths in enumerate(legal):
             after = [n for n in widths if n > counts[k]]
-            if after:
+            if after and k not in frozen:
                 trial = counts[:k] + [after[0]] + counts[k + 1 :]
-                saved = total - measure(_remove(analysis, groups, trial, scores))
-                saving[k] = saved / (after[0] - counts[k])
+                saving[k] = (total - cost(trial)) / (after[0] - counts[k])
         left = total
         moved = False
         while left > max(target, (1 - STALE) * total):
@@ -194,14 +227,12 @@ def _spend(
             for k, widths in enumerate(legal):
                 if saving[k] <= 0:
                     continue
-                curve = damages[groups[k].group.id]
                 further = np.array([n for n in widths if n > counts[k]], np.int64)
                 if further.size:
-                    rate = (curve[further] - curve[counts[k]]) / (saving[k] * (further - counts[k]))
+                    rate = (curves[k][further] - curves[k][counts[k]]) / (saving[k] * (further - counts[k]))
                     at = int(np.argmin(rate))
                     if best is None or rate[at] < best[0]:
-                        # one step towards the best width at a time
-                        best = (float(rate[at]), k, int(further[0]))
+                        best = (float(rate[at]), k, int(further[0]))  # one step towards the best width at a time
             if best is None:
                 break
             _, k, n = best
@@ -210,9 +241,34 @@ def _spend(
             moved = True
         if not moved:
             return None
-        removed = _remove(analysis, groups, counts, scores)
-        total = float(measure(removed))
-    return removed
+        total = cost(counts)
+    return counts
+
+
+def _give_back(
+    counts: list[int],
+    legal: list[list[int]],
+    curves: list[Scores],
+    cost: Callable[[list[int]], float],
+    target: float,
+) -> list[int]:
+    """Take back the moves that the target does not need, the most harmful first: the last ones may have gone past it."""
+    counts = list(counts)
+    stuck: set[int] = set()
+    while True:
+        gains = {}
+        for k, widths in enumerate(legal):
+            before = [n for n in widths if n < counts[k]]
+            if k not in stuck and before:
+                gains[k] = (float(curves[k][counts[k]] - curves[k][before[-1]]), before[-1])
+        if not gains:
+            return counts
+        k = max(gains, key=lambda k: gains[k][0])
+        trial = counts[:k] + [gains[k][1]] + counts[k + 1 :]
+        if cost(trial) <= target:
+            counts = trial
+        else:
+            stuck.add(k)
 
 
 def _legal(steps: Steps, round_to: int) -> list[int]:

@@ -6,7 +6,7 @@ of the same layer at the same positions (the channels that stayed):
     W = argmin |Y - X W - b|^2 + lambda |W - W0|^2        W0: the sliced weights; the bias is free
 
 Where the layer ends in an Add, Y also takes what the other operand is still missing. lambda is chosen on held-out samples, and
-the layer keeps its fit only if that beats the sliced weights there; it is then solved on all samples. (He et al. 2017, Channel
+the layer keeps its fit only if that beats the sliced weights there. (He et al. 2017, Channel
 Pruning, equation 3, without its selection; ridge towards the weights.)
 """
 
@@ -33,7 +33,7 @@ from onnxprune.core.repair import Fit, Repair
 from onnxprune.runtime import folder_of
 from onnxprune.stepwise import Stepwise, flat_model
 
-RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 CAP = 5000
 
 
@@ -113,7 +113,6 @@ class _Run:
             return None
         if not held.count:
             held = train
-        both = train + held if held is not train else train
         before = held.error(w, bias).sum()
         scale = max(float(held.variance_y().sum()), 1e-30)
         best: tuple[float, float | None] = (float(before), None)
@@ -129,10 +128,10 @@ class _Run:
         if chosen is None:
             return Fit(layer.key, float(before) / scale, float(before) / scale, None)
         if np.isfinite(chosen):
-            w = _solve(both, w, chosen, can_bias)
+            w = _solve(train, w, chosen, can_bias)
             self._set(layer.node, layer.key, linear.w, linear.kernel(w), weight.dtype)
         if can_bias:
-            self._set_bias(layer, _bias_for(both, w), weight.dtype)
+            self._set_bias(layer, _bias_for(train, w), weight.dtype)
         return Fit(layer.key, float(before) / scale, error / scale, chosen)
 
     # -- what is fitted to what

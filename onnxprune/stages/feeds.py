@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -175,11 +176,23 @@ def _step(array: Array, value: onnx.ValueInfoProto) -> int:
 
 
 def samples_of(
-    feeds: list[Feeds], inputs: list[onnx.ValueInfoProto], limit: int | None = None, wanted: int = 0, seed: int = 0
+    feeds: list[Feeds],
+    inputs: list[onnx.ValueInfoProto],
+    limit: int | None = None,
+    wanted: int = 0,
+    seed: int = 0,
+    accepts: Callable[[Feeds], bool] = lambda feeds: True,
 ) -> Samples:
-    """Calibration samples: every fourth portion is held out; where there are less than `wanted`, patched ones are added."""
-    whole = portions(merged(feeds, inputs), inputs, limit)
+    """Calibration samples: every fourth portion is held out; where there are less than `wanted`, patched ones are added.
+
+    accepts: does the model run on such feeds? A first axis may be dynamic without being the batch.
+    """
     known = {v.name for v in inputs}
+    for whole in (portions(merged(feeds, inputs), inputs, limit), portions(feeds, inputs, limit)):
+        if accepts({n: a for n, a in whole[0].items() if n in known}):
+            break
+    else:
+        whole = feeds[:limit]
     given = [{n: a for n, a in f.items() if n in known} for f in whole]
     labels = tuple({n: a for n, a in f.items() if n not in known} for f in whole)
     fold = FOLDS if len(given) >= FOLDS else 2
@@ -197,9 +210,16 @@ def samples_of(
 
 
 def _patchable(feed: Feeds) -> bool:
-    """Is there one floating input, with space or time to cut a patch from?"""
-    floats = [v for v in feed.values() if v.dtype.kind == "f" and v.ndim >= 3]
-    return len(floats) == 1 and len(_space(floats[0])) > 0
+    """Is there one input to cut a patch from, with space or time?"""
+    return _picture(feed) is not None
+
+
+def _picture(feed: Feeds) -> str | None:
+    """The one floating input with space axes; a sequence of integers where it is the only input."""
+    names = [n for n, v in feed.items() if v.dtype.kind == "f" and v.ndim >= 3 and _space(v)]
+    if not names and len(feed) == 1:
+        names = [n for n, v in feed.items() if v.dtype.kind in "iu" and v.ndim == 2 and _space(v)]
+    return names[0] if len(names) == 1 else None
 
 
 def _space(array: Array) -> list[int]:
@@ -211,7 +231,8 @@ def _space(array: Array) -> list[int]:
 def _patched(feed: Feeds, other: Feeds, rng: np.random.Generator) -> Feeds:
     """Each sample with a patch of half its size along every space axis from another sample (CutMix, ICCV 2019)."""
     result = dict(feed)
-    name = next(n for n, v in feed.items() if v.dtype.kind == "f" and v.ndim >= 3)
+    name = _picture(feed)
+    assert name is not None
     array, source = feed[name].copy(), other[name]
     if source.shape[1:] != array.shape[1:]:
         source = feed[name]
