@@ -38,7 +38,7 @@ def _collect(graph: GraphProto, path: str, places: set[tuple[str, int]], found: 
     stored = {t.name: t for t in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
-            stored |= {node.output[0]: a.t for a in node.attribute if a.name == "value"}
+            stored.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
     for k, node in enumerate(graph.node):
         key = path + next((o for o in node.output if o), f"#{k}")
         for i, name in enumerate(node.input):
