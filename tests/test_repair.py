@@ -1,0 +1,675 @@
+"""From moments to a repaired model: every number against least squares by numpy, every model against ONNX Runtime.
+
+Seen red: moments that forget the mean, a surgeon that does not update its inverse, a closed form without `mean' (W - W')`, a bias
+fitted over the wrong axis, held-out samples that are fitted too, a refit of weights that another node reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from scipy.special import rel_entr, softmax
+
+import onnxprune
+from onnxprune import BadInputError, Budget, VerificationError, pipeline
+from onnxprune.core.analysis import Analysis
+from onnxprune.core.calibration import Calibration
+from onnxprune.core.classes import Bools
+from onnxprune.core.damage import divergence
+from onnxprune.core.moments import Moments
+from onnxprune.core.order import Order
+from onnxprune.core.patch import constants_at, with_constants
+from onnxprune.runtime import graph_inputs
+from onnxprune.stages.calibrate import calibrate
+from onnxprune.stages.compensate import Repaired, compensate
+from onnxprune.stages.feeds import merged, portions, samples_of
+from onnxprune.stages.load import load
+from onnxprune.stages.rewrite import rewrite
+from onnxprune.stages.sense import closed_form, curve, judge, sense
+from onnxprune.stages.surgeon import operate, ranked
+from onnxprune.stages.synthesize import synthesize
+from tests.oracle import Array, feeds, net, session
+
+Feeds = dict[str, Array]
+
+# ---------------------------------------------------------------- moments
+
+
+def blocks(seed: int = 0) -> tuple[Array, Array, list[tuple[Array, Array]]]:
+    """X [g, P, K] and Y [g, P, O] with means far from 0, and cut into uneven parts."""
+    rng = np.random.default_rng(seed)
+    x = (rng.standard_normal((2, 300, 4)) + [3, 0, -2, 1]).astype(np.float32)
+    y = (rng.standard_normal((2, 300, 3)) + 5).astype(np.float32) + x[..., :3]
+    return x, y, [(x[:, a:b], y[:, a:b]) for a, b in ((0, 7), (7, 7), (7, 200), (200, 300))]
+
+
+def test_moments_are_those_of_the_stacked_data() -> None:
+    x, y, parts = blocks()
+    moments = Moments.empty(2, 4, 3)
+    for part in parts:
+        moments.add(*part)
+    assert moments.count == 300
+    for g in range(2):
+        both = np.cov(np.concatenate([x[g], y[g]], axis=1), rowvar=False, bias=True)
+        assert np.allclose(moments.covariance()[g], both[:4, :4], atol=1e-4)
+        assert np.allclose(moments.covariance_of(g), both[:4, :4], atol=1e-4)
+        assert np.allclose(moments.cross_covariance()[g], both[:4, 4:], atol=1e-4)
+        assert np.allclose(moments.variance_y()[g], np.diag(both)[4:], atol=1e-4)
+        assert np.allclose(moments.mean_x[g], x[g].mean(axis=0), atol=1e-5)
+        assert np.allclose(moments.mean_y[g], y[g].mean(axis=0), atol=1e-5)
+
+
+def test_moments_add_up() -> None:
+    _, _, parts = blocks()
+    whole, left, right = (Moments.empty(2, 4, 3) for _ in range(3))
+    for k, part in enumerate(parts):
+        whole.add(*part)
+        (left if k < 3 else right).add(*part)
+    total = left + right
+    assert total.count == whole.count and left.count == 200
+    assert all(np.allclose(getattr(total, f), getattr(whole, f)) for f in ("x", "xx", "y", "xy", "yy"))
+
+
+def test_error_is_the_mean_square_error() -> None:
+    x, y, parts = blocks()
+    moments = Moments.empty(2, 4, 3)
+    for part in parts:
+        moments.add(*part)
+    rng = np.random.default_rng(1)
+    w, b = rng.standard_normal((2, 4, 3)), rng.standard_normal((2, 3))
+    direct = np.square(y - x @ w - b[:, None]).mean(axis=1)
+    assert np.allclose(moments.error(w, b), direct, rtol=1e-5)
+    assert np.array_equal(Moments.empty(1, 2, 3).error(np.ones((1, 2, 3)), np.zeros((1, 3))), np.zeros((1, 3)))
+
+
+def test_moments_of_inputs_alone() -> None:
+    x, _, _ = blocks()
+    moments = Moments.empty(2, 4, 0)
+    moments.add(x)
+    assert np.allclose(moments.xx, np.einsum("gpk,gpl->gkl", x, x), rtol=1e-5)
+
+
+def test_moments_of_half_floats_do_not_overflow() -> None:
+    x = np.full((1, 4000, 2), 30, np.float16)
+    moments = Moments.empty(1, 2, 1)
+    moments.add(x, x[..., :1])
+    assert np.allclose(moments.xx, 4000 * 900) and np.allclose(moments.xy, 4000 * 900)
+    assert np.allclose(moments.x, 4000 * 30)
+
+
+# ---------------------------------------------------------------- the parts, put together
+
+
+def prepared(model: ModelProto, given: Sequence[Feeds], **options: Any) -> tuple[Analysis, Calibration]:
+    settings = pipeline.Options(**options)
+    analysis = pipeline._analysis(load(model), settings)
+    samples = samples_of(list(given), graph_inputs(model))
+    return analysis, calibrate(analysis, samples)
+
+
+def classes_along(analysis: Analysis, tensor: str, axis: int) -> Array:
+    """The class of every position along an axis."""
+    (facet,) = [f for f in analysis.maps[tensor] if f.shape[axis] == f.size]
+    return np.asarray(analysis.solution.classes[facet.ravel()])
+
+
+def without(analysis: Analysis, tensor: str, axis: int, channels: Sequence[int]) -> Bools:
+    removed = np.zeros(analysis.solution.count, bool)
+    removed[classes_along(analysis, tensor, axis)[list(channels)]] = True
+    return analysis.solution.closure(removed)
+
+
+def channels_of(analysis: Analysis, tensor: str, axis: int, order: Order) -> list[int]:
+    """Which channel goes at each step."""
+    along = classes_along(analysis, tensor, axis).tolist()
+    return [along.index(c) for step in order.classes for c in step.tolist()]
+
+
+def tensor_of(model: ModelProto, name: str, given: Sequence[Feeds]) -> list[Array]:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    if name not in {o.name for o in copy.graph.output}:
+        copy.graph.output.append(helper.make_empty_tensor_value_info(name))
+    whole = session(copy)
+    return [whole.run([name], g)[0] for g in given]
+
+
+def fitted_on(calibration: Calibration) -> list[Feeds]:
+    return [f for f, held in zip(calibration.samples.feeds, calibration.samples.held, strict=True) if not held]
+
+
+def unexplained(x: Array, y: Array) -> float:
+    """What linear regression with a constant leaves of y [P, O], per position."""
+    design = np.concatenate([x, np.ones((len(x), 1))], axis=1).astype(np.float64)
+    fit = np.linalg.lstsq(design, y.astype(np.float64), rcond=None)[0]
+    return float(np.square(design @ fit - y).sum(axis=1).mean())
+
+
+def relative(wanted: Sequence[Array], found: Sequence[Array]) -> float:
+    """Mean square difference over the variance."""
+    w, f = np.concatenate([a.ravel() for a in wanted]), np.concatenate([a.ravel() for a in found])
+    return float(np.square(w - f).mean() / w.var())
+
+
+def run(model: ModelProto, given: Sequence[Feeds]) -> list[Array]:
+    loaded = session(model)
+    return [loaded.run(None, g)[0] for g in given]
+
+
+def drawn(model: ModelProto, count: int, batch: int = 32, seed: int = 0) -> list[Feeds]:
+    """Inputs with a mean, so that biases matter."""
+    given = [feeds(model, 100 * seed + k, (batch, 5)) for k in range(count)]
+    return [{n: v + 1 if v.dtype.kind == "f" else v for n, v in g.items()} for g in given]
+
+
+# ---------------------------------------------------------------- surgeon
+
+TINY = """g (float[N,5] x) => (float[N,3] y) <float[5,6] a, float[6] b, float[6,3] v> {
+    h0 = MatMul(x, a)
+    h1 = Add(h0, b)
+    h = Relu(h1)
+    y = MatMul(h, v)
+}"""
+
+
+def true_curve(h: Array, consumers: list[Array], order: list[int]) -> list[float]:
+    """Error after each step, summed over consumers of variance 1: the rest of a regression on what is left of h [P, C, taps]."""
+    errors = []
+    for k in range(1, len(order) + 1):
+        left = np.delete(h, order[:k], axis=1).reshape(len(h), -1)
+        errors.append(sum(unexplained(left, y) / y.var(axis=0).sum() for y in consumers))
+    return errors
+
+
+def greedy(h: Array, consumers: list[Array]) -> list[int]:
+    """Brute force: the channel whose loss hurts least, again and again."""
+    order: list[int] = []
+    for _ in range(h.shape[1] - 1):
+        rest = [j for j in range(h.shape[1]) if j not in order]
+        order.append(min(rest, key=lambda j: true_curve(h, consumers, [*order, j])[-1]))
+    return order
+
+
+def operated(model: ModelProto, given: Sequence[Feeds]) -> tuple[Analysis, Calibration, dict[str, Order]]:
+    analysis, calibration = prepared(model, given)
+    scores = np.random.default_rng(0).random(analysis.solution.count)
+    return analysis, calibration, operate(analysis, calibration, scores)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_order_and_curve_are_those_of_least_squares(seed: int) -> None:
+    model = net(TINY, seed=seed)
+    analysis, calibration, orders = operated(model, drawn(model, 8, seed=seed))
+    (order,) = orders.values()
+    given = fitted_on(calibration)
+    h = np.concatenate(tensor_of(model, "h", given))[..., None]
+    y = np.concatenate(tensor_of(model, "y", given))
+    found = channels_of(analysis, "h", 1, order)
+    assert found[0] == greedy(h, [y])[0] and found == greedy(h, [y])
+    assert np.allclose(order.error, true_curve(h, [y], found), rtol=0.02, atol=2e-3), "damping is 1e-3"
+    assert (np.diff(order.error) >= 0).all() and order.consumers == ("y",)
+
+
+def test_errors_of_all_consumers_add_up() -> None:
+    model = net("""g (float[N,5] x) => (float[N,3] y, float[N,2] z) <float[5,6] a, float[6,3] v, float[6,2] u, float[6] lift, float[2] ub> {
+        h0 = MatMul(x, a)
+        h = Tanh(h0)
+        y = MatMul(h, v)
+        k0 = Mul(h, lift)
+        k = Exp(k0)
+        z = Gemm(k, u, ub)
+    }""")
+    analysis, calibration, orders = operated(model, drawn(model, 8))
+    (order,) = orders.values()
+    given = fitted_on(calibration)
+    h, k, y, z = (np.concatenate(tensor_of(model, n, given)) for n in "hkyz")
+    found = channels_of(analysis, "h", 1, order)
+    wanted = np.add(true_curve(h[..., None], [y], found), true_curve(k[..., None], [z], found))
+    assert np.allclose(order.error, wanted, rtol=0.03, atol=2e-3)
+    assert sorted(order.consumers) == ["y", "z"]
+
+
+def test_a_channel_of_a_convolution_is_all_of_its_taps() -> None:
+    model = net("""g (float[N,3,6,6] x) => (float[N,2,6,6] y) <float[5,3,1,1] a, float[5] b, float[2,5,3,3] v> {
+        h0 = Conv(x, a, b)
+        h = Relu(h0)
+        y = Conv<pads=[1,1,1,1]>(h, v)
+    }""")
+    analysis, calibration, orders = operated(model, drawn(model, 8))
+    (order,) = orders.values()
+    given = fitted_on(calibration)
+    h, y = (np.concatenate(tensor_of(model, n, given)) for n in "hy")
+    padded = np.pad(h, [(0, 0), (0, 0), (1, 1), (1, 1)])
+    taps = np.stack([padded[:, :, i : i + 6, j : j + 6] for i in range(3) for j in range(3)], axis=-1)
+    unfolded = taps.transpose(0, 2, 3, 1, 4).reshape(-1, 5, 9)
+    outputs = y.transpose(0, 2, 3, 1).reshape(-1, 2)
+    found = channels_of(analysis, "h", 1, order)
+    assert found == greedy(unfolded, [outputs])
+    assert np.allclose(order.error, true_curve(unfolded, [outputs], found), rtol=0.02, atol=2e-3)
+
+
+def test_of_two_equal_channels_one_goes_first_and_costs_nothing() -> None:
+    rng = np.random.default_rng(4)
+    a, b = rng.standard_normal((5, 6)).astype(np.float32), rng.standard_normal(6).astype(np.float32)
+    a[:, 4], b[4] = a[:, 1], b[1]
+    model = net(TINY, constants={"a": a, "b": b})
+    analysis, _, orders = operated(model, drawn(model, 8))
+    (order,) = orders.values()
+    found = channels_of(analysis, "h", 1, order)
+    assert found[0] in (1, 4) and order.error[0] < 2e-3
+    assert found[1] not in (1, 4) and order.error[1] > 5 * order.error[0], "the other has to do for both"
+
+
+def test_units_without_consumers_go_by_their_scores() -> None:
+    model = net(TINY)
+    analysis = pipeline._analysis(load(model), pipeline.Options())
+    scores = np.zeros(analysis.solution.count)
+    scores[classes_along(analysis, "h", 1)] = [3, 1, 5, 2, 6, 4]
+    (order,) = ranked(analysis, scores).values()
+    assert channels_of(analysis, "h", 1, order) == [1, 3, 0, 5, 2]
+    assert np.allclose(order.error, np.square(np.arange(1, 6) / 5)) and order.consumers == ()
+
+
+# ---------------------------------------------------------------- a layer of every kind loses what it can spare
+
+CHAIN = "g (float[N,5] x, bool c) => (float[N,3] y) "
+IMAGE = "g (float[N,4,5,5] x, bool c) => (float y) "
+REPAIRED: dict[str, tuple[str, int, tuple[int, ...]]] = {
+    # text with a layer `a` that makes `h`; the axis of a's outputs; the channels that are made of others
+    "MatMul": (
+        "g (float[N,5] x) => (float[N,3] y) <float[5,6] a, float[6,3] v> { h = MatMul(x, a)  y = MatMul(h, v) }",
+        1,
+        (5,),
+    ),
+    "MatMul of three axes, then Add": (
+        "g (float[N,4,5] x) => (float[N,4,3] y) <float[5,6] a, float[6,3] v, float[3] b> { h = MatMul(x, a)  m = MatMul(h, v)  y = Add(b, m) }",
+        1,
+        (5,),
+    ),
+    "Gemm": (
+        "g (float[N,5] x) => (float[N,3] y) <float[5,6] a, float[6,3] v, float[3] b> { h = MatMul(x, a)  y = Gemm(h, v, b) }",
+        1,
+        (0,),
+    ),
+    "Gemm, turned and scaled": (
+        "g (float[N,5] x) => (float[N,3] y) <float[5,6] a, float[3,6] v, float[3] b> { h = MatMul(x, a)  y = Gemm<transB=1, alpha=0.5, beta=2.0>(h, v, b) }",
+        1,
+        (2,),
+    ),
+    "Gemm with a bias of two axes": (
+        "g (float[N,5] x) => (float[N,3] y) <float[5,6] a, float[6,3] v, float[1,3] b> { h = MatMul(x, a)  y = Gemm(h, v, b) }",
+        1,
+        (5,),
+    ),
+    "Gemm with one bias for all": (
+        "g (float[N,5] x) => (float[N,3] y) <float[5,6] a, float[6,3] v, float[1] b> { h = MatMul(x, a)  y = Gemm(h, v, b) }",
+        1,
+        (5,),
+    ),
+    "Gemm without bias": (
+        "g (float[N,5] x) => (float[N,3] y) <float[5,6] a, float[6,3] v> { h = MatMul(x, a)  y = Gemm(h, v) }",
+        1,
+        (5,),
+    ),
+    "weights on the left": (
+        "g (float[5,N] x) => (float[3,N] y) <float[6,5] a, float[3,6] v> { h = MatMul(a, x)  y = MatMul(v, h) }",
+        0,
+        (5,),
+    ),
+    "weights on the left and a bias for columns": (
+        "g (float[5,4] x) => (float[4,4] y) <float[6,5] a, float[4,6] v, float[4] b> { h = MatMul(a, x)  m = MatMul(v, h)  y = Add(m, b) }",
+        0,
+        (5,),
+    ),
+    "weight turned by the graph": (
+        "g (float[N,5] x) => (float[N,3] y) <float[5,6] a, float[3,6] v> { vt = Transpose<perm=[1,0]>(v)  vi = Identity(vt)  h = MatMul(x, a)  y = MatMul(h, vi) }",
+        1,
+        (5,),
+    ),
+    "Conv": (
+        "g (float[N,4,5,5] x) => (float[N,3,5,5] y) <float[6,4,1,1] a, float[3,6,3,3] v, float[3] b> { h = Conv(x, a)  y = Conv<pads=[1,1,1,1]>(h, v, b) }",
+        0,
+        (5,),
+    ),
+    "Conv without bias": (
+        'g (float[N,4,5,5] x) => (float[N,3,5,5] y) <float[6,4,1,1] a, float[3,6,3,3] v> { h = Conv(x, a)  y = Conv<auto_pad="SAME_UPPER">(h, v) }',
+        0,
+        (1,),
+    ),
+    "Conv of three axes": (
+        "g (float[N,4,3,4,3] x) => (float[N,3,2,3,2] y) <float[6,4,1,1,1] a, float[3,6,2,2,2] v, float[3] b> { h = Conv(x, a)  y = Conv(h, v, b) }",
+        0,
+        (5,),
+    ),
+    "groups": (
+        "g (float[N,4,5,5] x) => (float[N,4,5,5] y) <float[6,4,1,1] a, float[4,3,3,3] v, float[4] b> { h = Conv(x, a)  y = Conv<group=2, pads=[1,1,1,1]>(h, v, b) }",
+        0,
+        (2, 5),
+    ),
+    "ConvTranspose": (
+        "g (float[N,4,5,5] x) => (float[N,3,9,9] y) <float[6,4,1,1] a, float[6,3,3,3] v, float[3] b> { h = Conv(x, a)  y = ConvTranspose<strides=[2,2], pads=[1,1,1,1]>(h, v, b) }",
+        0,
+        (5,),
+    ),
+    "Constant nodes": (
+        """g (float[N,2] x) => (float[N,2] y) <float[2,3] a> {
+            v = Constant<value = float[3,2] {1.0, 2.0, 3.0, -4.0, 5.0, 6.0}>()
+            b = Constant<value = float[2] {1.0, 2.0}>()
+            h = MatMul(x, a)
+            y = Gemm(h, v, b)
+        }""",
+        1,
+        (2,),
+    ),
+    "behind normalization": (
+        """g (float[N,4,5,5] x) => (float[N,3,5,5] y)
+            <float[6,4,1,1] a, float[6] svar, float[6] t, float[6] mean, float[6] var, float[3,6,1,1] v, float[3] b> {
+            k = Conv(x, a)
+            h = BatchNormalization(k, svar, t, mean, var)
+            y = Conv(h, v, b)
+        }""",
+        0,
+        (1,),
+    ),
+    "inside a branch": (
+        """g (float[N,5] x, bool c) => (float[N,3] y) {
+            x1 = Identity(x)
+            y = If (c) <
+                then_branch = t () => (float[N,3] p) <float[5,6] a, float[6,3] v, float[3] b> { h = MatMul(x1, a)  p = Gemm(h, v, b) },
+                else_branch = e () => (float[N,3] q) <float[5,3] z> { q = MatMul(x1, z) }
+            >
+        }""",
+        1,
+        (5,),
+    ),
+    "inside a branch, weights outside": (
+        """g (float[N,5] x, bool c) => (float[N,3] y) <float[5,6] a, float[6,3] v, float[3] b, float[5,3] z> {
+            y = If (c) <
+                then_branch = t () => (float[N,3] p) { h = MatMul(x, a)  m = MatMul(h, v)  p = Add(m, b) },
+                else_branch = e () => (float[N,3] q) { q = MatMul(x, z) }
+            >
+        }""",
+        1,
+        (5,),
+    ),
+}
+
+
+def spare(name: str) -> tuple[ModelProto, str, int, tuple[int, ...]]:
+    """The model, the key of h, the axis of its channels, and those that are linear in the others (of their group)."""
+    text, axis, channels = REPAIRED[name]
+    model = net(text)
+    tensor = next(t for g in _graphs(model.graph) for t in g.initializer if t.name == "a")
+    kernel = np.moveaxis(numpy_helper.to_array(tensor).copy(), axis, 0)
+    size = len(kernel) // len(channels)
+    for channel in channels:
+        first = channel // size * size
+        others = [k for k in range(first, first + size) if k != channel]
+        kernel[channel] = np.tensordot(np.linspace(-2, 1, len(others)).astype(np.float32), kernel[others], 1)
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(np.moveaxis(kernel, 0, axis)), "a"))
+    key = "y.then_branch//h" if "branch" in name else "h"
+    return model, key, -2 if "left" in name else 1 if "Conv" in text else -1, channels
+
+
+def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+    return [graph, *(g for n in graph.node for a in n.attribute if a.HasField("g") for g in _graphs(a.g))]
+
+
+def taken(given: list[Feeds]) -> list[Feeds]:
+    return [{n: np.array(True) if v.dtype.kind == "b" else v for n, v in g.items()} for g in given]
+
+
+@pytest.mark.parametrize("name", REPAIRED)
+def test_a_layer_does_without_what_the_others_say(name: str) -> None:
+    model, key, axis, channels = spare(name)
+    analysis, calibration = prepared(model, taken(drawn(model, 8)))
+    axis %= len(analysis.observation.shapes[key])
+    removed = without(analysis, key, axis, channels)
+    cut = rewrite(analysis, removed)
+    fresh = taken(drawn(model, 2, seed=7))
+    wanted = run(model, fresh)
+    assert relative(wanted, run(cut, fresh)) > 1e-2
+    closed = with_constants(cut, closed_form(analysis, calibration, removed))
+    onnx.checker.check_model(closed, full_check=True)
+    assert relative(wanted, run(closed, fresh)) < 1e-4, "its damping is 1e-3"
+    repaired = compensate(analysis, removed, cut, calibration)
+    onnx.checker.check_model(repaired.model, full_check=True)
+    scale = max(np.abs(w).max() for w in wanted)
+    worst = max(np.abs(w - f).max() for w, f in zip(wanted, run(repaired.model, fresh), strict=True))
+    assert worst < 1e-3 * scale
+    assert repaired.repair.changed and {f.layer for f in repaired.repair.fits}
+    assert judge(calibration, repaired.model, None) < judge(calibration, closed, None) + 1e-9
+    values = constants_at(repaired.model, repaired.repair.changed)
+    assert list(values) == list(repaired.repair.changed)
+    assert with_constants(cut, values).SerializeToString() == repaired.model.SerializeToString()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_closed_form_is_least_squares(count: int) -> None:
+    model = net(
+        TINY.replace("y = MatMul(h, v)", "m = MatMul(h, v)  y = Add(m, vb)"), constants={"vb": np.ones(3, np.float32)}
+    )
+    analysis, calibration = prepared(model, drawn(model, 8))
+    removed = without(analysis, "h", 1, range(count))
+    changes = closed_form(analysis, calibration, removed)
+    assert sorted(changes) == [("m", 1), ("y", 1)]
+    given = fitted_on(calibration)
+    h, y = (np.concatenate(tensor_of(model, n, given)) for n in "hy")
+    left = np.concatenate([h[:, count:], np.ones((len(h), 1))], axis=1)
+    best = np.linalg.lstsq(left, y, rcond=None)[0]
+    assert np.abs(changes["m", 1] - best[:-1]).max() < 2e-2 * np.abs(best).max()
+    found = h[:, count:] @ changes["m", 1] + changes["y", 1]
+    error = float(np.square(found - y).sum(axis=1).mean())
+    assert error == pytest.approx(unexplained(h[:, count:], y), rel=1e-2)
+    assert np.allclose(found.mean(axis=0), y.mean(axis=0), atol=1e-4), "the bias takes the mean"
+
+
+@pytest.mark.parametrize("bias", ["", "float[6] b", "float[1,6] b", "float[1] b"])
+def test_a_layer_that_loses_outputs_too(bias: str) -> None:
+    """In a residual stream the inputs and the outputs of a layer go together."""
+    arguments = "r, w, b" if bias else "r, w"
+    model = net(f"""g (float[N,5] x) => (float[N,3] y) <float[5,6] a, float[6,6] w, float[6,3] v, float[3] vb{", " + bias if bias else ""}> {{
+        h = MatMul(x, a)
+        r = Relu(h)
+        k = Gemm({arguments})
+        s = Add(k, h)
+        y = Gemm(s, v, vb)
+    }}""")
+    analysis, calibration = prepared(model, drawn(model, 8))
+    removed = without(analysis, "h", 1, [0, 3])
+    cut = rewrite(analysis, removed)
+    closed = with_constants(cut, closed_form(analysis, calibration, removed))
+    repaired = compensate(analysis, removed, cut, calibration)
+    damage = [judge(calibration, m, None) for m in (cut, closed, repaired.model)]
+    assert damage[1] < 0.9 * damage[0] and damage[2] < 0.9 * damage[0]
+
+
+# ---------------------------------------------------------------- damage
+
+
+def logits(seed: int, *shape: int) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def test_divergence_of_logits_and_probabilities() -> None:
+    w, f = [[logits(k, 3, 5)] for k in range(4)], [[logits(k + 9, 3, 5)] for k in range(4)]
+    p, q = (softmax(np.concatenate([a for (a,) in s]).astype(np.float64), axis=1) for s in (w, f))
+    direct = float(rel_entr(p, q).sum(axis=1).mean())
+    assert divergence(w, f) == pytest.approx(direct, rel=1e-5)
+    assert divergence(w, [[a + 7] for (a,) in w]) == pytest.approx(0, abs=1e-6), "softmax does not see it"
+    soft = [[[softmax(a, axis=1)] for (a,) in s] for s in (w, f)]
+    assert divergence(*soft) == pytest.approx(direct, rel=1e-3)
+    assert divergence(w, w) == divergence(soft[0], soft[0]) == 0
+
+
+def test_divergence_of_single_probabilities() -> None:
+    p, q = (1 / (1 + np.exp(-logits(k, 4, 3))) for k in (1, 2))
+    direct = (rel_entr(p, q) + rel_entr(1 - p, 1 - q)).mean()
+    assert divergence([[p]], [[q]]) == pytest.approx(float(direct), rel=1e-4)
+
+
+def test_divergence_of_other_values() -> None:
+    """Slices along the shortest axis behind the batch count alike, whatever their scales."""
+    rng = np.random.default_rng(0)
+    scale = np.array([1, 100, 0.5])[:, None]
+    w = [[(rng.standard_normal((2, 3, 50)) + 1) * scale] for _ in range(3)]
+    f = [[a + 0.1 * rng.standard_normal(a.shape) * scale] for (a,) in w]
+    stacked, other = np.concatenate([a for (a,) in w]), np.concatenate([a for (a,) in f])
+    parts = [np.square(stacked[:, k] - other[:, k]).mean() / stacked[:, k].var() for k in range(3)]
+    assert divergence(w, f) == pytest.approx(float(np.mean(parts)), rel=1e-9)
+    flat = [[a.reshape(-1)] for (a,) in w], [[a.reshape(-1)] for (a,) in f]
+    assert divergence(*flat) == pytest.approx(relative([a for (a,) in w], [a for (a,) in f]), rel=1e-9)
+    uneven = [[a[:, :, : 10 + k]] for k, (a,) in enumerate(w)], [[a[:, :, : 10 + k]] for k, (a,) in enumerate(f)]
+    assert divergence(*uneven) == pytest.approx(relative(*([a for (a,) in s] for s in uneven)), rel=1e-9)
+
+
+def test_divergence_sums_over_float_outputs() -> None:
+    a, b, ids = logits(1, 4, 3), logits(2, 4, 3, 2), np.arange(4)
+    other = [logits(3, 4, 3), logits(4, 4, 3, 2), ids + 1]
+    single = divergence([[a]], [other[:1]]) + divergence([[b]], [other[1:2]])
+    assert divergence([[a, b, ids]], [other]) == pytest.approx(single) and single > 0
+    assert divergence([[a]], [[a[:, :2]]]) == float("inf")
+    assert not divergence([[a]], [[a * np.nan]]) < 1, "not a number is no success"
+
+
+def test_the_curve_goes_through_what_was_measured() -> None:
+    error = np.linspace(0.01, 1, 20) ** 2
+    found = curve(error, [5, 10, 15], [0.02, 0.1, 0.05])
+    assert found[0] == 0 and len(found) == 21 and (np.diff(found) >= 0).all()
+    assert np.allclose(found[[5, 10]], [0.02, 0.1]) and found[15] == pytest.approx(0.1, rel=1e-6), "it never falls"
+    assert np.allclose(curve(error, [5, 10, 15], 3 * error[[4, 9, 14]])[1:], 3 * error), "damage that follows the error"
+
+
+def test_sense_measures_each_group_alone() -> None:
+    model = net(TINY)
+    analysis, calibration, orders = operated(model, drawn(model, 8))
+    (damage,) = sense(analysis, calibration, orders, partial(rewrite, analysis)).values()
+    (order,) = orders.values()
+    found = channels_of(analysis, "h", 1, order)
+    held = [f for f, h in zip(calibration.samples.feeds, calibration.samples.held, strict=True) if h]
+    for n in (1, 2, 4):  # a quarter, half and three quarters of five steps
+        removed = without(analysis, "h", 1, found[:n])
+        trial = with_constants(rewrite(analysis, removed), closed_form(analysis, calibration, removed))
+        p, q = (softmax(np.concatenate(run(m, held)).astype(np.float64), axis=1) for m in (model, trial))
+        assert damage[n] >= 0.999 * rel_entr(p, q).sum(axis=1).mean()
+    assert damage[0] == 0 and len(damage) == 6
+
+
+# ---------------------------------------------------------------- samples
+
+
+def declared(**shapes: Sequence[int | str]) -> list[onnx.ValueInfoProto]:
+    return [helper.make_tensor_value_info(n, TensorProto.FLOAT, list(s)) for n, s in shapes.items()]
+
+
+def numbered(count: int, *shape: int, first: int = 0) -> Array:
+    """Sample k is filled with k."""
+    return np.broadcast_to(np.arange(first, first + count).reshape(-1, *[1] * len(shape)), (count, *shape)).astype(
+        np.float32
+    )
+
+
+def test_single_feeds_are_merged_where_the_batch_is_dynamic() -> None:
+    inputs = declared(x=["N", 3], m=["N", "T"])
+    each = [{"x": numbered(1, 3, first=k), "m": numbered(1, 4 + k % 2, first=k)} for k in range(6)]
+    found = merged(each, inputs)
+    assert [f["x"][:, 0].tolist() for f in found] == [[0, 2, 4], [1, 3, 5]]
+    assert [f["m"].shape for f in found] == [(3, 4), (3, 5)]
+    fixed = declared(x=[1, 3], m=["N", "T"])
+    assert merged(each, fixed) is each
+    scalar = [{"x": np.float32(k)} for k in range(3)]
+    assert merged(scalar, declared(x=[])) is scalar
+
+
+@pytest.mark.parametrize(
+    "count, size, total", [(128, 16, 128), (64, 16, 64), (30, 7, 28), (8, 2, 8), (3, 1, 3), (200, 16, 192)]
+)
+def test_dynamic_batches_are_cut_into_portions(count: int, size: int, total: int) -> None:
+    found = portions([{"x": numbered(count, 3)}], declared(x=["N", 3]))
+    assert {len(f["x"]) for f in found} == {size}
+    assert np.concatenate([f["x"] for f in found])[:, 0].tolist() == list(range(total))
+
+
+def test_fixed_batches_are_cut_where_they_must() -> None:
+    found = portions([{"x": numbered(10, 3)}], declared(x=[2, 3]))
+    assert [f["x"][:, 0].tolist() for f in found] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+    both = portions([{"x": numbered(6, 3), "s": numbered(4, 2)}], declared(x=[1, 3], s=[4, 2]))
+    assert len(both) == 6 and all(np.array_equal(f["s"], numbered(4, 2)) for f in both), "what is no batch goes along"
+    single = [{"x": numbered(2, 3)}]
+    assert portions(single, declared(x=[2, 3])) == single
+
+
+@pytest.mark.parametrize("limit", [1, 5, 12, 99])
+def test_portions_are_limited(limit: int) -> None:
+    each = [{"x": numbered(8, 3, first=8 * k)} for k in range(5)]
+    found = portions(each, declared(x=["N", 3]), limit)
+    values = [v for f in found for v in f["x"][:, 0].tolist()]
+    assert values == sorted(set(values)) and len(values) == min(limit, 40)
+
+
+def test_every_fourth_portion_is_held_out() -> None:
+    inputs = declared(x=["N", 3])
+    found = samples_of([{"x": numbered(64, 3)}], inputs)
+    assert found.held == (False, False, False, True) and found.sizes == (16,) * 4 and found.count == 64
+    few = samples_of([{"x": numbered(2, 3)}], inputs)
+    assert few.held == (False, True) and few.given == 2
+    assert samples_of([{"x": numbered(1, 3)}], inputs).held == (False,)
+    assert samples_of([{"x": numbered(64, 3)}], inputs, limit=20).count == 20
+
+
+def test_made_samples_mix_what_is_on_the_same_side() -> None:
+    """Patches of held-out samples never come into those that are fitted."""
+    inputs = declared(x=["N", 1, 16, 16])
+    given = numbered(32, 1, 16, 16)
+    found = samples_of([{"x": given}], inputs, wanted=100, seed=3)
+    assert found.given == 4 and found.count == 32 and len(found.feeds) == 16 and sum(found.sizes) == 128
+    assert found.held == (False, False, False, True) * 4
+    held = set(range(24, 32))
+    for k, (feed, out) in enumerate(zip(found.feeds, found.held, strict=True)):
+        for n, image in enumerate(feed["x"]):
+            values, counts = np.unique(image, return_counts=True)
+            assert (set(values.tolist()) <= held) == out and not (set(values.tolist()) & held and not out)
+            own = found.feeds[k % 4]["x"][n].flat[0] if k < 4 else given[8 * (k % 4) + n].flat[0]
+            share = dict(zip(values.tolist(), counts.tolist(), strict=True))
+            assert share.get(own) in ((256,) if k < 4 else (192, 256)), "a quarter is from another"
+    again = samples_of([{"x": given}], inputs, wanted=100, seed=3)
+    assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(found.feeds, again.feeds, strict=True))
+    assert np.array_equal(given, numbered(32, 1, 16, 16))
+    vectors = samples_of([{"x": numbered(32, 5)}], declared(x=["N", 5]), wanted=100)
+    assert sum(vectors.sizes) == 32, "there is nothing to cut patches from"
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 16, 16), (1, 1, 7, 9), (4, 5), (1, 16000), (3, 1, 1), (1, 24, 1, 5), (2, 3, 4, 4, 5)], ids=str
+)
+def test_made_up_inputs_are_like_the_template(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    template = {
+        "x": rng.standard_normal(shape).astype(np.float32),
+        "ids": rng.integers(3, 9, (shape[0], 6)),
+        "flag": np.array(True),
+        "length": np.array([6]),
+    }
+    inputs = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in template.items()
+    ]
+    found = synthesize(template, inputs, seed=1, count=24)
+    assert len(found) == max(4, 24 // max(shape[0], 6 if len(shape) < 1 else shape[0]))
+    for feed in found:
+        assert {n: (v.shape, v.dtype) for n, v in feed.items()} == {n: (v.shape, v.dtype) for n, v in template.items()}
+        assert np.isfinite(feed["x"]).all() and feed["flag"] == True and feed["length"] == 6  # noqa: E712
+        assert template["ids"].min() <= feed["ids"].min() and feed["ids"].max() <= template["ids"].max()
+    stacked = np.stack([f["x"] for f in found])
+    assert abs(stacked.mean()) < 1 and (0.3 < stacked.std() < 2)
+    assert len(np.unique(stacked.reshape(-1, *shape[1:]), axis=0)) == len(found) * shape[0], "no two alike"
+    again = synthesize(template, inputs, seed=1, count=24)
+    assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(found, again, strict=True))
+    assert not np.array_equal(found[0]["x"], synthesize(template, inputs, seed=2, count=24)[0]["x"])
