@@ -158,14 +158,11 @@ def prune(
     clock("benchmark")
     times = _latency(analysis, pruned) if settings.benchmark else None
     clock.stop()
-    made = replay or make_plan(
-        analysis,
-        removed,
-        _costs(costs, removed),
-        _settings(settings, budget),
-        __version__,
-        repair.changed if repair else (),
-    )
+    refit = repair.changed if repair else ()
+    if replay is not None:
+        made = replay.repaired(settings.recover or "none", refit)
+    else:
+        made = make_plan(analysis, removed, _costs(costs, removed), _settings(settings, budget), __version__, refit)
     text = Report.make(
         analysis,
         removed,
