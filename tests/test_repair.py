@@ -673,3 +673,341 @@ def test_made_up_inputs_are_like_the_template(shape: tuple[int, ...]) -> None:
     again = synthesize(template, inputs, seed=1, count=24)
     assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(found, again, strict=True))
     assert not np.array_equal(found[0]["x"], synthesize(template, inputs, seed=2, count=24)[0]["x"])
+
+
+# ---------------------------------------------------------------- compensate
+
+
+def repaired_of(
+    model: ModelProto, tensor: str, channels: Sequence[int], axis: int = 1, recover: str = "lsq", batch: int = 32
+) -> tuple[Calibration, ModelProto, Repaired]:
+    analysis, calibration = prepared(model, taken(drawn(model, 8, batch)))
+    removed = without(analysis, tensor, axis, channels)
+    cut = rewrite(analysis, removed)
+    return calibration, cut, compensate(analysis, removed, cut, calibration, recover)
+
+
+def test_weights_that_two_nodes_read_stay() -> None:
+    model = net("""g (float[N,5] x) => (float[N,3] y) <float[5,6] a, float[6,3] v, float[3] b, float[3] c> {
+        h = MatMul(x, a)
+        r = Relu(h)
+        s = Tanh(h)
+        p = Gemm(r, v, b)
+        q = Gemm(s, v, c)
+        y = Sub(p, q)
+    }""")
+    calibration, cut, found = repaired_of(model, "h", [0, 3])
+    assert set(found.repair.changed) == {("p", 2), ("q", 2)}
+    assert all(f.ridge == np.inf for f in found.repair.fits if f.layer in ("p", "q"))
+    assert np.array_equal(constants_at(cut, [("p", 1)])["p", 1], constants_at(found.model, [("p", 1)])["p", 1])
+    assert judge(calibration, found.model, None) < judge(calibration, cut, None)
+
+
+def test_only_biases_are_fitted_on_request() -> None:
+    model = net(
+        TINY.replace("y = MatMul(h, v)", "m = MatMul(h, v)  y = Add(m, vb)"), constants={"vb": np.ones(3, np.float32)}
+    )
+    calibration, cut, found = repaired_of(model, "h", [1, 2], recover="bias")
+    assert found.repair.recover == "bias" and set(found.repair.changed) == {("y", 1)}
+    given = calibration.samples.feeds
+    wanted, before, after = (np.concatenate(run(m, list(given))) for m in (model, cut, found.model))
+    shift = (wanted - before).mean(axis=0)
+    assert np.allclose(after, before + shift, atol=1e-4), "the mean of what is missing"
+
+
+def test_a_fit_is_least_squares_on_all_samples() -> None:
+    """Towards the old weights with the ridge that was chosen, after the choice on held-out samples alone."""
+    model = net(TINY, constants={"b": np.ones(6, np.float32)})
+    calibration, cut, found = repaired_of(model, "h", [1, 2])
+    (fit,) = [f for f in found.repair.fits if f.layer == "y"]
+    given = list(calibration.samples.feeds)
+    kept = [0, 3, 4, 5]
+    h, y = (np.concatenate(tensor_of(model, n, given)).astype(np.float64) for n in "hy")
+    w0 = constants_at(cut, [("y", 1)])["y", 1].astype(np.float64)
+    assert fit.ridge is not None and np.isfinite(fit.ridge)
+    moment = h[:, kept].T @ h[:, kept] / len(h)
+    damping = fit.ridge * np.trace(moment) / 4 * np.eye(4)
+    best = np.linalg.solve(moment + damping, h[:, kept].T @ y / len(h) + damping @ w0)  # no bias to move: no Add
+    assert np.allclose(constants_at(found.model, [("y", 1)])["y", 1], best, rtol=1e-4, atol=1e-5)
+    held = [f for f, out in zip(given, calibration.samples.held, strict=True) if out]
+    x, t = (np.concatenate(tensor_of(model, n, held)).astype(np.float64) for n in "hy")
+    rate = np.square(t - x[:, kept] @ w0).mean(axis=0).sum() / t.var(axis=0).sum()
+    assert fit.before == pytest.approx(rate, rel=1e-3) and fit.after < fit.before
+
+
+@pytest.mark.parametrize("is_output", [False, True])
+def test_what_the_other_operand_of_an_add_lacks_is_made_up_for(is_output: bool) -> None:
+    """The shortcut s has weights that two nodes read, so it stays wrong; the layer beside it can say what s lacks.
+
+    It must not if its own output is read behind the model: then that is to be right, not the sum.
+    """
+    outputs = "float[N,4] y, float[N,4] z" + ", float[N,4] k" * is_output
+    model = net(f"""g (float[N,4] x) => ({outputs})
+        <float[4,6] a, float[6,4] v, float[4,4] w, float[4] wb, float[4] svar, float[4] t, float[4] mean, float[4] var> {{
+        h = MatMul(x, a)
+        s = MatMul(h, v)
+        h1 = Tanh(h)
+        z = MatMul(h1, v)
+        k0 = Gemm(s, w, wb)
+        k = BatchNormalization(k0, svar, t, mean, var)
+        y = Add(k, s)
+    }}""")
+    calibration, cut, found = repaired_of(model, "h", [0, 1])
+    given = list(calibration.samples.feeds)
+    after: dict[str, float] = {}
+    for name in ("y", "k", "s"):
+        wanted = tensor_of(model, name, given)
+        assert relative(wanted, tensor_of(cut, name, given)) > 1e-2
+        after[name] = relative(wanted, tensor_of(found.model, name, given))
+    right, wrong = ("k", "y") if is_output else ("y", "k")
+    assert after[right] < 1e-5 < 1e-2 < after[wrong] and after["s"] > 1e-2
+
+
+def test_half_floats_are_fitted() -> None:
+    model = net("""g (float16[N,5] x) => (float16[N,3] y) <float16[5,6] a, float16[6] b, float16[6,3] v, float16[3] vb> {
+        h0 = Gemm(x, a, b)
+        h = Relu(h0)
+        y = Gemm(h, v, vb)
+    }""")
+    calibration, cut, found = repaired_of(model, "h", [0, 3], batch=256)
+    assert judge(calibration, found.model, None) < 0.8 * judge(calibration, cut, None)
+    assert all(v.dtype == np.float16 for v in constants_at(found.model, found.repair.changed).values())
+
+
+def test_a_fit_that_does_not_help_is_not_taken() -> None:
+    """Nothing was lost, so nothing can be gained; what is fitted all the same says what it said."""
+    model = net(TINY)
+    analysis, calibration = prepared(model, drawn(model, 8))
+    removed = np.zeros(analysis.solution.count, bool)
+    found = compensate(analysis, removed, rewrite(analysis, removed), calibration)
+    fresh = drawn(model, 2, seed=5)
+    assert relative(run(model, fresh), run(found.model, fresh)) < 1e-9
+    assert all(f.after <= f.before for f in found.repair.fits)
+
+
+# ---------------------------------------------------------------- the pipeline on a trained network
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+DIGITS, DATA = MODELS / "digits.onnx", MODELS / "digits_calib.npz"
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> tuple[onnxprune.PruneResult, Path]:
+    folder = tmp_path_factory.mktemp("digits")
+    result = onnxprune.prune(
+        DIGITS,
+        Budget("macs", 0.5),
+        data=DATA,
+        output=folder / "pruned.onnx",
+        plan=folder / "plan.json",
+        benchmark=False,
+    )
+    return result, folder
+
+
+def top1(model: ModelProto | Path) -> float:
+    with np.load(MODELS / "digits_test.npz") as test:
+        loaded = session(onnx.load(model) if isinstance(model, Path) else model)
+        return float((loaded.run(None, {"x": test["x"]})[0].argmax(axis=1) == test["labels"]).mean())
+
+
+def test_half_of_the_digits_network_is_as_good(pruned: tuple[onnxprune.PruneResult, Path]) -> None:
+    result, folder = pruned
+    before, after = result.plan.document["macs"]
+    assert after <= 0.5 * before
+    assert top1(folder / "pruned.onnx") >= top1(DIGITS) - 0.01
+    assert onnx.load(folder / "pruned.onnx") == result.model
+
+
+def test_the_repaired_file_is_what_its_plan_says(pruned: tuple[onnxprune.PruneResult, Path]) -> None:
+    result, folder = pruned
+    assert result.plan.refit
+    verdict = onnxprune.verify(DIGITS, folder / "pruned.onnx", folder / "plan.json")
+    assert verdict.error <= verdict.tolerance
+
+
+def test_a_changed_constant_that_was_not_fitted_is_found(pruned: tuple[onnxprune.PruneResult, Path]) -> None:
+    result, _ = pruned
+    names = {
+        n.input[i]
+        for n in result.model.graph.node
+        for i in range(len(n.input))
+        if (n.output[0], i) in result.plan.refit
+    }
+    assert names
+    other = next(t.name for t in result.model.graph.initializer if t.name not in names)
+    with pytest.raises(VerificationError, match="differs in more than the fitted constants"):
+        onnxprune.verify(DIGITS, scaled(result.model, other, 1.001), result.plan)
+    onnxprune.verify(DIGITS, scaled(result.model, sorted(names)[0], 1.001), result.plan)
+    with pytest.raises(VerificationError, match="is not finite"):
+        onnxprune.verify(DIGITS, scaled(result.model, sorted(names)[0], np.inf), result.plan)
+
+
+def scaled(model: ModelProto, name: str, factor: float) -> ModelProto:
+    """A copy in which one initializer is multiplied."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    tensor = next(t for t in copy.graph.initializer if t.name == name)
+    tensor.raw_data = (numpy_helper.to_array(tensor) * np.float32(factor)).tobytes()
+    return copy
+
+
+def test_the_plan_and_the_same_data_give_the_same_file(pruned: tuple[onnxprune.PruneResult, Path]) -> None:
+    _, folder = pruned
+    onnxprune.prune(DIGITS, apply=folder / "plan.json", data=DATA, output=folder / "again.onnx", benchmark=False)
+    assert (folder / "again.onnx").read_bytes() == (folder / "pruned.onnx").read_bytes()
+
+
+def test_a_plan_applied_otherwise_describes_what_it_made(pruned: tuple[onnxprune.PruneResult, Path]) -> None:
+    """Without the repair nothing is fitted; with one of biases, biases are."""
+    result, folder = pruned
+    plain = onnxprune.prune(DIGITS, apply=folder / "plan.json", recover="none", benchmark=False)
+    assert plain.plan.refit == [] and plain.plan.document["groups"] == result.plan.document["groups"]
+    onnxprune.verify(DIGITS, plain.model, plain.plan)
+    biased = onnxprune.prune(DIGITS, apply=folder / "plan.json", recover="bias", data=DATA, benchmark=False)
+    assert biased.plan.refit and {i for _, i in biased.plan.refit} == {2}
+    onnxprune.verify(DIGITS, biased.model, biased.plan)
+    assert top1(plain.model) < top1(biased.model) < top1(result.model)
+
+
+def test_the_report_says_what_was_fitted_and_on_what(pruned: tuple[onnxprune.PruneResult, Path]) -> None:
+    result, _ = pruned
+    data = json.loads(result.report.to_json())
+    assert data["calibration"] == {
+        "samples": 128,
+        "made_samples": 128,
+        "held_out": 64,
+        "passes": 1,
+        "tapped_tensors": data["calibration"]["tapped_tensors"],
+        "made_up": False,
+    }
+    repair = data["repair"]
+    layers = [n for n in onnx.load(DIGITS).graph.node if n.op_type in ("Conv", "Gemm")]
+    assert repair["recover"] == "lsq" and repair["layers"] == repair["fitted"] == len(layers) == len(repair["fits"])
+    assert repair["damage"][1] < 0.1 * repair["damage"][0]
+    assert all(f["error"][1] <= f["error"][0] for f in repair["fits"])
+    text = result.report.to_markdown()
+    assert "128 calibration samples and 128 patched from them, 64 of all held out" in text
+
+
+def test_without_recovery_weights_are_only_sliced() -> None:
+    result = onnxprune.prune(DIGITS, Budget("macs", 0.5), data=DATA, recover="none", importance="l2", benchmark=False)
+    assert result.plan.refit == [] and "repair" not in result.report.data
+    analysis = pipeline._analysis(load(DIGITS), pipeline.Options(data=DATA))
+    cut = rewrite(analysis, pipeline.removed_by(result.plan, analysis))
+    assert cut.SerializeToString() == result.model.SerializeToString()
+    after = {t.name: numpy_helper.to_array(t) for t in result.model.graph.initializer}
+    checked = 0
+    for tensor in onnx.load(DIGITS).graph.initializer:
+        members = [m for g in result.plan.document["groups"] for m in g["members"] if m["tensor"] == tensor.name]
+        if len({m["node"] for m in members}) != 1:
+            continue  # not cut, or differently per use
+        array = numpy_helper.to_array(tensor)
+        for m in members:
+            array = np.delete(array, m["removed"], m["axis"])
+        assert np.array_equal(array, after[tensor.name]), tensor.name
+        checked += 1
+    assert checked > 10
+
+
+OPTIONS = {
+    "recover": ({"recover": "magic"}, "Unknown --recover 'magic'; choose lsq, bias or none."),
+    "samples": ({"samples": 0}, "--samples must be at least 1, not 0."),
+    "missing": ({"data": "nowhere.npz"}, "--data nowhere.npz does not exist; give a .npz file or a folder of them."),
+    "importance": ({"importance": "guess"}, "importance"),
+    "unknown": ({"recovery": "lsq"}, "Unknown option 'recovery'"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_bad_options_are_said_in_one_sentence(name: str) -> None:
+    options, message = OPTIONS[name]
+    with pytest.raises(BadInputError) as caught:
+        onnxprune.prune(DIGITS, Budget("macs", 0.5), **options)  # type: ignore[arg-type]
+    said = str(caught.value)
+    assert message in said and "\n" not in said and said.endswith(".") and ". " not in said
+
+
+@pytest.mark.parametrize(
+    "array, message",
+    [
+        ({"y": np.zeros((4, 1, 16, 16), np.float32)}, "has no array 'x'"),
+        ({"x": np.zeros((4, 1, 16, 15), np.float32)}, "the model wants"),
+        ({"x": np.full((4, 1, 16, 16), np.nan, np.float32)}, "contains NaN or infinity"),
+        ({"x": np.zeros((4, 1, 16, 16), np.complex64)}, "is complex64"),
+        ({"x": np.zeros((0, 1, 16, 16), np.float32)}, "the model wants"),
+    ],
+    ids=["name", "shape", "nan", "type", "empty"],
+)
+def test_bad_data_is_said_in_one_sentence(array: Feeds, message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "bad.npz", **array)
+    with pytest.raises(BadInputError, match=message) as caught:
+        onnxprune.prune(DIGITS, Budget("macs", 0.5), data=tmp_path / "bad.npz")
+    assert "\n" not in str(caught.value)
+
+
+NETWORK = """g (float[N,3,8,8] x, bool c) => (float[N,5] y) <float[8,3,3,3] a, float[8] ab, float[8,8,3,3] b, float[8] bb> {
+    p = Conv<pads=[1,1,1,1]>(x, a, ab)
+    q = Relu(p)
+    y = If (c) <
+        then_branch = t () => (float[N,5] o) <float[8,5] v, float[5] vb> {
+            r = Conv<pads=[1,1,1,1]>(q, b, bb)
+            s = Relu(r)
+            u = Add(s, q)
+            g = GlobalAveragePool(u)
+            f = Flatten(g)
+            m = MatMul(f, v)
+            o = Add(m, vb)
+        },
+        else_branch = e () => (float[N,5] z) <float[8,5] w> { g2 = GlobalAveragePool(q) f2 = Flatten(g2) z = MatMul(f2, w) }
+    >
+}"""
+
+
+def saved(folder: Path, given: Feeds) -> Path:
+    np.savez(folder / "data.npz", **given)
+    return folder / "data.npz"
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one file", "data apart"])
+def test_a_network_inside_a_branch_is_pruned_repaired_and_verified(apart: bool, tmp_path: Path) -> None:
+    model = net(NETWORK)
+    given = feeds(model, 3, (64, 5)) | {"c": np.array(True)}
+    onnx.save(net(NETWORK), tmp_path / "m.onnx", save_as_external_data=apart, location="m.data", size_threshold=0)
+    result = onnxprune.prune(
+        tmp_path / "m.onnx",
+        Budget("macs", 0.6),
+        data=saved(tmp_path, given),
+        output=tmp_path / "small.onnx",
+        plan=tmp_path / "plan.json",
+        round_to=1,
+        benchmark=False,
+    )
+    assert any(n.startswith("y.then_branch//") for n, _ in result.plan.refit)
+    before, after = result.report.data["repair"]["damage"]
+    assert after < 0.5 * before
+    onnxprune.verify(tmp_path / "m.onnx", tmp_path / "small.onnx", tmp_path / "plan.json", data=tmp_path / "data.npz")
+    onnxprune.verify(tmp_path / "m.onnx", tmp_path / "small.onnx", tmp_path / "plan.json")
+    small = onnx.load(tmp_path / "small.onnx")
+    assert divergence([run(model, [given])], [run(small, [given])]) < before
+    onnxprune.prune(
+        tmp_path / "m.onnx",
+        apply=tmp_path / "plan.json",
+        data=tmp_path / "data.npz",
+        output=tmp_path / "again.onnx",
+        round_to=1,
+        benchmark=False,
+    )
+    again = onnx.load(tmp_path / "again.onnx")
+    assert [numpy_helper.to_array(t).tolist() for g in _graphs(again.graph) for t in g.initializer] == [
+        numpy_helper.to_array(t).tolist() for g in _graphs(small.graph) for t in g.initializer
+    ]
+
+
+def test_a_target_of_cost_without_data_is_met_with_made_up_inputs() -> None:
+    model = net(TINY.replace("[5,6] a", "[5,24] a").replace("[6] b", "[24] b").replace("[6,3] v", "[24,3] v"))
+    result = onnxprune.prune(model, Budget("macs", 0.5), round_to=1, benchmark=False)
+    assert result.report.data["calibration"]["made_up"] and "repair" in result.report.data
+    onnxprune.verify(model, result.model, result.plan)
+    plain = onnxprune.prune(model, Budget("ratio", 0.5), round_to=1, benchmark=False)
+    assert "calibration" not in plain.report.data and plain.plan.refit == []
