@@ -207,7 +207,7 @@ def verify(
     if not refit:
         return _verify(analysis, removed, other.proto, seed, other)
     cut = rewrite(analysis, removed)
-    check_refit(cut, other.proto, refit)
+    check_refit(cut, other.proto, refit, (runtime.folder_of(loaded), runtime.folder_of(other)))
     return _verify(analysis, removed, cut, seed)
 
 
