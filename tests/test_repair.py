@@ -946,11 +946,11 @@ def test_bad_data_is_said_in_one_sentence(array: Feeds, message: str, tmp_path: 
     assert "\n" not in str(caught.value)
 
 
-NETWORK = """g (float[N,3,8,8] x, bool c) => (float[N,5] y) <float[8,3,3,3] a, float[8] ab, float[8,8,3,3] b, float[8] bb> {
+NETWORK = """g (float[N,3,8,8] x, bool c) => (float[N,5] y) <float[24,3,3,3] a, float[24] ab, float[24,24,3,3] b, float[24] bb> {
     p = Conv<pads=[1,1,1,1]>(x, a, ab)
     q = Relu(p)
     y = If (c) <
-        then_branch = t () => (float[N,5] o) <float[8,5] v, float[5] vb> {
+        then_branch = t () => (float[N,5] o) <float[24,5] v, float[5] vb> {
             r = Conv<pads=[1,1,1,1]>(q, b, bb)
             s = Relu(r)
             u = Add(s, q)
@@ -959,7 +959,7 @@ NETWORK = """g (float[N,3,8,8] x, bool c) => (float[N,5] y) <float[8,3,3,3] a, f
             m = MatMul(f, v)
             o = Add(m, vb)
         },
-        else_branch = e () => (float[N,5] z) <float[8,5] w> { g2 = GlobalAveragePool(q) f2 = Flatten(g2) z = MatMul(f2, w) }
+        else_branch = e () => (float[N,5] z) <float[24,5] w> { g2 = GlobalAveragePool(q) f2 = Flatten(g2) z = MatMul(f2, w) }
     >
 }"""
 
@@ -989,6 +989,9 @@ def test_a_network_inside_a_branch_is_pruned_repaired_and_verified(apart: bool, 
     onnxprune.verify(tmp_path / "m.onnx", tmp_path / "small.onnx", tmp_path / "plan.json", data=tmp_path / "data.npz")
     onnxprune.verify(tmp_path / "m.onnx", tmp_path / "small.onnx", tmp_path / "plan.json")
     small = onnx.load(tmp_path / "small.onnx")
+    assert len([t for g in _graphs(small.graph) for t in g.initializer]) == 7, "nothing is left behind"
+    with pytest.raises(VerificationError, match="differs in more"):
+        onnxprune.verify(tmp_path / "m.onnx", scaled(small, "a", 1.001), tmp_path / "plan.json")
     assert divergence([run(model, [given])], [run(small, [given])]) < before
     onnxprune.prune(
         tmp_path / "m.onnx",

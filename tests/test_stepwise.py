@@ -535,6 +535,39 @@ def test_two_nodes_that_leave_a_shared_constant_take_it_along() -> None:
     assert sum(math.prod(dims(changed, t.name)) for t in changed.graph.initializer) == 32, "w is not left behind"
 
 
+def test_what_nobody_reads_any_more_goes() -> None:
+    """A weight behind a Transpose, one from outside a branch, a Constant node; what others read stays."""
+    model = net("""g (float[2,4] x, bool c) => (float[2,4] y, float[4] told) <float[4,4] w, float[4,4] v, float[4,4] outer, float[4] b> {
+        k = Constant<value_ints = [1, 0]>()
+        wt = Transpose<perm=[1,0]>(w)
+        wi = Identity(wt)
+        vt = Transpose<perm=[1,0]>(v)
+        told = Identity(b)
+        a = MatMul(x, wi)
+        d = MatMul(a, vt)
+        e = MatMul(d, vt)
+        f = Add(e, b)
+        y = If (c) <
+            then_branch = t () => (float[2,4] p) { p = MatMul(f, outer) },
+            else_branch = u () => (float[2,4] q) { q = Identity(f) }
+        >
+    }""")
+    model.graph.value_info.extend(onnx.shape_inference.infer_shapes(model).graph.value_info)
+    assert "wt" in {v.name for v in model.graph.value_info}
+    places = [("a", 1), ("d", 1), ("f", 1), ("y.then_branch//p", 1)]
+    changes = {p: np.full(4 if p[0] == "f" else (4, 4), k + 1, np.float32) for k, p in enumerate(places)}
+    changed = with_constants(model, changes)
+    onnx.checker.check_model(changed, full_check=True)
+    assert made(changed) == ["k", "vt", "told", "a", "d", "e", "f", "y"], "k was dead before: that is not our business"
+    assert set(values_of(changed)) == {"v", "b", "wi_refit", "vt_refit", "b_refit", "outer_refit"}
+    assert not {"wt", "wi"} & {v.name for v in changed.graph.value_info}
+    given = decided(True, True)
+    del given["d"]
+    ones = np.ones((4, 4), np.float32)
+    wanted = ((given["x"] @ ones @ (2 * ones) @ values_of(model)["v"].T) + 3) @ (4 * ones)
+    assert np.allclose(session(changed).run(["y"], given)[0], wanted, rtol=1e-4)
+
+
 def test_new_names_are_new() -> None:
     model = net("""g (float[2,4] x) => (float[2,4] w_refit1) <float[4,4] w, float[4,4] w_refit> {
         a = MatMul(x, w)
