@@ -1,7 +1,7 @@
 """A model a part at a time, its Ifs decided, its constants exchanged: always against the whole model in ONNX Runtime.
 
 Seen red: a Loop body whose captures are not renamed, keys without the holder's name, `replace` that leaves the node's old
-input, values dropped after the first reader, `reads` that does not count graph outputs, a patch that changes what others read.
+input, values dropped after the first reader, a patch that changes what others read or what is an output.
 """
 
 from __future__ import annotations
@@ -459,8 +459,9 @@ def test_only_the_node_meant_gets_the_constant(place: tuple[str, int], c: bool) 
     assert model.SerializeToString() == before
     onnx.checker.check_model(changed, full_check=True)
     apart = separated(model)
-    name = f"{place[0]}:{place[1]}".rpartition("//")[2]
-    (node,) = [n for g in graphs(apart.graph) for n in g.node if n.output[0] == place[0].rpartition("//")[2]]
+    own = place[0].rpartition("//")[2]
+    name = f"{own}:{place[1]}"
+    (node,) = [n for g in graphs(apart.graph) for n in g.node if n.output[0] == own]
     while len(node.input) <= place[1]:
         node.input.append("")
     node.input[place[1]] = name
