@@ -62,6 +62,17 @@ def main() -> None:
 @click.option("--ratio", type=float, help="Remove this share of the units of every group.")
 @click.option("--macs", type=float, help="Keep at most this share of the multiply-accumulates.")
 @click.option("--params", type=float, help="Keep at most this share of the parameters.")
+@click.option("--size", type=float, help="Keep at most this share of the weights' bytes.")
+@click.option(
+    "--max-drop", type=float, help="Keep as few multiply-accumulates as possible at this loss of the --metric or less."
+)
+@click.option(
+    "--metric",
+    default="kl",
+    show_default=True,
+    metavar="kl|cosine|top1|MODULE:FUNCTION",
+    help="What --max-drop limits, on held-out samples.",
+)
 @click.option("--round-to", type=int, help="Keep multiples of N channels in convolutions [default: 8; 1 = off].")
 @click.option(
     "--importance",
@@ -98,6 +109,9 @@ def prune(
     ratio: float | None,
     macs: float | None,
     params: float | None,
+    size: float | None,
+    max_drop: float | None,
+    metric: str,
     round_to: int | None,
     importance: str | None,
     recover: str | None,
@@ -116,9 +130,12 @@ def prune(
     verbose: bool,
 ) -> None:
     """Prune MODEL to a target and write OUTPUT once it is proved equal to the masked original."""
-    targets = {k: v for k, v in (("ratio", ratio), ("macs", macs), ("params", params)) if v is not None}
+    named = {"ratio": ratio, "macs": macs, "params": params, "size": size, "max_drop": max_drop}
+    targets = {k: v for k, v in named.items() if v is not None}
     if len(targets) + (apply is not None) != 1:
-        raise BadInputError("Give exactly one target: --ratio, --macs or --params (or --apply a plan).")
+        raise BadInputError(
+            "Give exactly one target: --ratio, --macs, --params, --size or --max-drop (or --apply a plan)."
+        )
     if report is not None and report.suffix not in (".md", ".json"):
         raise BadInputError(f"--report {report} must end in .md or .json.")
     budget = Budget(*next(iter(targets.items()))) if targets else None  # type: ignore[arg-type]
@@ -135,6 +152,7 @@ def prune(
             importance=importance,
             recover=recover,
             samples=samples,
+            metric=metric,
             round_to=round_to,
             include=include,
             exclude=exclude,

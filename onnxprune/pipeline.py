@@ -19,11 +19,12 @@ from onnxprune.core.analysis import Analysis
 from onnxprune.core.budget import AUTO, Budget
 from onnxprune.core.calibration import Calibration
 from onnxprune.core.classes import Bools
-from onnxprune.core.errors import BadInputError, VerificationError
+from onnxprune.core.damage import METRICS
+from onnxprune.core.errors import BadInputError, TargetNotReachableError, VerificationError
 from onnxprune.core.files import check_writable, staged
 from onnxprune.core.graphio import save_model
 from onnxprune.core.model import LoadedModel
-from onnxprune.core.observation import Feeds, Observation
+from onnxprune.core.observation import Feeds, Observation, batch_of
 from onnxprune.core.plan import Plan, make_plan, removed_by
 from onnxprune.core.repair import Repair
 from onnxprune.core.verdict import Verdict
@@ -35,6 +36,7 @@ from onnxprune.stages.analyse import analyse
 from onnxprune.stages.calibrate import calibrate
 from onnxprune.stages.compensate import compensate
 from onnxprune.stages.load import load
+from onnxprune.stages.metric import load_score, metric_of
 from onnxprune.stages.report import Report, inspection
 from onnxprune.stages.rewrite import rewrite
 from onnxprune.stages.score import score
@@ -58,6 +60,7 @@ Progress = Callable[[str], None]
 
 
 SCALES = (0.1, 10.0, 0.01)
+BISECTIONS = 6
 AUGMENTED = 256  # samples to fit on, the made ones included, ...
 AUGMENTED_MACS = 4e11  # ... as long as running them once takes no more than this
 
@@ -128,7 +131,9 @@ def prune(
             check_writable(Path(path), option, inputs)
             inputs = (*inputs, Path(path))
     if (budget is None) == (apply is None):
-        raise BadInputError("Give exactly one target: --ratio, --macs, --params, or a plan to --apply.")
+        raise BadInputError(
+            "Give exactly one target: --ratio, --macs, --params, --size, --max-drop, or a plan to --apply."
+        )
     clock = _Clock(progress)
     clock("load")
     loaded = load(model)
@@ -146,11 +151,14 @@ def prune(
         removed = removed_by(replay, analysis, f"--apply {apply}" if isinstance(apply, str | PathLike) else "the plan")
     else:
         assert budget is not None
-        removed = _decided(analysis, calibration, budget, settings, costs, clock)
+        decide = _decider(analysis, calibration, budget, settings, costs, clock)
+        removed = _least(analysis, calibration, budget, decide, settings, clock) if _is_drop(budget) else decide(budget)
     clock("rewrite")
     cut = rewrite(analysis, removed)
     clock("verify")
     found = _verify(analysis, removed, cut, settings.seed) if settings.check else None
+    if calibration is not None:
+        calibration.moments.clear()  # decided; what they hold is needed elsewhere
     clock("compensate")
     pruned, repair = cut, None
     if calibration is not None and settings.recover != "none":
@@ -247,6 +255,8 @@ def _options(options: dict[str, Any]) -> Options:
     settings = Options(**options)
     if settings.recover not in (None, "none", "bias", "lsq"):
         raise BadInputError(f"Unknown --recover '{settings.recover}'; choose lsq, bias or none.")
+    if settings.metric not in METRICS:
+        load_score(settings.metric)
     if settings.samples < 1:
         raise BadInputError(f"--samples must be at least 1, not {settings.samples}.")
     if settings.round_to is not None and settings.round_to < 1:
@@ -268,42 +278,84 @@ def _calibrated(analysis: Analysis, settings: Options, clock: _Clock) -> Calibra
         return None
     inputs = runtime.graph_inputs(analysis.model.proto)
     given = (
-        feeding.load_data(settings.data, inputs)
+        feeding.load_data(settings.data, inputs, labels=True)
         if settings.data
         else synthesize(analysis.feeds[0], inputs, settings.seed)
     )
-    macs = CostModel(analysis).macs() / max(_batch(analysis.feeds[0]), 1)
+    macs = CostModel(analysis).macs() / batch_of(analysis.feeds[0])
     wanted = int(min(AUGMENTED, AUGMENTED_MACS / max(macs, 1))) if settings.data else 0
     samples = feeding.samples_of(given, inputs, settings.samples, wanted, settings.seed)
     return calibrate(analysis, samples, settings.seed, settings.data is None, clock.share)
 
 
-def _batch(feeds: Feeds) -> int:
-    return max((v.shape[0] for v in feeds.values() if v.ndim), default=1)
+def _is_drop(budget: Budget | None) -> bool:
+    return budget is not None and budget.metric == "max_drop"
 
 
-def _decided(
+def _decider(
     analysis: Analysis,
     calibration: Calibration | None,
     budget: Budget,
     settings: Options,
     costs: CostModel,
     clock: _Clock,
-) -> Bools:
-    """Which classes go."""
+) -> Callable[[Budget], Bools]:
+    """Everything that deciding needs, measured once: what to remove as a function of the target."""
     importance = settings.importance or "l2"
     scores = score(analysis, "l2" if importance == "obs" else importance, settings.seed)
     round_to = AUTO if settings.round_to is None else settings.round_to
-    if calibration is None:
-        clock("allocate")
-        return allocate(analysis, scores, budget, round_to, costs)
-    orders = operate(analysis, calibration, scores, clock.share) if importance == "obs" else ranked(analysis, scores)
-    damages = None
-    if budget.metric != "ratio":
-        clock("sense")
-        damages = sense(analysis, calibration, orders, partial(rewrite, analysis), progress=clock.share)
+    orders = damages = None
+    if calibration is not None:
+        orders = (
+            operate(analysis, calibration, scores, clock.share) if importance == "obs" else ranked(analysis, scores)
+        )
+        if budget.metric != "ratio":
+            clock("sense")
+            damages = sense(analysis, calibration, orders, partial(rewrite, analysis), progress=clock.share)
     clock("allocate")
-    return allocate(analysis, scores, budget, round_to, costs, orders, damages)
+    return lambda target: allocate(analysis, scores, target, round_to, costs, orders, damages)
+
+
+def _least(
+    analysis: Analysis,
+    calibration: Calibration | None,
+    budget: Budget,
+    decide: Callable[[Budget], Bools],
+    settings: Options,
+    clock: _Clock,
+) -> Bools:
+    """The smallest share of the MACs whose repaired model loses no more than the budget allows, by bisection."""
+    if calibration is None:
+        raise BadInputError("--max-drop needs calibration: leave out --recover none, or use --importance obs.")
+    metric, chosen = metric_of(settings.metric, calibration)
+    folder = runtime.folder_of(analysis.model)
+    low, high = 0.0, 1.0
+    best: Bools | None = None
+    lowest = float("inf")
+    clock("search")
+    for step in range(BISECTIONS):
+        middle = (low + high) / 2
+        clock.share(step / BISECTIONS)
+        try:
+            removed = decide(Budget("macs", middle))
+        except TargetNotReachableError:
+            low = middle
+            continue
+        model = rewrite(analysis, removed)
+        if settings.recover != "none":
+            model = _repaired(analysis, removed, model, calibration, settings, clock)[0]
+        drop = judge(calibration, model, folder, metric, chosen)
+        lowest = min(lowest, drop)
+        if drop <= budget.amount:
+            best, high = removed, middle
+        else:
+            low = middle
+    if best is None:
+        raise TargetNotReachableError(
+            f"--max-drop {budget.amount:g} ({settings.metric}) cannot be kept: the least that was measured is {lowest:.4g}, at "
+            f"{high:.2f} of the MACs or below. Allow more, or give more --data."
+        )
+    return best
 
 
 def _repaired(

@@ -25,7 +25,7 @@ from onnxprune.core.flat import captured, conditions, flatten, shell, subgraphs
 from onnxprune.core.observation import Array, Feeds
 from onnxprune.runtime import Session
 
-MEMORY = 1 << 30
+MEMORY = 1 << 28
 
 
 def flat_model(proto: ModelProto, sample: Feeds, folder: str | None) -> ModelProto:

@@ -126,6 +126,15 @@ def instance_norm(b: Builder, x: str, s: tuple[int, ...], p: int, q: int) -> Non
     b.add(b.op("InstanceNormalization", [x, b.weight(s[1]), b.weight(s[1])], epsilon=0.1), *s)
 
 
+def group_norm(b: Builder, x: str, s: tuple[int, ...], p: int, q: int) -> None:
+    """As torch exports it: instance normalization of a view as groups."""
+    g = divisor(s[1], p)
+    y = b.op("Reshape", [x, b.target(0, g, -1)])
+    y = b.op("InstanceNormalization", [y, b.weight(g), b.weight(g)], epsilon=0.1)
+    y = b.op("Reshape", [y, b.target(0, *s[1:])])
+    b.add(b.op("Mul", [y, b.weight(s[1], 1, 1)]), *s)
+
+
 def pool(b: Builder, x: str, s: tuple[int, ...], p: int, q: int) -> bool | None:
     if s[2] < 2 or s[3] < 2:
         return False
@@ -335,6 +344,15 @@ def heads_and_back(b: Builder, x: str, s: tuple[int, ...], p: int, q: int) -> bo
     return None
 
 
+def head_norm(b: Builder, x: str, s: tuple[int, ...], p: int, q: int) -> None:
+    """Every head is normalised by itself."""
+    h = divisor(s[2], p)
+    d = s[2] // h
+    y = b.op("Reshape", [x, b.target(0, 0, h, d)])
+    y = b.op("LayerNormalization", [y, b.weight(d), b.weight(d)], epsilon=0.1)
+    b.add(b.op("Reshape", [y, b.target(0, 0, s[2])]), *s)
+
+
 def token(b: Builder, x: str, s: tuple[int, ...], p: int, q: int) -> None:
     if p % 2:
         b.add(b.op("Gather", [x, b.const(np.array(q % s[1]))], axis=1), 0, s[2])
@@ -443,6 +461,15 @@ def slice_(b: Builder, x: str, s: tuple[int, ...], p: int, q: int) -> None:
     )
 
 
+def strided(b: Builder, x: str, s: tuple[int, ...], p: int, q: int) -> None:
+    """Every n-th position, or all of them backwards, of one axis."""
+    axis = 1 + p % (len(s) - 1)
+    n, step = s[axis], (2, 3, -1, -2)[q % 4]
+    start, far = (q // 4 % n, n) if step > 0 else (n - 1, -n - 1)
+    y = b.op("Slice", [x, b.ints(start), b.ints(far), b.ints(axis), b.ints(step)])
+    b.add(y, *s[:axis], len(range(n)[slice(start, None, step)]), *s[axis + 1 :])
+
+
 def gather(b: Builder, x: str, s: tuple[int, ...], p: int, q: int) -> None:
     """A permutation or a choice with repetitions, by constant indices."""
     axis = 1 + p % (len(s) - 1)
@@ -491,6 +518,7 @@ STEPS: dict[str, Rule] = {
     "conv_transpose": images(conv_transpose),
     "batch_norm": images(batch_norm),
     "instance_norm": images(instance_norm),
+    "group_norm": images(group_norm),
     "pool": images(pool),
     "global_pool": images(global_pool),
     "resize": images(resize),
@@ -509,6 +537,7 @@ STEPS: dict[str, Rule] = {
     "gated": gated,
     "to_image": sequences(to_image),
     "heads_and_back": sequences(heads_and_back),
+    "head_norm": sequences(head_norm),
     "token": sequences(token),
     "rows_to_sequence": rows_to_sequence,
     "product": sequences(product),
@@ -521,6 +550,7 @@ STEPS: dict[str, Rule] = {
     "concat": concat,
     "split": split,
     "slice": slice_,
+    "strided": strided,
     "gather": gather,
     "reduce": reduce,
     "softmax": softmax,

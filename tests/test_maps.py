@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.core.analysis import NotABoxError
+from onnxprune.core.classes import distinct_rows
 from onnxprune.core.grouping import Solution, solve
 from onnxprune.core.maps import clusters, expand_axes, pad_rank, per_axis, reshape, runs, shrink, simplify, varying
 from onnxprune.core.units import Pin, UnitTable
@@ -299,10 +300,20 @@ def test_columns_align_the_rows() -> None:
 def test_approximate_units_need_permission() -> None:
     units = UnitTable()
     a = units.issue(4, "a")
-    units.approximate(a, Pin("n", "takes a mean", "ask"))
+    units.approximate(a[None], Pin("n", "takes a mean", "ask"))
     assert sizes(solved(units, a)) == [("channels", 4, 0)]
     found = solved(units, a, include_inexact=True)
     assert sizes(found) == [("channels", 4, 3)] and not found.groups[0].exact
+
+
+def test_rows_of_approximate_units_are_exact() -> None:
+    """Four groups of three, of which statistics are taken: whole groups leave."""
+    units = UnitTable()
+    a = units.issue(12, "a").reshape(4, 3)
+    units.approximate(a, Pin("n", "takes a mean", "ask"))
+    found = solved(units, a)
+    assert sizes(found) == [("blocks", 3, 0), ("rows", 4, 3)] and found.groups[1].exact
+    assert sizes(solved(units, a, include_inexact=True)) == [("blocks", 3, 2), ("rows", 4, 3)]
 
 
 def test_included_units_only() -> None:
@@ -310,6 +321,14 @@ def test_included_units_only() -> None:
     a, b = units.issue(4, "a"), units.issue(4, "b")
     found = solved(units, a, b, included=a)
     assert sizes(found) == [("channels", 4, 3), ("channels", 4, 0)]
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(0, 2), (1, 1), (200, 2), (500, 3)])
+def test_distinct_rows(rows: int, columns: int) -> None:
+    table = np.random.default_rng(rows).integers(-1, 6, (rows, columns))
+    found, counts = distinct_rows(*table.T)
+    expected, times = np.unique(table, axis=0, return_counts=True)
+    assert np.array_equal(found, expected) and np.array_equal(counts, times)
 
 
 @COMMON

@@ -251,7 +251,7 @@ def test_channels_that_merge_with_a_dynamic_batch_stay() -> None:
 
 
 # ---------------------------------------------------------------- 3. sizes read from Shape, tables, per-head constants
-# Seen red: `keep_original_sizes` as a no-op; `column` without binding its rows (rotary tables).
+# Seen red: `keep_original_sizes` as a no-op; `column` without binding its rows (rotary tables); `picked` without aligned rows.
 
 SCALES = {
     "torchscript": """s = Shape(q) d = Gather<axis=0>(s, last) f = Cast<to=1>(d) r = Sqrt(f)
@@ -413,6 +413,44 @@ def test_rotary_tables(form: str) -> None:
     check(net(text, constants=constants), [6, 4], [4])
 
 
+PAIRS = {
+    "turned": """{t}e = Slice({x}, zero1, far, three, two) {t}o = Slice({x}, one1, far, three, two) {t}n = Neg({t}o)
+        {t}nu = Unsqueeze({t}n, last) {t}eu = Unsqueeze({t}e, last) {t}p = Concat<axis=-1>({t}nu, {t}eu)
+        {t}r = Reshape({t}p, back) {t}c = Mul({x}, cos) {t}s = Mul({t}r, sin) {x1} = Add({t}c, {t}s)""",
+    "halves": """{t}e = Slice({x}, zero1, far, three, two) {t}o = Slice({x}, one1, far, three, two)
+        {t}ec = Mul({t}e, cosh) {t}os = Mul({t}o, sinh) {t}es = Mul({t}e, sinh) {t}oc = Mul({t}o, cosh)
+        {t}a = Sub({t}ec, {t}os) {t}b = Add({t}es, {t}oc)
+        {t}au = Unsqueeze({t}a, last) {t}bu = Unsqueeze({t}b, last) {t}p = Concat<axis=-1>({t}au, {t}bu)
+        {x1} = Reshape({t}p, back)""",
+}
+
+
+@pytest.mark.parametrize("form", PAIRS.values(), ids=PAIRS.keys())
+def test_rotary_in_pairs(form: str) -> None:
+    """Positions 2i and 2i + 1 turn together, at the same offset of every head, so that a slice with step 2 stays one."""
+    d, length = 8, 4
+    angle = (np.arange(length)[:, None] * (10.0 ** -np.arange(d // 2))[None, :]).astype(np.float32)
+    both = np.repeat(angle, 2, axis=1)
+    constants = shapes(4, d, 6) | {
+        "zero1": np.array([0]),
+        "one1": np.array([1]),
+        "two": np.array([2]),
+        "three": np.array([3]),
+        "last": np.array([-1]),
+        "far": np.array([np.iinfo(np.int64).max]),
+        "back": np.array([0, 4, -1, d]),
+        **(
+            {"cos": np.cos(both), "sin": np.sin(both)}
+            if "Neg" in form
+            else {"cosh": np.cos(angle), "sinh": np.sin(angle)}
+        ),
+    }
+    before = form.format(x="q3", t="q", x1="q4") + form.format(x="k3", t="k", x1="k4")
+    text = attention(4, d, 6, before=before).replace("[N,S,", f"[N,{length},")
+    result = check(net(text, constants=constants), [6, 4], [4])
+    assert not any(n.op_type == "Gather" for n in result.model.graph.node)
+
+
 # ---------------------------------------------------------------- 4. packed projections, gated units, grouped queries
 # Seen red: `split_adjust`, `slice_adjust`, `gather_adjust` as no-ops; Expand that passes no maps on.
 
@@ -559,7 +597,7 @@ def test_multi_query_attention() -> None:
 
 
 # ---------------------------------------------------------------- 5. concatenations
-# Seen red: `joined` with the starts of all parts at zero.
+# Seen red: `joined` with the starts of all parts at zero; `rows_are_whole` never true.
 
 
 def test_one_tensor_concatenated_twice() -> None:
@@ -649,6 +687,26 @@ def test_dense_block_and_a_slice_of_it() -> None:
         constants={"six": np.array([6]), "twelve": np.array([12]), "one": np.array([1])},
     )
     check(model, [8, 4, 4])
+
+
+@pytest.mark.parametrize("pool", ["ReduceMax", "ReduceMean"])
+def test_global_feature_beside_local_ones(pool: str) -> None:
+    """PointNet's segmentation head: Expand gives each channel 9 positions, which the next Conv ties to one another."""
+    model = net(
+        f"""g (float[N,3,9] x) => (float[N,4,9] y) <float[8,3,1] w, float[8] b, float[6,16,1] u, float[4,6,1] v> {{
+        c = Conv(x, w, b)
+        l = Relu(c)
+        m = {pool}<axes=[2], keepdims=1>(l)
+        e = Expand(m, size)
+        j = Concat<axis=1>(l, e)
+        d = Conv(j, u)
+        h = Relu(d)
+        y = Conv(h, v)
+    }}""",
+        constants={"size": np.array([1, 8, 9])},
+    )
+    result = check(model, [8, 6])
+    assert dims(result.model, "u")[1] == 2 * dims(result.model, "w")[0]
 
 
 # ---------------------------------------------------------------- 6. grouped convolutions
@@ -1119,8 +1177,23 @@ def test_squeeze_of_all_axes_of_size_one_spares_a_cut_one() -> None:
         assert dims(result.model, "v") == [1, 4]
 
 
-def test_slice_with_negative_step_along_channels_says_why_it_stays_or_reverses() -> None:
-    """A flipped channel axis: exact either way."""
+def test_padded_channels_leave_alone() -> None:
+    """8 of 11 channels are an output; the 3 that pad them may go."""
+    model = net(
+        """g (float[N,3,5,5] x) => (float[N,8,5,5] c, float[N,2,5,5] y) <float[8,3,1,1] w, float[11,3,1,1] u, float[2,11,1,1] v> {
+        c = Conv(x, w)
+        p = Pad(c, amounts)
+        d = Conv(x, u)
+        s = Sigmoid(d)
+        m = Mul(p, s)
+        y = Conv(m, v)
+    }""",
+        constants={"amounts": np.array([0, 1, 0, 0, 0, 2, 0, 0])},
+    )
+    check(model, [(11, 3)], ratios=(0.1, 0.2, 0.5))
+
+
+def test_slice_with_negative_step_along_channels_reverses() -> None:
     model = net(
         """g (float[2,3,5,5] x) => (float[2,2,5,5] y) <float[8,3,1,1] w, float[2,8,1,1] v> {
         c = Conv(x, w)
@@ -1129,9 +1202,7 @@ def test_slice_with_negative_step_along_channels_says_why_it_stays_or_reverses()
     }""",
         constants={"last": np.array([-1]), "first": np.array([-99]), "one": np.array([1]), "back": np.array([-1])},
     )
-    found, _ = reach(model)
-    assert found == [8] or "takes every n-th position" in pins(model)
-    check(model, found)
+    check(model, [8])
 
 
 # ---------------------------------------------------------------- 9. how exporters spell normalization, layout and weights
@@ -1229,25 +1300,33 @@ def test_layer_norm_spelled_out() -> None:
     check(model, found)
 
 
-def test_group_norm_as_instance_norm_of_a_reshape() -> None:
-    """torch's export: [N,8,5,5] -> [N,2,-1] -> InstanceNormalization -> back."""
-    model = net(
-        """g (float[N,3,5,5] x) => (float[N,2,5,5] y) <float[8,3,3,3] w, float[8,1,1] s, float[8,1,1] b, float[2,8,1,1] v> {
+GROUPED = """g (float[N,3,5,5] x) => (float[N,2,5,5] y)
+    <float[16,3,3,3] w, float[16,1,1] s, float[16,1,1] b, float[16,{width},3,3] u, float[2,16,1,1] v> {{
         c = Conv<pads=[1,1,1,1]>(x, w)
         r = Reshape(c, groups)
         i = InstanceNormalization(r, ones, zeros)
         z = Shape(c)
-        u = Reshape(i, z)
-        n0 = Mul(u, s)
+        t = Reshape(i, z)
+        n0 = Mul(t, s)
         n = Add(n0, b)
-        y = Conv(n, v)
-    }""",
-        constants={"groups": np.array([0, 2, -1]), "ones": np.ones(2, np.float32), "zeros": np.zeros(2, np.float32)},
+        d = Conv<group={group}, pads=[1,1,1,1]>(n, u)
+        y = Conv(d, v)
+    }}"""
+
+
+@pytest.mark.parametrize(
+    ("group", "found"),
+    [(1, ([16], [4])), (4, ([4], [4]))],
+    ids=["plain", "same groups"],
+)
+def test_group_norm_as_instance_norm_of_a_reshape(group: int, found: tuple[list[int], list[int]]) -> None:
+    """torch's export: [N,16,5,5] -> [N,4,-1] -> InstanceNormalization -> back. Whole groups leave."""
+    model = net(
+        GROUPED.format(group=group, width=16 // group),
+        constants={"groups": np.array([0, 4, -1]), "ones": np.ones(4, np.float32), "zeros": np.zeros(4, np.float32)},
     )
-    found, rows = reach(model)
-    assert not found and "mean and variance" in pins(model)
-    if rows:
-        check(model, [], rows)
+    assert "mean and variance" in pins(model)
+    check(model, *found)
 
 
 def test_channels_last_with_transposes() -> None:

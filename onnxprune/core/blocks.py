@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from onnxprune.core.classes import Relations, representatives
+from onnxprune.core.classes import Relations, distinct_rows, representatives
 from onnxprune.core.maps import shrink, varying
 from onnxprune.core.units import Ids, Pin
 
@@ -89,14 +89,14 @@ def find_blocks(boxes: Boxes, work: Relations) -> Blocks:
     row_box: list[int] = []
     for b, array in enumerate(boxes.classes):
         rows = np.broadcast_to(np.arange(array.shape[0])[:, None] + offset, array.shape)
-        pieces.append(np.stack([atom_of[array.ravel()], rows.ravel()], axis=1))
+        pieces.append((atom_of[array.ravel()], rows.ravel()))
         offset += array.shape[0]
         row_box += [b] * array.shape[0]
     empty = np.empty(0, np.int64)
     if not pieces:
         none = np.full(count, -1, np.int64)
         return Blocks(none, none, empty, empty, empty, empty, empty)
-    table, multiplicity = np.unique(np.concatenate(pieces), axis=0, return_counts=True)
+    table, multiplicity = distinct_rows(*(np.concatenate(x) for x in zip(*pieces, strict=True)))
     real = table[:, 0] >= 0
     table, multiplicity = table[real], multiplicity[real]
     with np.errstate(over="ignore"):
@@ -110,12 +110,12 @@ def find_blocks(boxes: Boxes, work: Relations) -> Blocks:
     block[inside] = block_inside
     boxes_of_row = np.array(row_box, np.int64)
     n_blocks, n_boxes = int(block.max(initial=-1)) + 1, len(boxes.classes)
-    edges = np.unique(np.stack([block[table[:, 0]], boxes_of_row[table[:, 1]]], axis=1), axis=0)
+    edges, _ = distinct_rows(block[table[:, 0]], boxes_of_row[table[:, 1]])
     graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1] + n_blocks)), shape=(n_blocks + n_boxes,) * 2)
     label = connected_components(graph, directed=False)[1]
     linked = np.full(count, -1, np.int64)
     linked[inside] = label[block[inside]]
-    rows = np.unique(np.stack([table[:, 1], block[table[:, 0]], multiplicity], axis=1), axis=0)
+    rows, _ = distinct_rows(table[:, 1], block[table[:, 0]], multiplicity)
     return Blocks(block, linked, label[n_blocks:].astype(np.int64), rows[:, 0], rows[:, 1], rows[:, 2], boxes_of_row)
 
 
@@ -172,8 +172,8 @@ def tie_slabs(work: Relations, boxes: Boxes) -> bool:
         return False
     parents_of: dict[int, list[int]] = defaultdict(list)
     columns = np.zeros(int(work.classes.max()) + 1, bool)
-    if work.units.columns:
-        columns[work.classes[np.concatenate(work.units.columns)]] = True
+    for offsets, _ in work.units.columns:
+        columns[work.classes[offsets]] = True
     kids: dict[int, set[int]] = defaultdict(set)
     for p, c in zip(work.parent.tolist(), work.child.tolist(), strict=True):
         if not columns[p]:

@@ -11,13 +11,47 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from onnxprune.core.errors import BadInputError
 from onnxprune.core.observation import Array
 
-Metric = Callable[[Sequence[Sequence[Array]], Sequence[Sequence[Array]]], float]
+Outputs = Sequence[Sequence[Array]]
+Metric = Callable[[Outputs, Outputs], float]
 TINY = 1e-7
+METRICS = ("kl", "cosine", "top1")
 
 
-def divergence(reference: Sequence[Sequence[Array]], outputs: Sequence[Sequence[Array]]) -> float:
+def disagreement(reference: Outputs, outputs: Outputs) -> float:
+    """Share of positions whose largest entry along the last axis is another one; over the outputs with such an axis."""
+    shares = []
+    for k in range(len(reference[0])):
+        wanted = [np.asarray(r[k]) for r in reference]
+        if wanted[0].dtype.kind == "f" and wanted[0].ndim > 1 and wanted[0].shape[-1] > 1:
+            different = [
+                w.argmax(axis=-1) != np.asarray(o[k]).argmax(axis=-1) for w, o in zip(wanted, outputs, strict=True)
+            ]
+            shares.append(float(np.mean(np.concatenate([d.ravel() for d in different]))))
+    if not shares:
+        raise BadInputError("--metric top1 needs an output with classes along its last axis; use kl or cosine.")
+    return max(shares)
+
+
+def angle(reference: Outputs, outputs: Outputs) -> float:
+    """1 - cosine similarity, the worst over floating outputs of the mean over samples."""
+    found = []
+    for k in range(len(reference[0])):
+        if np.asarray(reference[0][k]).dtype.kind != "f":
+            continue
+        each = []
+        for r, o in zip(reference, outputs, strict=True):
+            a, b = np.asarray(r[k], np.float64), np.asarray(o[k], np.float64)
+            a, b = a.reshape(max(len(a), 1) if a.ndim else 1, -1), b.reshape(max(len(b), 1) if b.ndim else 1, -1)
+            norm = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+            each.append(1 - (a * b).sum(axis=1) / np.maximum(norm, 1e-30))
+        found.append(float(np.concatenate(each).mean()))
+    return max(found, default=0.0)
+
+
+def divergence(reference: Outputs, outputs: Outputs) -> float:
     """reference, outputs: per sample, the list of the model's outputs."""
     total = 0.0
     for k in range(len(reference[0])):
@@ -35,7 +69,7 @@ def _one(wanted: list[Array], found: list[Array]) -> float:
     if kind == "values":
         return _relative(wanted, found)
     each = [_KINDS[kind](w.astype(np.float64), f.astype(np.float64)) for w, f in zip(wanted, found, strict=True)]
-    return float(np.average(each, weights=weights))
+    return max(0.0, float(np.average(each, weights=weights)))  # rounding may leave a little below zero
 
 
 def _kind(wanted: list[Array]) -> str:
@@ -83,3 +117,6 @@ def _relative(wanted: list[Array], found: list[Array]) -> float:
 
 
 _KINDS = {"logits": _logits, "probabilities": _probabilities, "bernoulli": _bernoulli}
+
+
+NAMED: dict[str, Metric] = {"kl": divergence, "cosine": angle, "top1": disagreement}

@@ -128,7 +128,7 @@ def _solution(
 ) -> Solution:
     units, classes = work.units, work.classes
     count = int(classes.max(initial=-1)) + 1
-    pinned, approximate, soft = np.zeros(count, bool), np.zeros(count, bool), np.zeros(count, bool)
+    pinned, approximate, in_part = (np.zeros(count, bool) for _ in range(3))
     reasons: dict[int, list[Pin]] = defaultdict(list)
     for ids, pin in units.pins:
         found = np.unique(classes[ids])
@@ -144,14 +144,19 @@ def _solution(
         if found[0] >= 0 and (found == found[0]).all():
             pinned[found[0]] = True
             reasons[int(found[0])].append(Pin("", "all positions of an axis hang together"))
+    whole: list[Ids] = []
     for ids, pin in units.approximations:
-        found = np.unique(classes[ids])
-        approximate[found] = True
-        if not include_inexact:
-            soft[found] = True
-            for c in found:
-                reasons[int(c)].append(pin)
-    pinned |= soft
+        rows = classes[ids]
+        if len(ids) > 1:  # a row of one class leaves as a whole
+            rows = rows[(rows != rows[:, :1]).any(axis=1)]
+        found = np.unique(rows[rows >= 0])
+        if include_inexact:
+            approximate[found] = True
+            continue
+        (in_part if len(ids) > 1 else pinned)[found] = True
+        whole.append(rows)
+        for c in found:
+            reasons[int(c)].append(pin)
     if included is not None:
         outside = np.ones(count, bool)
         outside[classes[included]] = False
@@ -159,9 +164,8 @@ def _solution(
         pinned |= outside
         for c in np.flatnonzero(outside).tolist():
             reasons[c].append(Pin("", "no --include pattern names it", "change --include"))
-    column = work.is_column[work.parent] if work.parent.size else np.empty(0, bool)
-    held = column & pinned[work.parent] if work.parent.size else column
-    offsets = np.zeros(count, bool)  # an offset that has to stay: its positions go with whole rows only
+    held = work.is_offset[work.parent] & pinned[work.parent] if work.parent.size else np.empty(0, bool)
+    offsets = in_part.copy()  # positions that go with whole rows only, as does an offset that has to stay
     for p, c in zip(work.parent[held].tolist(), work.child[held].tolist(), strict=True):
         offsets[c] = True
         reasons[c] += reasons.get(p, [])
@@ -179,7 +183,7 @@ def _solution(
     axes = _single_axes(work)
     instances = (work.instance, work.instance_child, work.instance_parent)
     draft = Solution(classes, count, (work.child, work.parent), pinned, approximate, (), axes, instances)
-    groups = _groups(work, boxes, blocks, draft, reasons, rounded, pinned | offsets)
+    groups = _groups(work, [*boxes.classes, *whole], blocks, draft, reasons, rounded, pinned | offsets)
     return Solution(classes, count, (work.child, work.parent), pinned, approximate, groups, axes, instances)
 
 
@@ -197,7 +201,7 @@ def _single_axes(work: Relations) -> tuple[Ids, ...]:
 
 def _groups(
     work: Relations,
-    boxes: Boxes,
+    boxes: list[Ids],
     blocks: Blocks,
     draft: Solution,
     reasons: dict[int, list[Pin]],
@@ -273,7 +277,7 @@ def _make(
     reasons: dict[int, list[Pin]],
     origin: dict[int, str],
     is_rounded: Bools,
-    boxes: Boxes,
+    boxes: list[Ids],
 ) -> Group | None:
     pinned = draft.pinned if rows else staying
     if lone:
@@ -336,8 +340,8 @@ def _atoms(work: Relations, atoms: Ids) -> Ids:
     return atoms_of
 
 
-def _illegal_rows(ids: Ids, draft: Solution, boxes: Boxes) -> Ids:
-    """Row classes whose removal would not leave every box a box."""
+def _illegal_rows(ids: Ids, draft: Solution, boxes: list[Ids]) -> Ids:
+    """Row classes whose removal would take a part of some row of a box (class arrays `[rows, line]`)."""
     label = np.full(draft.count + 1, -1, np.int64)
     bad: set[int] = set()
     for c in ids:
@@ -349,7 +353,7 @@ def _illegal_rows(ids: Ids, draft: Solution, boxes: Boxes) -> Ids:
             bad.add(int(c))
             continue
         label[found] = c
-    for array in boxes.classes:
+    for array in boxes:
         marks = label[array]
         whole = (marks == marks[:, :1]).all(axis=1)
         bad.update(int(m) for m in np.unique(marks[~whole]) if m >= 0)

@@ -37,3 +37,8 @@ class Observation:
         """True when both feeds gave this tensor the same value."""
         a, b = self.values.get(key), self.other_values.get(key)
         return a is not None and b is not None and a.shape == b.shape and bool(np.array_equal(a, b))
+
+
+def batch_of(feeds: Feeds) -> int:
+    """Samples in a feed: the longest first axis of its arrays."""
+    return max((v.shape[0] for v in feeds.values() if v.ndim), default=1) or 1

@@ -7,7 +7,7 @@ library's connected components turns unit ids into **classes**: units that can o
 - `pin(a, reason)`: these units stay.
 - `row(children, parent)`: a parent (one head, one convolution group) goes exactly when all of its children go.
 - `column(facet, axes)`: rows of `facet` lose the same offsets; a parent per offset goes exactly when all of them go.
-- `approximate(a, reason)`: removing these is not exactly the masked original (LayerNorm over the axis).
+- `approximate(rows, reason)`: removing some of a row is not exactly the masked original (LayerNorm over the axis), removing all of it is.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class UnitTable:
     issues: list[tuple[Ids, str]] = field(default_factory=list)
     boxes: list[Ids] = field(default_factory=list)
     aligned: list[Ids] = field(default_factory=list)
-    columns: list[Ids] = field(default_factory=list)
+    columns: list[tuple[Ids, Ids]] = field(default_factory=list)
 
     def issue(self, n: int, origin: str = "") -> Ids:
         """`n` fresh units; with `origin`, they are what a weight's output axis (or a table's columns) offers for pruning."""
@@ -77,8 +77,8 @@ class UnitTable:
         sides = tuple(1 if a in axes else n for a, n in enumerate(facet.shape))
         parents = self.issue(int(np.prod(sides))).reshape(sides)
         self.row(facet, parents)
-        self.columns.append(parents.ravel())
         self.align_rows(facet, axes)
+        self.columns.append((parents.ravel(), self.aligned[-1]))
         return parents
 
     def align_rows(self, facet: Ids, axes: tuple[int, ...]) -> None:
@@ -92,10 +92,12 @@ class UnitTable:
         if ids.size:
             self.pins.append((ids, pin))
 
-    def approximate(self, ids: Ids, pin: Pin) -> None:
-        ids = np.unique(ids[ids >= 0])
-        if ids.size:
-            self.approximations.append((ids, pin))
+    def approximate(self, rows: Ids, pin: Pin) -> None:
+        """`rows` `[n, positions]`: a row that leaves as a whole (a group of GroupNorm) leaves exactly, a part of it does not."""
+        rows = rows[:, np.r_[True, (rows[:, 1:] != rows[:, :-1]).any(axis=0)]]
+        if len(rows) > 1:
+            self.row(rows, self.issue(len(rows))[:, None])
+        self.approximations.append((rows, pin))
 
     def row(self, children: Ids, parent: Ids) -> None:
         """`parent` (broadcast against `children`) goes exactly when all of its children go."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -162,8 +163,12 @@ class MapContext:
     def because(self, reason: str, remedy: str = "") -> Pin:
         return Pin(self.node.key, f"{self.node} {reason}", remedy)
 
-    def approximate(self, facet: Facet, reason: str) -> None:
-        self.units.approximate(facet.ravel(), self.because(reason, INEXACT_REMEDY))
+    def approximate(self, facet: Facet, axes: tuple[int, ...], reason: str) -> None:
+        """The node takes statistics along `axes`: what leaves without all of its row there changes them."""
+        if any(facet.shape[a] > 1 for a in axes):
+            others = [a for a in range(facet.ndim) if a not in axes]
+            rows = facet.transpose([*others, *axes]).reshape(prod(facet.shape[a] for a in others), -1)
+            self.units.approximate(rows, self.because(reason, INEXACT_REMEDY))
 
     def pin_axes(self, i: int, axes: tuple[int, ...], reason: str) -> Maps:
         """Pin the facets of input `i` that vary along `axes`; return the others."""
@@ -263,6 +268,10 @@ class Edit:
 
     def patch_input(self, i: int, changed: Array, value: Array) -> None:
         """Replace the entries of a computed parameter where `changed`, by `value`; the others stay computed."""
+        raise NotImplementedError
+
+    def gather_output(self, axis: int, index: Array) -> None:
+        """Take positions `index` of an axis of the first output."""
         raise NotImplementedError
 
     def scale_output(self, factor: float) -> None:

@@ -6,6 +6,7 @@ the first observation; the body of a loop counts once. Parameters are the entrie
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -72,16 +73,27 @@ class CostModel:
             total += term.rule.macs(CostContext(term.attrs, sizes[: term.inputs], sizes[term.inputs :]))  # type: ignore[misc]
         return int(total)
 
+    def measure(self, metric: str) -> Callable[[Bools | None], int]:
+        """The cost that a target `macs`, `params` or `size` is about, as a function of what is removed."""
+        return {"macs": self.macs, "params": self.params, "size": self.size}[metric]
+
+    def size(self, removed: Bools | None = None) -> int:
+        """Bytes of all constants."""
+        return self._stored(removed, self.analysis.view.constants, _bytes)
+
     def params(self, removed: Bools | None = None) -> int:
+        return self._stored(removed, self.constants, lambda constant: 1)
+
+    def _stored(self, removed: Bools | None, constants: dict[str, Any], weight: Callable[[Any], int]) -> int:
         shapes = self._shapes(removed)
         total = 0
-        for key, constant in self.constants.items():
-            shape = tuple(constant.shape)
+        for key, constant in constants.items():
+            shape, each = tuple(constant.shape), weight(constant)
             ways = {} if removed is None else {self._mark(m, shape, shapes.gone): m for m in self.cuts.get(key, [])}
             if not ways:
-                total += prod(shape)
+                total += prod(shape) * each
                 continue
-            total += sum(prod(shapes.of_maps(m, shape)) for m in ways.values())
+            total += sum(prod(shapes.of_maps(m, shape)) for m in ways.values()) * each
         return int(total)
 
     def _mark(self, maps: Maps, shape: Shape, gone: Bools) -> tuple[object, ...]:
@@ -107,7 +119,7 @@ class CostModel:
                 known = found[found >= 0]
                 saving[:] += amount / found.size * np.bincount(known, minlength=count)
 
-        if metric == "params":
+        if metric != "macs":
             for key, ways in self.cuts.items():
                 if key in self.constants:
                     size = prod(self.constants[key].shape)
@@ -123,6 +135,13 @@ class CostModel:
                 if tensor is not None:
                     add(float(amount), tensor[0], seen)
         return saving
+
+
+def _bytes(constant: Any) -> int:
+    try:
+        return int(np.dtype(constant.dtype).itemsize)
+    except TypeError:
+        return 1
 
 
 def _counts(constant: Any) -> bool:

@@ -105,7 +105,7 @@ def embed_layer_norm(ctx: MapContext) -> list[Maps]:
         bind(ctx, i, (f"v{i}", "h"), units)
     for i in (5, 6):
         bind(ctx, i, ("h",), units)
-    ctx.approximate(ids, "takes mean and variance over the embedding axis")
+    ctx.approximate(ids, (0,), "takes mean and variance over the embedding axis")
     wide = unnamed(units, ("b", "s", "h"))
     return [wide if k in (0, 2) else () for k in range(len(ctx.node.outputs))]
 

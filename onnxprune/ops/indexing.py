@@ -11,6 +11,7 @@ from onnxprune.core.maps import Maps, simplify, varying
 from onnxprune.core.observation import Array
 from onnxprune.ops.base import Edit, MapContext, Rule
 from onnxprune.ops.labelled import Operand, combine, named, operand, unnamed
+from onnxprune.ops.movement import picked, positions_left
 
 
 def gather_elements(ctx: MapContext) -> list[Maps]:
@@ -29,9 +30,14 @@ def gather_elements(ctx: MapContext) -> list[Maps]:
 
 
 def gather_nd(ctx: MapContext) -> list[Maps]:
-    """out[b.., i.., rest..] = data[b.., index[b.., i..], rest..]."""
+    """out[b.., i.., rest..] = data[b.., index[b.., i..], rest..]; constant numbers of rows are those of a Gather."""
     batch = int(ctx.attr("batch_dims", 0))
     index = ctx.shape(1)
+    rows = ctx.value(1)
+    if not ctx.is_lazy(1):
+        ctx.pin(ctx.maps(1), "reads positions from it")
+    if rows is not None and batch == 0 and index[-1] == 1 and len(index) == 2:
+        return [simplify([picked(ctx, f, 0, rows[:, 0]) if f.shape[0] > 1 else f for f in ctx.maps(0)])]
     first = batch + index[-1]
     kept = ctx.pin_axes(0, tuple(range(first)), "looks up positions that are computed from data")
     lead = len(ctx.out_shape()) - (ctx.rank() - first)
@@ -69,13 +75,10 @@ def _scatter_known(ctx: MapContext, index: Array) -> list[Maps]:
 
 
 def follow_rows(edit: Edit) -> None:
-    """The numbers of the written rows among those that stay."""
+    """The numbers of the addressed rows among those that stay."""
     index = edit.value(1)
-    if index is None or edit.old(0)[0] == edit.new(0)[0]:
-        return
-    kept = edit.kept(0, 0)
-    rows = index[:, 0].astype(np.int64) % len(kept)
-    edit.set_input(1, (np.cumsum(kept) - 1)[rows[kept[rows]]][:, None].astype(index.dtype))
+    if index is not None and edit.old(0)[0] != edit.new(0)[0]:
+        edit.set_input(1, positions_left(edit, 0, index[:, 0])[:, None].astype(index.dtype))
 
 
 def scatter_elements(ctx: MapContext) -> list[Maps]:
@@ -118,7 +121,7 @@ def roi_align(ctx: MapContext) -> list[Maps]:
 
 RULES = [
     Rule(("GatherElements",), "indexing", gather_elements),
-    Rule(("GatherND",), "indexing", gather_nd),
+    Rule(("GatherND",), "indexing", gather_nd, params=(1,), adjust=follow_rows),
     Rule(("ScatterND",), "indexing", scatter_nd, params=(1,), adjust=follow_rows),
     Rule(("ScatterElements", "Scatter"), "indexing", scatter_elements),
     Rule(("Trilu",), "indexing", triangle, params=(1,)),

@@ -104,14 +104,14 @@ def joined(ctx: MapContext, inputs: list[int]) -> Maps:
     return simplify(placed)
 
 
-def taken(ctx: MapContext, facet: Facet, axis: int, positions: range) -> Facet:
-    """Part of a facet along `axis`. A single offset cannot be taken from rows that lose different offsets: it stays."""
-    part = facet.take(positions, axis=axis)
-    axes = varying(facet)
-    if len(positions) == 1 and len(axes) > 1 and axes[-1] == axis:
-        ctx.pin([part], f"takes position {positions[0]} of axis {axis}")
-        return np.full_like(part, -1)
-    return part
+def alone(ctx: MapContext, facet: Facet, axis: int, position: int) -> Facet:
+    """One offset of every row stays as long as its row does: the rows, with size 1 along `axis`."""
+    part = facet.take([position], axis=axis)
+    column = ctx.units.column(part, tuple(a for a in varying(facet) if a != axis))
+    ctx.pin([column], f"takes position {position} of axis {axis}")
+    rows = ctx.units.issue(part.size).reshape(part.shape)
+    ctx.units.row(facet, rows)
+    return rows
 
 
 def split(ctx: MapContext) -> list[Maps]:
@@ -121,9 +121,14 @@ def split(ctx: MapContext) -> list[Maps]:
         ctx.pin_axes(0, (axis,), "has an unused part")
     ends = np.cumsum(sizes)
 
+    def taken(facet: Facet, k: int) -> Facet:
+        start = int(ends[k] - sizes[k])
+        if sizes[k] == 1 and len(varying(facet)) > 1 and varying(facet)[-1] == axis:
+            return alone(ctx, facet, axis, start)
+        return facet.take(range(start, int(ends[k])), axis=axis)
+
     def part(k: int) -> Maps:
-        window = range(int(ends[k] - sizes[k]), int(ends[k]))
-        return simplify([taken(ctx, f, axis, window) if f.shape[axis] > 1 else f for f in ctx.maps(0)])
+        return simplify([taken(f, k) if f.shape[axis] > 1 else f for f in ctx.maps(0)])
 
     return [part(k) if o else () for k, o in enumerate(ctx.node.outputs)]
 
@@ -171,50 +176,77 @@ def sliced(ctx: MapContext) -> list[Maps]:
     bounds = slices(ctx, ctx.rank())
     if bounds is None:
         return [ctx.pin_axes(0, tuple(range(ctx.rank())), "takes axes that are computed from data")]
-    unknown = tuple(a for a, start, end, step in bounds if start is None or end is None)
-    ctx.pin_axes(0, unknown, "cuts at a position that is computed from data")
-    strided = tuple(a for a, _, _, step in bounds if step != 1)
-    ctx.pin_axes(0, strided, "takes every n-th position")
-    windows = {a: slice(int(s), int(e)) for a, s, e, step in bounds if s is not None and e is not None and step == 1}
+    unknown = tuple(a for a, start, end, _ in bounds if start is None or end is None)
     result = []
-    for facet in ctx.maps(0):
-        if any(facet.shape[a] > 1 for a in (*unknown, *strided)):
-            continue
-        for axis, window in windows.items():
-            start, stop, _ = window.indices(ctx.shape(0)[axis])
-            if facet.shape[axis] > 1:
-                if len(varying(facet)) > 1 and start:
-                    ctx.units.boxes.append(facet.take(range(start), axis=axis))
-                facet = taken(ctx, facet, axis, range(start, max(start, stop)))
+    for facet in ctx.pin_axes(0, unknown, "cuts at a position that is computed from data"):
+        for axis, start, end, step in bounds:
+            if facet.shape[axis] == 1 or start is None or end is None:
+                continue
+            positions = range(*slice(int(start), int(end), step).indices(ctx.shape(0)[axis]))
+            if step != 1 or len(positions) == 1:
+                facet = picked(ctx, facet, axis, np.array(positions, np.int64))
+                continue
+            if len(varying(facet)) > 1 and positions.start:
+                ctx.units.boxes.append(facet.take(range(positions.start), axis=axis))
+            facet = facet.take(positions, axis=axis)
         result.append(facet)
     return [simplify(result)]
 
 
 def slice_adjust(edit: Edit) -> None:
-    rank = len(edit.old(0))
-    bounds = slices(edit, rank) or []
-    attribute = "starts" in edit.attrs
-    starts, ends = [], []
+    """Bounds follow. Every n-th position may become a list of positions, which a Gather takes after the Slice."""
+    bounds = slices(edit, len(edit.old(0))) or []
+    starts, ends, steps = [], [], []
     changed = []
     for k, (axis, start, end, step) in enumerate(bounds):
         size = edit.old(0)[axis]
-        if edit.new(0)[axis] == size or start is None or end is None or step != 1:
-            starts.append(0 if start is None else int(start))
-            ends.append(0 if end is None else int(end))
+        starts.append(0 if start is None else int(start))
+        ends.append(0 if end is None else int(end))
+        steps.append(step)
+        if edit.new(0)[axis] == size or start is None or end is None:
             continue
-        low, high, _ = slice(int(start), int(end)).indices(size)
-        starts.append(edit.rank_of(0, axis, low))
-        ends.append(edit.rank_of(0, axis, max(low, high)))
         changed.append(k)
+        low, high, _ = slice(int(start), int(end), step).indices(size)
+        if step == 1:
+            starts[k], ends[k] = edit.rank_of(0, axis, low), edit.rank_of(0, axis, max(low, high))
+            continue
+        index = positions_left(edit, axis, np.arange(low, high, step))
+        if (np.diff(index) == step).all():
+            starts[k], ends[k] = int(index[0]), int(index[-1]) + (1 if step > 0 else -1)
+            if ends[k] < 0:  # down to the first position
+                ends[k] = -edit.new(0)[axis] - 1
+        else:
+            starts[k], ends[k], steps[k] = 0, edit.new(0)[axis], 1
+            edit.gather_output(axis, index)
     if not changed:
         return
-    if attribute:
+    if "starts" in edit.attrs:
         edit.set_attr("starts", starts)
         edit.set_attr("ends", ends)
         return
     mask = np.isin(np.arange(len(bounds)), changed)
     edit.patch_input(1, mask, np.array(starts))
     edit.patch_input(2, mask, np.array(ends))
+    if any(step != old for step, (*_, old) in zip(steps, bounds, strict=True)):
+        edit.patch_input(4, mask, np.array(steps))
+
+
+def positions_left(edit: Edit, axis: int, index: Array) -> Array:
+    """Where those positions `index` of an axis of input 0 that stay lie among what stays; a scalar index stays."""
+    kept = edit.kept(0, axis)
+    index = index.astype(np.int64) % len(kept)
+    return np.asarray((np.cumsum(kept) - 1)[index[kept[index]] if index.ndim else index])
+
+
+def picked(ctx: MapContext, facet: Facet, axis: int, index: Array) -> Facet:
+    """The positions `index` of a facet along `axis`; rows of which offsets are picked lose the same ones."""
+    axes = varying(facet)
+    if len(axes) > 1 and axes[-1] == axis:
+        ctx.units.align_rows(facet, axes[:-1])
+        if index.size == 1:
+            rows = alone(ctx, facet, axis, int(index.ravel()[0]))
+            return rows if index.ndim else rows.squeeze(axis)
+    return np.take(facet, index, axis=axis)
 
 
 def gather(ctx: MapContext) -> list[Maps]:
@@ -232,35 +264,20 @@ def gather(ctx: MapContext) -> list[Maps]:
     for facet in ctx.maps(0):
         if facet.shape[axis] == 1:
             result.append(np.expand_dims(facet.squeeze(axis), tuple(range(axis, axis + rank))))
-            continue
-        if index is None:
+        elif index is None:
             ctx.pin([facet], f"looks up positions of axis {axis} that are computed from data")
-            continue
-        if rank > 1:
+        elif rank > 1:
             ctx.pin([facet], f"looks up a table of shape {list(index.shape)} on axis {axis}")
-            continue
-        axes = varying(facet)
-        if index.size == 1 and len(axes) > 1 and axes[-1] == axis:
-            ctx.pin([np.take(facet, index.astype(np.int64), axis=axis)], f"takes one position of axis {axis}")
-            continue
-        if len(axes) > 1 and axes[-1] == axis:
-            ctx.units.align_rows(facet, tuple(a for a in range(facet.ndim) if a != axis))
-        result.append(np.take(facet, index.astype(np.int64), axis=axis))
+        else:
+            result.append(picked(ctx, facet, axis, index.astype(np.int64)))
     return [simplify(result)]
 
 
 def gather_adjust(edit: Edit) -> None:
     axis = int(edit.attrs.get("axis", 0)) % len(edit.old(0))
-    if edit.old(0)[axis] == edit.new(0)[axis]:
-        return
     index = edit.value(1)
-    if index is None:
-        return
-    kept = edit.kept(0, axis)
-    position = np.cumsum(kept) - 1
-    flat = index.astype(np.int64) % len(kept)
-    new = position[flat] if flat.ndim == 0 else position[flat[kept[flat]]]
-    edit.set_input(1, np.asarray(new, index.dtype))
+    if index is not None and edit.old(0)[axis] != edit.new(0)[axis]:
+        edit.set_input(1, positions_left(edit, axis, index).astype(index.dtype))
 
 
 # ---------------------------------------------------------------- growing
@@ -274,7 +291,8 @@ def expand(ctx: MapContext) -> list[Maps]:
     grown = [a for a, n in enumerate(out) if before[a] == 1 and n > 1 and not ctx.is_dynamic_out(a)]
     fresh: list[Facet] = []
     for axis in grown:
-        rows = next((f for f in maps if varying(f) and varying(f)[-1] < axis), None)
+        outer = [f for f in maps if varying(f) and varying(f)[-1] < axis]
+        rows = max(outer, key=lambda f: varying(f)[-1], default=None)
         if maps and rows is None:
             continue
         facet = ctx.fresh(out, (*(varying(rows) if rows is not None else ()), axis))
@@ -355,7 +373,7 @@ def pad_adjust(edit: Edit) -> None:
     before, after = (np.array(x) for x in amounts)
     old = np.concatenate([before, after])
     for axis in range(rank):
-        if (before[axis] or after[axis]) and edit.new(0)[axis] != edit.old(0)[axis]:
+        if (before[axis] or after[axis]) and edit.new_out()[axis] != edit.old_out()[axis]:
             kept = edit.kept_out(0, axis)
             n = edit.old(0)[axis]
             before[axis], after[axis] = (

@@ -6,7 +6,8 @@ Against the original with removed positions forced to zero:
 - a *mean* divides by n where n' are left: the result is multiplied by n'/n, which makes it exact; RMS
   normalization is a mean of squares, corrected in its scale and epsilon:
   x / sqrt(n'/n m' + e) = sqrt(n/n') x / sqrt(m' + e n/n');
-- LayerNorm subtracts a mean and sees n: removing positions is approximate;
+- LayerNorm subtracts a mean and sees n: removing positions is approximate, but removing all that one mean is taken over
+  (a group of GroupNorm, a head that is normalised by itself) is exact;
 - a maximum, a product, a softmax would see the zeros: the axis is pinned.
 """
 
@@ -131,38 +132,38 @@ def batch_norm(ctx: MapContext) -> list[Maps]:
 def instance_norm(ctx: MapContext) -> list[Maps]:
     """Statistics per (batch, channel) over the other axes; group normalization is exported as this on a reshaped tensor."""
     for facet in ctx.maps(0):
-        if any(facet.shape[a] > 1 for a in range(2, ctx.rank())):
-            ctx.approximate(facet, "takes mean and variance over positions that would be removed")
+        ctx.approximate(
+            facet, tuple(range(2, ctx.rank())), "takes mean and variance over positions that would be removed"
+        )
     return [_scaled(ctx, ctx.maps(0), (1, 2), ("1",))]
 
 
 def group_norm(ctx: MapContext) -> list[Maps]:
     """GroupNormalization: rows are groups; opset 18 has scale and bias per group, opset 21 per channel."""
-    groups = int(ctx.attr("num_groups", 1))
-    channels = ctx.shape(0)[1]
-    rank = ctx.rank()
-    maps = ctx.flat_axes(ctx.maps(0), tuple(range(2, rank)))
-    for facet in maps:
-        if facet.shape[1] > 1:
-            ctx.units.boxes.append(facet.reshape(groups, channels // groups))
-            ctx.approximate(facet, "takes mean and variance over channels that would be removed")
-    if groups > 1 and ctx.has(1) and ctx.shape(1)[0] != channels:
-        for facet in maps:
-            if facet.shape[1] > 1:
-                facet_rows = facet.reshape(groups, channels // groups)
-                rows = ctx.units.issue(groups)
-                ctx.units.row(facet_rows, rows[:, None])
-                ctx.pin([rows], "has one scale per group")
-        return [maps]
-    return [_scaled(ctx, maps, (1, 2), ("1",))]
+    groups, channels = int(ctx.attr("num_groups", 1)), ctx.shape(0)[1]
+    maps = ctx.flat_axes(ctx.maps(0), tuple(range(2, ctx.rank())))
+    rows = [f.reshape(groups, channels // groups) for f in maps if f.shape[1] > 1]
+    ctx.units.boxes += rows
+    for facet in rows:
+        ctx.approximate(facet, (1,), "takes mean and variance over channels that would be removed")
+    if not ctx.has(1) or ctx.shape(1)[0] == channels:
+        return [_scaled(ctx, maps, (1, 2), ("1",))]
+    data = Operand(("g", "c"), (groups, channels // groups), named(tuple(rows), ("g", "c")))
+    for i in (1, 2):
+        combine(ctx, data, operand(ctx, i, ("g",)), ("g", "c"), what=f"its input {i}")
+    return [maps]
+
+
+def follow_num_groups(edit: Edit) -> None:
+    groups = int(edit.attrs["num_groups"])
+    edit.set_attr("num_groups", int(edit.kept(0, 1).reshape(groups, -1).any(axis=1).sum()))
 
 
 def layer_norm(ctx: MapContext) -> list[Maps]:
     rank = ctx.rank()
     first = ctx.axis(-1)
     for facet in ctx.maps(0):
-        if any(facet.shape[a] > 1 for a in range(first, rank)):
-            ctx.approximate(facet, f"takes mean and variance over axis {first}")
+        ctx.approximate(facet, tuple(range(first, rank)), f"takes mean and variance over axis {first}")
     labels = tuple(str(a) for a in range(first, rank))
     return [_scaled(ctx, ctx.maps(0), (1, 2), labels), *[() for _ in ctx.node.outputs[1:]]]
 
@@ -198,8 +199,7 @@ def skip_norm(ctx: MapContext) -> list[Maps]:
     total = unnamed(result.facets, labels)
     if not simple:
         for facet in total:
-            if facet.shape[-1] > 1:
-                ctx.approximate(facet, "takes mean and variance over its last axis")
+            ctx.approximate(facet, (ctx.rank() - 1,), "takes mean and variance over its last axis")
     out = _scaled(ctx, total, (2,) if simple else (2, 3), (labels[-1],))
     return [out, *[total if k == 3 else () for k in range(1, len(ctx.node.outputs))]]
 
@@ -211,8 +211,7 @@ def rescale_skip_rms(edit: Edit) -> None:
 def mean_variance(ctx: MapContext) -> list[Maps]:
     axes = tuple(a % ctx.rank() for a in ctx.attr("axes", [0, 2, 3]))
     for facet in ctx.maps(0):
-        if any(facet.shape[a] > 1 for a in axes):
-            ctx.approximate(facet, "takes mean and variance over positions that would be removed")
+        ctx.approximate(facet, axes, "takes mean and variance over positions that would be removed")
     return [ctx.maps(0)]
 
 
@@ -267,8 +266,19 @@ RULES = [
     Rule(("LRN",), "pins the channels", local_response),
     Rule(("LpNormalization",), "normalization (exact)", lp_normalization),
     Rule(("BatchNormalization",), "pointwise", batch_norm),
-    Rule(("InstanceNormalization",), "normalization (approximate)", instance_norm, reference=instance_norm_reference),
-    Rule(("GroupNormalization",), "normalization (approximate)", group_norm, reference=group_norm_reference),
+    Rule(
+        ("InstanceNormalization",),
+        "normalization (whole groups: exact)",
+        instance_norm,
+        reference=instance_norm_reference,
+    ),
+    Rule(
+        ("GroupNormalization",),
+        "normalization (whole groups: exact)",
+        group_norm,
+        adjust=follow_num_groups,
+        reference=group_norm_reference,
+    ),
     Rule(
         ("MeanVarianceNormalization",), "normalization (approximate)", mean_variance, reference=mean_variance_reference
     ),

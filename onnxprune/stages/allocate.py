@@ -173,8 +173,8 @@ def _spend(
     Savings are measured at the current widths, as widths multiply, and again whenever the total has moved by `STALE`.
     None where the target cannot be met with what the curves cover.
     """
-    measure = costs.macs if budget.metric == "macs" else costs.params
-    target = budget.amount * measure()
+    measure = costs.measure(budget.metric)
+    target = budget.amount * measure(None)
     legal = [_legal(s, round_to) for s in groups]
     counts = [0] * len(groups)
     removed = _remove(analysis, groups, counts, scores)
@@ -226,12 +226,12 @@ def _legal(steps: Steps, round_to: int) -> list[int]:
 def _for_cost(
     analysis: Analysis, groups: list[Steps], scores: Scores, budget: Budget, round_to: int, costs: CostModel
 ) -> Bools:
-    measure = costs.macs if budget.metric == "macs" else costs.params
+    measure = costs.measure(budget.metric)
     saving = costs.saving(budget.metric)
     child, parent = analysis.solution.children
     if child.size:
         saving += np.bincount(parent, weights=saving[child], minlength=len(saving))
-    total = measure()
+    total = measure(None)
     target = budget.amount * total
     priority: list[NDArray[np.float64]] = []
     for s in groups:

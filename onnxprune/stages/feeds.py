@@ -10,7 +10,7 @@ import onnx
 from onnx import helper
 
 from onnxprune.core.errors import BadInputError
-from onnxprune.core.observation import Array, Feeds
+from onnxprune.core.observation import Array, Feeds, batch_of
 from onnxprune.core.samples import Samples
 
 
@@ -29,24 +29,24 @@ def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def load_data(path: str | Path, inputs: list[onnx.ValueInfoProto]) -> list[Feeds]:
+def load_data(path: str | Path, inputs: list[onnx.ValueInfoProto], labels: bool = False) -> list[Feeds]:
     """Feeds from a `.npz` file (arrays named like the inputs, stacked along the batch axis) or a folder of them, one feed each.
 
-    Arrays with other names (labels) are left out. Raises `BadInputError` where names, types or shapes do not fit, and
-    where a value is NaN.
+    Arrays with other names are left out, or come along where `labels` are asked for. Raises `BadInputError` where names,
+    types or shapes do not fit, and where a value is NaN.
     """
     path = Path(path)
     if path.is_dir():
         files = sorted(path.glob("*.npz"))
         if not files:
             raise BadInputError(f"--data {path} holds no .npz file; write one per input with numpy.savez.")
-        return [_read(file, inputs) for file in files]
+        return [_read(file, inputs, labels) for file in files]
     if not path.exists():
         raise BadInputError(f"--data {path} does not exist; give a .npz file or a folder of them.")
-    return [_read(path, inputs)]
+    return [_read(path, inputs, labels)]
 
 
-def _read(path: Path, inputs: list[onnx.ValueInfoProto]) -> Feeds:
+def _read(path: Path, inputs: list[onnx.ValueInfoProto], labels: bool = False) -> Feeds:
     try:
         archive = np.load(path, allow_pickle=False)
         if isinstance(archive, np.ndarray):
@@ -54,7 +54,7 @@ def _read(path: Path, inputs: list[onnx.ValueInfoProto]) -> Feeds:
                 f"--data {path} is a single array; save it by name: numpy.savez(path, input_name=array)."
             )
         with archive:
-            arrays = {name: archive[name] for name in archive.files if name in {v.name for v in inputs}}
+            arrays = {name: archive[name] for name in archive.files if labels or name in {v.name for v in inputs}}
             known = list(archive.files)
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError, KeyError) as error:
         raise BadInputError(f"--data {path} cannot be read as .npz: {str(error).splitlines()[0][:150]}.") from None
@@ -65,7 +65,7 @@ def _read(path: Path, inputs: list[onnx.ValueInfoProto]) -> Feeds:
                 f"--data {path} has no array '{value.name}' (it has: {', '.join(known[:8])}); name arrays like the model's inputs."
             )
         feeds[value.name] = _fit(arrays[value.name], value, path)
-    return feeds
+    return arrays | feeds
 
 
 def _fit(array: Array, value: onnx.ValueInfoProto, path: Path) -> Array:
@@ -109,6 +109,7 @@ def take(feeds: Feeds, inputs: list[onnx.ValueInfoProto], count: int) -> Feeds:
 
 
 BATCH = 16
+PORTION = 1 << 20  # elements of the inputs in one portion, if more than one sample
 FOLDS = 4
 PATCH = 0.5
 
@@ -120,7 +121,12 @@ def merged(feeds: list[Feeds], inputs: list[onnx.ValueInfoProto]) -> list[Feeds]
     alike: dict[tuple[tuple[int, ...], ...], list[Feeds]] = {}
     for feed in feeds:
         alike.setdefault(tuple(feed[v.name].shape[1:] for v in inputs), []).append(feed)
-    return [{v.name: np.concatenate([f[v.name] for f in some]) for v in inputs} for some in alike.values()]
+    return [{name: np.concatenate([_rows(f[name]) for f in some]) for name in some[0]} for some in alike.values()]
+
+
+def _rows(array: Array) -> Array:
+    """A single label counts as a row."""
+    return array if array.ndim else array[None]
 
 
 def portions(feeds: list[Feeds], inputs: list[onnx.ValueInfoProto], limit: int | None = None) -> list[Feeds]:
@@ -134,6 +140,9 @@ def portions(feeds: list[Feeds], inputs: list[onnx.ValueInfoProto], limit: int |
         sizes = {v.name: _step(feed[v.name], v) for v in inputs}
         batched = {n: feed[n].shape[0] // step for n, step in sizes.items() if step}
         count = min(batched.values(), default=1)
+        for name in feed.keys() - sizes.keys():  # labels
+            if feed[name].ndim and feed[name].shape[0] == count:
+                sizes[name], batched[name] = 1, count
         if len(set(batched.values())) > 1 or count <= 1 or left <= 0:
             if left > 0:
                 result.append(feed)
@@ -142,7 +151,8 @@ def portions(feeds: list[Feeds], inputs: list[onnx.ValueInfoProto], limit: int |
         fixed = any(_declared(v) for v in inputs if sizes[v.name])
         count = min(count, left)
         left -= count
-        portion = 1 if fixed else max(1, min(BATCH, count // FOLDS))
+        elements = sum(feed[v.name].size // feed[v.name].shape[0] * sizes[v.name] for v in inputs if sizes[v.name])
+        portion = 1 if fixed else max(1, min(BATCH, count // FOLDS, PORTION // max(elements, 1)))
         for first in range(0, count - count % portion, portion):
             result.append(
                 {n: a[first * sizes[n] : (first + portion) * sizes[n]] if n in batched else a for n, a in feed.items()}
@@ -168,9 +178,12 @@ def samples_of(
     feeds: list[Feeds], inputs: list[onnx.ValueInfoProto], limit: int | None = None, wanted: int = 0, seed: int = 0
 ) -> Samples:
     """Calibration samples: every fourth portion is held out; where there are less than `wanted`, patched ones are added."""
-    given = portions(merged(feeds, inputs), inputs, limit)
+    whole = portions(merged(feeds, inputs), inputs, limit)
+    known = {v.name for v in inputs}
+    given = [{n: a for n, a in f.items() if n in known} for f in whole]
+    labels = tuple({n: a for n, a in f.items() if n not in known} for f in whole)
     fold = FOLDS if len(given) >= FOLDS else 2
-    sizes = [_size(f, inputs) for f in given]
+    sizes = [batch_of(f) for f in given]
     held = [k % fold == fold - 1 for k in range(len(given))]
     made: list[Feeds] = []
     rng = np.random.default_rng(seed)
@@ -180,11 +193,7 @@ def samples_of(
             others = [f for f, h in zip(given, held, strict=True) if h == held[k]]
             made.append(_patched(feed, others[int(rng.integers(len(others)))], rng))
     more = len(made) // max(len(given), 1)
-    return Samples(tuple(given + made), tuple(held * (1 + more)), tuple(sizes * (1 + more)), len(given))
-
-
-def _size(feed: Feeds, inputs: list[onnx.ValueInfoProto]) -> int:
-    return max((feed[v.name].shape[0] for v in inputs if feed[v.name].ndim), default=1)
+    return Samples(tuple(given + made), tuple(held * (1 + more)), tuple(sizes * (1 + more)), len(given), labels)
 
 
 def _patchable(feed: Feeds) -> bool:

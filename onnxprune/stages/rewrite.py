@@ -6,6 +6,7 @@ Works on a fresh import of the original, which is left alone. Operators are not 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -279,27 +280,29 @@ class NodeEdit(Edit):
         place[id(self.node.gs_node)].append(gs.Node("Where", out.name, inputs=inputs, outputs=[out]))
         return out
 
-    def restore_output(self, changed: Array, value: Array) -> None:
+    def _after(self, op: str, dtype: Any, inputs: Callable[[gs.Tensor], list[gs.Tensor]], **attrs: Any) -> None:
+        """A node behind the first output, which keeps its name; `inputs`: of the new node, given what this node computes."""
         node = self.node.gs_node
         out = node.outputs[0]
-        raw = gs.Variable(self.surgery.fresh_name(out.name), dtype=np.int64)
-        node.outputs[0] = raw
-        inputs = [
-            self._constant(f"{out.name}_mask", changed),
-            self._constant(f"{out.name}_size", value.astype(np.int64)),
-            raw,
-        ]
-        self.surgery.after[id(node)].append(gs.Node("Where", raw.name, inputs=inputs, outputs=[out]))
-
-    def scale_output(self, factor: float) -> None:
-        node = self.node.gs_node
-        out = node.outputs[0]
-        found = str(self.surgery.analysis.observation.dtypes.get(self.node.outputs[0]))
-        dtype: np.dtype[Any] = FLOATS.get(found, np.dtype(np.float32))
         raw = gs.Variable(self.surgery.fresh_name(out.name), dtype=dtype)
         node.outputs[0] = raw
-        scale = self._constant(f"{out.name}_scale", np.array(factor, dtype))
-        self.surgery.after[id(node)].append(gs.Node("Mul", raw.name, inputs=[raw, scale], outputs=[out]))
+        self.surgery.after[id(node)].append(gs.Node(op, raw.name, attrs=attrs, inputs=inputs(raw), outputs=[out]))
+
+    def restore_output(self, changed: Array, value: Array) -> None:
+        name = self.node.gs_node.outputs[0].name
+        mask, size = self._constant(f"{name}_mask", changed), self._constant(f"{name}_size", value.astype(np.int64))
+        self._after("Where", np.int64, lambda raw: [mask, size, raw])
+
+    def scale_output(self, factor: float) -> None:
+        found = str(self.surgery.analysis.observation.dtypes.get(self.node.outputs[0]))
+        dtype: np.dtype[Any] = FLOATS.get(found, np.dtype(np.float32))
+        scale = self._constant(f"{self.node.gs_node.outputs[0].name}_scale", np.array(factor, dtype))
+        self._after("Mul", dtype, lambda raw: [raw, scale])
+
+    def gather_output(self, axis: int, index: Array) -> None:
+        out = self.node.gs_node.outputs[0]
+        positions = self._constant(f"{out.name}_positions", index)
+        self._after("Gather", out.dtype, lambda raw: [raw, positions], axis=axis)
 
     def scale_constant(self, i: int, factor: float) -> bool:
         if self._key(i) not in self.surgery.view.constants:

@@ -22,14 +22,17 @@ from onnxprune.core.damage import Metric, divergence
 from onnxprune.core.layers import Layer
 from onnxprune.core.linear import Floats
 from onnxprune.core.maps import Maps
-from onnxprune.core.observation import Array
+from onnxprune.core.observation import Array, batch_of
 from onnxprune.core.order import Order
 from onnxprune.core.patch import with_constants
+from onnxprune.ops.cost import CostModel
 from onnxprune.runtime import Session, folder_of
 
 LEVELS = (0.25, 0.5, 0.75)
 DAMPING = 1e-3
+FEW = (0.3, 0.6)  # for models that take long
 SAMPLES = 64
+WORK = 1.5e12  # multiply-accumulates that all trials together may take
 
 
 Cut = Callable[[Bools], onnx.ModelProto]
@@ -44,10 +47,12 @@ def sense(
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Floats]:
     """Damage per group after 0, 1, ... steps. `cut(removed)` gives the pruned model (`stages/rewrite.py`)."""
-    trial = Trial(analysis, calibration, cut, metric)
+    work = max(1, CostModel(analysis).macs() // batch_of(analysis.feeds[0]) * len(orders))
+    levels = LEVELS if work * len(LEVELS) * SAMPLES <= WORK else FEW
+    trial = Trial(analysis, calibration, cut, metric, max(4, min(SAMPLES, int(WORK / work / len(levels)))))
     result: dict[str, Floats] = {}
     for k, (name, order) in enumerate(orders.items()):
-        counts = sorted({max(1, round(share * len(order.classes))) for share in LEVELS})
+        counts = sorted({max(1, round(share * len(order.classes))) for share in levels})
         found = []
         for n in counts:
             removed = np.zeros(analysis.solution.count, bool)
@@ -74,9 +79,11 @@ def curve(error: Floats, counts: Sequence[int], found: Sequence[float]) -> Float
 class Trial:
     """Damage of a removal (bool per class), with the closed-form repair."""
 
-    def __init__(self, analysis: Analysis, calibration: Calibration, cut: Cut, metric: Metric) -> None:
+    def __init__(
+        self, analysis: Analysis, calibration: Calibration, cut: Cut, metric: Metric, samples: int = SAMPLES
+    ) -> None:
         self.analysis, self.calibration, self.cut, self.metric = analysis, calibration, cut, metric
-        self.chosen = _held(calibration)
+        self.chosen = _held(calibration, samples)
 
     def __call__(self, removed: Bools) -> float:
         changes = closed_form(self.analysis, self.calibration, removed)
@@ -98,11 +105,11 @@ def judge(
     return metric([calibration.outputs[k] for k in chosen], [session.run(feeds[k]) for k in chosen])
 
 
-def _held(calibration: Calibration) -> list[int]:
-    """Portions to judge with: those held out, about `SAMPLES` samples of them, all if none is."""
+def _held(calibration: Calibration, wanted: int = SAMPLES) -> list[int]:
+    """Portions to judge with: about so many of the samples held out, all if none is."""
     samples = calibration.samples
     held = [k for k, out in enumerate(samples.held) if out] or list(range(len(samples.feeds)))
-    return held[:: max(1, round(sum(samples.sizes[k] for k in held) / SAMPLES))]
+    return held[:: max(1, round(sum(samples.sizes[k] for k in held) / wanted))]
 
 
 def closed_form(analysis: Analysis, calibration: Calibration, removed: Bools) -> dict[tuple[str, int], Array]:

@@ -23,11 +23,13 @@ from onnxprune.core.calibration import Calibration
 from onnxprune.core.grouping import Group
 from onnxprune.core.layers import Layer
 from onnxprune.core.linear import Floats
+from onnxprune.core.observation import Array
 from onnxprune.core.order import Order
 from onnxprune.core.units import Ids
 
 DAMPING = 1e-3
 BATCH = 24  # a step takes this fraction of what is left
+SINGLE = 1500  # inputs above which single precision has to do
 GONE = -2
 SHRINK = 0.7
 
@@ -147,11 +149,13 @@ class _Consumer:
     def __init__(self, key: str, atoms: NDArray[np.int64], covariance: Floats, weights: NDArray[np.float32]) -> None:
         self.key = key
         self.atoms = atoms.copy()
-        self.w = weights.astype(np.float64)
+        self.w: Array = weights.astype(np.float64)
         variance = float(np.einsum("ko,ko->", self.w, covariance @ self.w))
         self.weight = 1.0 / max(variance, 1e-30)
         damping = DAMPING * float(np.trace(covariance)) / len(covariance) + 1e-12
-        self.g = np.linalg.inv(covariance + damping * np.eye(len(covariance)))
+        if len(covariance) > SINGLE:  # half the memory and time
+            covariance, self.w = covariance.astype(np.float32), self.w.astype(np.float32)
+        self.g = np.linalg.inv(covariance + damping * np.eye(len(covariance), dtype=covariance.dtype))
 
     def scores(self, total: int) -> Floats:
         """s per atom; 0 for atoms without columns here."""

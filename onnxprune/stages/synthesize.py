@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from scipy.ndimage import zoom
 
-from onnxprune.core.observation import Array, Feeds
+from onnxprune.core.observation import Array, Feeds, batch_of
 
 COUNT = 256
 ELEMENTS = 1 << 26
@@ -22,7 +22,7 @@ ELEMENTS = 1 << 26
 def synthesize(template: Feeds, inputs: list[onnx.ValueInfoProto], seed: int = 0, count: int = COUNT) -> list[Feeds]:
     """Feeds of the shapes of `template`, which ran; one sample each where its batch is 1, else as many as it holds."""
     rng = np.random.default_rng(seed)
-    size = max((v.shape[0] for v in template.values() if v.ndim), default=1)
+    size = batch_of(template)
     largest = max((v.size for v in template.values()), default=1)
     number = max(4, min(-(-count // size), ELEMENTS // max(largest, 1)))
     return [{v.name: _one(template[v.name], rng) for v in inputs} for _ in range(number)]

@@ -34,6 +34,33 @@ def test_gather_nd(last: int) -> None:
     check(Case(proto, {"MatMul 'h'": 8}))
 
 
+def test_gather_nd_of_constant_rows() -> None:
+    """[heads + keys, N, S, d]: 4 heads and one row of keys, by number. 6 offsets leave all of them."""
+    between = [
+        node("Reshape", "h apart", "r"),
+        node("Transpose", "r", "t", perm=[2, 0, 1, 3]),
+        node("GatherND", "t heads", "q"),
+        node("GatherND", "t keys", "k"),
+        node("Mul", "q k", "m"),
+        node("Transpose", "m", "u", perm=[1, 2, 0, 3]),
+        node("Reshape", "u flat", "g"),
+    ]
+    c = {
+        "apart": ints(2, 5, 5, 6),
+        "heads": ints(0, 3, 1, 2)[:, None],
+        "keys": ints(-1)[:, None],
+        "flat": ints(2, 5, -1),
+    }
+    check(Case(dense(between, c, width=30, out=24), {"MatMul 'h'": 6}))
+
+
+def test_gather_nd_reads_computed_positions() -> None:
+    """What gives the positions keeps its axes."""
+    between = [node("Cast", "h", "c", to=7), node("Clip", "c zero three", "i"), node("GatherND", "table i", "g")]
+    c = weights(2, table=(4, 4, 4, 4, 4, 4, 4, 4, 8)) | {"zero": np.array(0), "three": np.array(3)}
+    assert "reads positions" in why(check(Case(dense(between, c), {"GatherND 'g'": 8})))
+
+
 @pytest.mark.parametrize("opset", [11, 13, 16, 18])
 def test_scatter_nd(opset: int) -> None:
     """h with h[0] = u: the channels of both are tied."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.ops.harness import Array, Case, check, dense, image, model, node, weights, why
+from onnxprune.core.budget import Budget
+from onnxprune.stages.allocate import allocate
+from onnxprune.stages.rewrite import rewrite
+from tests.ops.harness import Array, Case, analysed, check, dense, image, model, node, weights, why
 
 
 def ints(*values: int) -> Array:
@@ -161,13 +164,64 @@ def test_slice_halves(opset: int, bounds: tuple[int, int]) -> None:
     check(Case(proto, {"MatMul 'h'": 8}))
 
 
-@pytest.mark.parametrize("step", [2, -1])
-def test_slice_with_steps(step: int) -> None:
-    """Every other position, or all of them backwards: the positions stay."""
-    start, end = (0, 8) if step > 0 else (-1, -(2**40))
-    c = {"s": ints(start), "e": ints(end), "a": ints(-1), "t": ints(step)}
-    analysis = check(Case(dense([node("Slice", "h s e a t", "g")], c, out=4 if step == 2 else 8), {}))
-    assert "n-th" in why(analysis)
+FAR = 2**40
+
+
+@pytest.mark.parametrize("bounds", [(0, 8, 2), (1, FAR, 3), (-1, -FAR, -1), (6, -FAR, -2), (6, 0, -3)])
+def test_slice_with_steps(bounds: tuple[int, int, int]) -> None:
+    """Every n-th position, forwards and backwards: no matter which positions go, the slice takes those that stay."""
+    c = {"s": ints(bounds[0]), "e": ints(bounds[1]), "a": ints(-1), "t": ints(bounds[2])}
+    taken = len(range(8)[slice(*bounds)])
+    check(Case(dense([node("Slice", "h s e a t", "g")], c, out=taken), {"MatMul 'h'": 8}))
+
+
+def test_slice_with_steps_on_one_of_two_axes() -> None:
+    """Every other channel of a window of space: first and last column cut off."""
+    c = {"s": ints(1, 1), "e": ints(7, FAR), "a": ints(3, 1), "t": ints(1, 2)}
+    check(Case(image([node("Slice", "h s e a t", "g")], c, out=4), {"Conv 'h'": 8}))
+
+
+def test_flipped_channels_stay_a_slice() -> None:
+    c = {"s": ints(-1), "e": ints(-FAR), "a": ints(-1), "t": ints(-1)}
+    analysis = analysed(dense([node("Slice", "h s e a t", "g")], c))
+    removed = allocate(analysis, np.arange(analysis.solution.count, dtype=float), Budget("ratio", 0.5), 1)
+    assert [n.op_type for n in rewrite(analysis, removed).graph.node] == ["MatMul", "Slice", "MatMul"]
+
+
+def test_every_other_position_of_two_heads() -> None:
+    """Even and odd positions of 2 heads of 8 are cut apart: an offset of either leaves both heads, or a head goes."""
+    between = [
+        node("Reshape", "h heads", "r"),
+        node("Slice", "r zero far last two", "even"),
+        node("Slice", "r one far last two", "odd"),
+        node("Sigmoid", "even", "se"),
+        node("Tanh", "odd", "to"),
+        node("Concat", "se to", "j", axis=3),
+        node("Reshape", "j flat", "g"),
+    ]
+    c = {"heads": ints(2, 5, 2, 8), "flat": ints(2, 5, -1), "zero": ints(0), "far": ints(FAR), "last": ints(-1)}
+    c |= {"one": ints(1), "two": ints(2)}
+    check(Case(dense(between, c, width=16), {"MatMul 'h'": 4, "MatMul 'h' rows": 2}))
+
+
+ONE_OFFSET = {
+    "Gather, scalar": [node("Gather", "r one", "e", axis=3), node("Unsqueeze", "e last", "u")],
+    "Gather": [node("Gather", "r ones", "u", axis=3)],
+    "Slice": [node("Slice", "r ones two last", "u")],
+    "Slice with a step": [node("Slice", "r ones four last two", "u")],
+    "Split": [node("Split", "r sizes", "p u q", axis=3)],
+}
+
+
+@pytest.mark.parametrize("form", ONE_OFFSET)
+def test_one_offset_of_every_head(form: str) -> None:
+    """4 heads of 3 times their own offset 1, which stays as long as its head does: 2 others may go (no part of a Split), or heads."""
+    nodes = ONE_OFFSET[form]
+    between = [node("Reshape", "h heads", "r"), *nodes, node("Mul", "r u", "m"), node("Reshape", "m flat", "g")]
+    c = {"heads": ints(2, 5, 4, 3), "flat": ints(2, 5, -1), "sizes": ints(1, 1, 1), "one": np.array(1)}
+    c |= {"ones": ints(1), "two": ints(2), "last": ints(-1)} | {"four": ints(4)}
+    single = {} if form == "Split" else {"MatMul 'h'": 3}
+    check(Case(dense(between, c, width=12), single | {"MatMul 'h' rows": 4}))
 
 
 def test_slice_of_space_passes_channels() -> None:
