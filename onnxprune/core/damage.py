@@ -69,7 +69,7 @@ def _one(wanted: list[Array], found: list[Array]) -> float:
     if kind == "values":
         return _relative(wanted, found)
     each = [_KINDS[kind](w.astype(np.float64), f.astype(np.float64)) for w, f in zip(wanted, found, strict=True)]
-    return max(0.0, float(np.average(each, weights=weights)))  # rounding may leave a little below zero
+    return float(np.maximum(0.0, np.average(each, weights=weights)))  # rounding may leave less; NaN stays NaN
 
 
 def _kind(wanted: list[Array]) -> str:
