@@ -166,14 +166,11 @@ def prune(
     clock("benchmark")
     times = _latency(analysis, pruned) if settings.benchmark else None
     clock.stop()
-    made = replay or make_plan(
-        analysis,
-        removed,
-        _costs(costs, removed),
-        _settings(settings, budget),
-        __version__,
-        repair.changed if repair else (),
-    )
+    refit = repair.changed if repair else ()
+    if replay is not None:
+        made = replay.repaired(settings.recover or "none", refit)
+    else:
+        made = make_plan(analysis, removed, _costs(costs, removed), _settings(settings, budget), __version__, refit)
     text = Report.make(
         analysis,
         removed,
@@ -218,7 +215,7 @@ def verify(
     if not refit:
         return _verify(analysis, removed, other.proto, seed, other)
     cut = rewrite(analysis, removed)
-    check_refit(cut, other.proto, refit)
+    check_refit(cut, other.proto, refit, (runtime.folder_of(loaded), runtime.folder_of(other)))
     return _verify(analysis, removed, cut, seed)
 
 

@@ -281,6 +281,8 @@ class Probe:
 
     def __init__(self, model: LoadedModel, wanted: set[str], typed: set[str]) -> None:
         self.model, self.wanted, self.typed = model, wanted, typed
+        if not model.proto.graph.output:
+            raise BadInputError("The model has no outputs, so there is nothing to keep; give a model that has some.")
         try:
             self._top = _Probed(model, model.proto.graph, None, {}, "", wanted, typed)
         except BadInputError:

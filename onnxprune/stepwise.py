@@ -161,10 +161,12 @@ class Stepwise:
             for value in self._kept.pop(name):
                 if isinstance(value, Path):
                     value.unlink(missing_ok=True)
-                else:
+                elif name in self.maker and isinstance(value, np.ndarray):
                     self._in_memory -= value.nbytes
 
     def _store(self, name: str, i: int, value: Array) -> Array | Path:
+        if not isinstance(value, np.ndarray):  # a sequence
+            return value
         if self._in_memory + value.nbytes <= self.memory or value.dtype == object:
             self._in_memory += value.nbytes
             return value
@@ -214,8 +216,7 @@ class Stepwise:
         graph.sparse_initializer.extend(self._sparse[n] for n in sorted(reads) if n in self._sparse)
         given = [n for n in feeds[0] if n not in made]
         for name in given:
-            kind = helper.np_dtype_to_tensor_dtype(feeds[0][name].dtype)
-            graph.input.append(helper.make_tensor_value_info(name, kind, [None] * feeds[0][name].ndim))
+            graph.input.append(_declared(name, feeds[0][name]))
         for name in outputs:
             graph.output.append(helper.make_empty_tensor_value_info(name))
         session = Session(proto, self.folder, optimized=True, what="a part of the model")
@@ -245,6 +246,7 @@ class Stepwise:
                 self.nodes[node].input.append("")
             self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
             self._fixed.add(name)
+            self._constants.pop(name, None)
             self.nodes[node].input[i] = name
         self.reads[node] = read_by(self.nodes[node])
 
@@ -254,6 +256,15 @@ def _stored(node: NodeProto) -> onnx.TensorProto | None:
     if node.op_type != "Constant":
         return None
     return next((a.t for a in node.attribute if a.name == "value"), None)
+
+
+def _declared(name: str, value: Array | list[Array]) -> onnx.ValueInfoProto:
+    """An input that takes the value: a tensor, or a sequence of them."""
+    first = value if isinstance(value, np.ndarray) else value[0] if value else np.empty(0, np.float32)
+    kind = helper.np_dtype_to_tensor_dtype(first.dtype)
+    if isinstance(value, np.ndarray):
+        return helper.make_tensor_value_info(name, kind, [None] * value.ndim)
+    return helper.make_tensor_sequence_value_info(name, kind, None)
 
 
 def _copy(node: NodeProto) -> NodeProto:

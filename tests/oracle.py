@@ -245,7 +245,7 @@ def pins(model: ModelProto) -> str:
 
 
 def prune(model: ModelProto, ratio: float, seed: int = 0, **options: Any) -> onnxprune.PruneResult:
-    options = {"round_to": 1, "importance": "random", "benchmark": False} | options
+    options = {"round_to": 1, "importance": "random", "recover": "none", "benchmark": False} | options
     return onnxprune.prune(model, Budget("ratio", ratio), seed=seed, **options)
 
 

@@ -47,7 +47,7 @@ def made(program: list[tuple[str, int, int, int]], seed: int, start: str, batch:
 
 
 def prune(model: onnx.ModelProto, budget: Budget, seed: int, **options: object) -> onnxprune.PruneResult:
-    settings = {"round_to": 1, "importance": "random", "benchmark": False} | options
+    settings = {"round_to": 1, "importance": "random", "recover": "none", "benchmark": False} | options
     return onnxprune.prune(model, budget, seed=seed, **settings)
 
 

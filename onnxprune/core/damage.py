@@ -75,7 +75,8 @@ def _one(wanted: list[Array], found: list[Array]) -> float:
     logits = [[_LOGITS[kind](x.astype(np.float64)) for x in xs] for xs in (wanted, found)]
     a, b = (np.concatenate([x.ravel() for x in xs]) for xs in logits)
     spread = float(np.square(a - b).mean() / max(float(a.var()), 1e-12))
-    return max(0.0, float(np.average(each, weights=weights))) + SHARE * spread  # rounding may leave a little below zero
+    apart = np.maximum(0.0, np.average(each, weights=weights))  # rounding may leave less; NaN stays NaN
+    return float(apart) + SHARE * spread
 
 
 def _kind(wanted: list[Array]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from onnx import ModelProto, NodeProto, helper
 
-from onnxprune.core.linear import Linear, LinearContext, LinearRule
+from onnxprune.core.linear import Linear, LinearContext, LinearRule, Product
 from onnxprune.core.maps import Shape
 
 
@@ -54,7 +54,8 @@ def find_layers(
             continue
         at = found.b
         bias = node.input[at] if at is not None and at < len(node.input) else ""
-        adder = None if at is not None else _adder(proto, node, readers, outputs, shape, is_constant)
+        is_last = not (isinstance(found, Product) and found.left)  # the axis of outputs, which the added bias runs over
+        adder = _adder(proto, node, readers, outputs, shape, is_constant) if at is None and is_last else None
         if adder is not None:
             bias = proto.graph.node[adder[0]].input[adder[1]]
         y = node.output[0]

@@ -37,7 +37,8 @@ class Moments:
         )
 
     def add(self, x: Array, y: Array | None = None) -> None:
-        """x [g, p, K], y [g, p, O]. Products in the arrays' own precision, sums in float64."""
+        """x [g, p, K], y [g, p, O]. Products in the arrays' own precision (float32 at least), sums in float64."""
+        x = x.astype(np.result_type(x.dtype, np.float32), copy=False)
         self.count += x.shape[1]
         turned = np.swapaxes(x, 1, 2)
         self.x += x.sum(axis=1, dtype=np.float64)
@@ -46,6 +47,7 @@ class Moments:
         else:
             self.xx += turned @ x
         if y is not None:
+            y = y.astype(np.result_type(y.dtype, np.float32), copy=False)
             self.y += y.sum(axis=1, dtype=np.float64)
             self.xy += turned @ y
             self.yy += np.square(y, dtype=np.float64).sum(axis=1)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
-from onnx import GraphProto, ModelProto, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
 from onnxprune.core.flat import SEPARATOR, subgraphs
 from onnxprune.core.observation import Array
@@ -23,18 +23,24 @@ def with_constants(proto: ModelProto, changes: dict[tuple[str, int], Array]) -> 
     reads: Counter[str] = Counter()
     names: set[str] = set()
     _count(copy.graph, reads, names)
-    _patch(copy.graph, "", changes, reads, names)
+    stale: set[str] = set()
+    _patch(copy.graph, "", changes, reads, names, stale)
+    _sweep(copy.graph, reads, stale)
     return copy
 
 
-def constants_at(proto: ModelProto, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Array]:
-    """The constants at inputs of nodes, by (node key, input); left out where there is none."""
-    found: dict[tuple[str, int], Array] = {}
+def constants_at(
+    proto: ModelProto, places: Iterable[tuple[str, int]], folder: str | None = None
+) -> dict[tuple[str, int], Array]:
+    """The constants at inputs of nodes, by (node key, input); left out where there is none. `folder`: of external data."""
+    found: dict[tuple[str, int], TensorProto] = {}
     _collect(proto.graph, "", set(places), found)
-    return {place: found[place] for place in places if place in found}
+    return {p: numpy_helper.to_array(found[p], base_dir=folder or "") for p in places if p in found}
 
 
-def _collect(graph: GraphProto, path: str, places: set[tuple[str, int]], found: dict[tuple[str, int], Array]) -> None:
+def _collect(
+    graph: GraphProto, path: str, places: set[tuple[str, int]], found: dict[tuple[str, int], TensorProto]
+) -> None:
     stored = {t.name: t for t in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
@@ -43,7 +49,7 @@ def _collect(graph: GraphProto, path: str, places: set[tuple[str, int]], found: 
         key = path + next((o for o in node.output if o), f"#{k}")
         for i, name in enumerate(node.input):
             if (key, i) in places and name in stored:
-                found[key, i] = numpy_helper.to_array(stored[name])
+                found[key, i] = stored[name]
         for attribute, sub in subgraphs(node):
             _collect(sub, f"{key}.{attribute}{SEPARATOR}", places, found)
 
@@ -59,8 +65,14 @@ def _count(graph: GraphProto, reads: Counter[str], names: set[str]) -> None:
 
 
 def _patch(
-    graph: GraphProto, path: str, changes: dict[tuple[str, int], Array], reads: Counter[str], names: set[str]
+    graph: GraphProto,
+    path: str,
+    changes: dict[tuple[str, int], Array],
+    reads: Counter[str],
+    names: set[str],
+    stale: set[str],
 ) -> None:
+    """Write the changes. `stale`: names that lost a reader or their shape."""
     stored = {t.name: t for t in graph.initializer}
     made = {n.output[0]: n for n in graph.node if n.op_type == "Constant"}
     inputs = {i.name for i in graph.input}
@@ -72,6 +84,8 @@ def _patch(
                 node.input.append("")
             name = node.input[i]
             if name in stored and reads[name] == 1 and name not in inputs:
+                if tuple(stored[name].dims) != value.shape:
+                    stale.add(name)
                 stored[name].CopyFrom(_tensor(value, name, stored[name].doc_string))
                 continue
             if name in made and reads[name] == 1 and any(a.name == "value" for a in made[name].attribute):
@@ -87,10 +101,29 @@ def _patch(
             reads[fresh] = 1
             graph.initializer.add().CopyFrom(_tensor(value, fresh, ""))
             node.input[i] = fresh
-            if name in stored and not reads[name] and name not in inputs:
-                graph.initializer.remove(stored.pop(name))
+            stale.add(name)
         for attribute, sub in subgraphs(node):
-            _patch(sub, f"{key}.{attribute}{SEPARATOR}", changes, reads, names)
+            _patch(sub, f"{key}.{attribute}{SEPARATOR}", changes, reads, names, stale)
+
+
+def _sweep(graph: GraphProto, reads: Counter[str], stale: set[str]) -> None:
+    """Drop constants that nobody reads any more, what only made them, and what was said of their shapes."""
+    for node in reversed(list(graph.node)):
+        outputs = [o for o in node.output if o]
+        if any(o in stale for o in outputs) and not any(reads[o] for o in outputs) and not [*subgraphs(node)]:
+            reads.subtract(x for x in node.input if x)
+            stale.update(x for x in node.input if x)
+            graph.node.remove(node)
+        for _, sub in subgraphs(node):
+            _sweep(sub, reads, stale)
+    inputs = {i.name for i in graph.input}
+    for tensor in list(graph.initializer):
+        if tensor.name in stale and not reads[tensor.name] and tensor.name not in inputs:
+            graph.initializer.remove(tensor)
+    known = {t.name for t in graph.initializer} | {o for n in graph.node for o in n.output}
+    for info in list(graph.value_info):
+        if info.name in stale and (info.name not in known or reads[info.name] == 1):
+            graph.value_info.remove(info)
 
 
 def _tensor(value: Array, name: str, doc: str):  # type: ignore[no-untyped-def]

@@ -47,6 +47,14 @@ class Plan:
             raise BadInputError("The plan's 'refit' is not a list of [node, input].")
         return [(node, i) for node, i in found]
 
+    def repaired(self, recover: str, refit: Sequence[tuple[str, int]]) -> Plan:
+        """The same removal with another repair."""
+        settings = self.document.get("settings", {})
+        listed = [[node, i] for node, i in refit]
+        if settings.get("recover", "none") == recover and self.document.get("refit", []) == listed:
+            return self
+        return Plan(self.document | {"settings": settings | {"recover": recover}, "refit": listed})
+
     def to_json(self) -> str:
         """One line per member, so that plans can be diffed."""
         head = {k: v for k, v in self.document.items() if k != "groups"}

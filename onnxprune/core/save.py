@@ -47,8 +47,8 @@ def save_model(
     Raises: BadInputError if the place cannot be written to or external data is gone.
     """
     path = Path(path)
-    tensors = list(_tensors(proto.graph))
-    is_apart = apart or any(map(is_external, tensors)) or _size(tensors) > max_proto_bytes
+    held = list(tensors(proto.graph))
+    is_apart = apart or any(map(is_external, held)) or _size(held) > max_proto_bytes
     try:
         if path.exists() and not path.is_file():  # moving a file onto /dev/null would replace it
             raise OSError(errno.EINVAL, "it is no plain file")
@@ -142,7 +142,7 @@ def _copy_tensor(tensor: TensorProto, target: TensorProto, data: BinaryIO, locat
 def _free_name(path: Path, proto: ModelProto, folder: Path | None) -> Path:
     """NAME.onnx.data, or with a number if that is a file that `proto` itself still reads."""
     sources = set()
-    for tensor in _tensors(proto.graph):
+    for tensor in tensors(proto.graph):
         if is_external(tensor):
             sources.add(external_region(tensor, folder).path)
     number = 0
@@ -170,12 +170,13 @@ def _settle(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
+def tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    """Initializers and tensor attributes, those of subgraphs included."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.GRAPH:
-                yield from _tensors(attribute.g)
+                yield from tensors(attribute.g)
             elif attribute.type == AttributeProto.TENSOR:
                 yield attribute.t
 

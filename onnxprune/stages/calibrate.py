@@ -16,6 +16,7 @@ from onnx import helper
 from onnxprune import ops
 from onnxprune.core.analysis import Analysis
 from onnxprune.core.calibration import Calibration
+from onnxprune.core.flat import conditions
 from onnxprune.core.layers import Layer, find_layers
 from onnxprune.core.moments import Moments
 from onnxprune.core.observation import Array
@@ -52,13 +53,15 @@ def calibrate(
     inputs = list(dict.fromkeys(x.x for x in layers))
     session = _tapped(flat, inputs, layers, folder)
     names = [o.name for o in flat.graph.output]
+    # other samples may take other branches than the first: what they should give, the whole model says
+    whole = Session(model.proto, folder, optimized=True) if conditions(model.proto) else None
     moments: dict[tuple[object, ...], Moments] = {}
     owner: dict[str, tuple[object, ...]] = {}
     outputs: list[list[Array]] = []
     taps = [n for n in inputs if n not in samples.feeds[0]]
     for number, feeds in enumerate(samples.feeds):
         values = session.run(feeds, [*names, *taps, *(f"onnxprune_shape_{k}" for k in range(len(layers)))])
-        outputs.append(values[: len(names)])
+        outputs.append(values[: len(names)] if whole is None else whole.run(feeds, names))
         known = feeds | dict(zip(taps, values[len(names) :], strict=False))
         sizes = values[len(names) + len(taps) :]
         progress((number + 1) / len(samples.feeds))
@@ -80,7 +83,8 @@ def calibrate(
             for part in np.array_split(chosen, max(1, chosen.size * w.shape[1] * w.shape[0] // (1 << 24))):
                 into.add(linear.rows(known[layer.x], y, part))
     by_layer = {key: moments[mark] for key, mark in owner.items() if mark in moments}
-    return Calibration(flat, samples, layers, by_layer, weights, outputs, 1, tuple(taps), made_up, steps.constant)
+    passes = 1 if whole is None else 2
+    return Calibration(flat, samples, layers, by_layer, weights, outputs, passes, tuple(taps), made_up, steps.constant)
 
 
 def _tapped(flat: onnx.ModelProto, inputs: list[str], layers: list[Layer], folder: str | None) -> Session:

@@ -94,6 +94,7 @@ class _Run:
         known = {x.key for x in calibration.layers}
         self.layers = [x for x in found if x.key in known and not self.new.is_constant(x.x)]
         self.changes: dict[tuple[str, int], Array] = {}
+        self.outputs = {o.name for o in self.flat.graph.output}
         self.readers: dict[str, list[int]] = {}
         for k, reads in enumerate(self.new.reads):
             for name in reads:
@@ -176,7 +177,7 @@ class _Run:
         scale: Array = np.ones(())
         for _ in range(6):
             readers = self.readers.get(tensor, [])
-            if len(readers) != 1:
+            if len(readers) != 1 or tensor in self.outputs:
                 return None
             node = nodes[readers[0]]
             if node.op_type == "Identity" or (node.op_type == "Dropout" and len(node.output) == 1):

@@ -154,9 +154,12 @@ def portions(feeds: list[Feeds], inputs: list[onnx.ValueInfoProto], limit: int |
         left -= count
         elements = sum(feed[v.name].size // feed[v.name].shape[0] * sizes[v.name] for v in inputs if sizes[v.name])
         portion = 1 if fixed else max(1, min(BATCH, count // FOLDS, PORTION // max(elements, 1)))
-        for first in range(0, count - count % portion, portion):
+        for first in range(0, count, portion):
             result.append(
-                {n: a[first * sizes[n] : (first + portion) * sizes[n]] if n in batched else a for n, a in feed.items()}
+                {
+                    n: a[first * sizes[n] : min(first + portion, count) * sizes[n]] if n in batched else a
+                    for n, a in feed.items()
+                }
             )
     return result
 

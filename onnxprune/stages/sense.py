@@ -164,25 +164,26 @@ def _write(
     old = calibration.constants(layer.w)
     maps = _maps(analysis, layer.key, linear.w, layer.w)
     changes[layer.key, linear.w] = compress(linear.kernel(w).astype(old.dtype), maps, gone)
+    bias = calibration.constants(layer.b) if layer.b else None
     if layer.adder is not None:
+        assert bias is not None
         node, i = layer.adder
         key = next(o for o in calibration.flat.graph.node[node].output if o)
-        bias = calibration.constants(layer.b)
         value = bias + shift.reshape(-1).astype(bias.dtype)
     elif linear.b is not None:
         key, i = layer.key, linear.b
-        base = linear.bias(calibration.constants(layer.b).astype(np.float64)) if layer.b else 0.0
+        base = linear.bias(bias.astype(np.float64)) if bias is not None else np.zeros(())
         if base is None:
             return
         value = linear.stored_bias(base + shift).astype(old.dtype)
     else:
         return
     maps = _maps(analysis, key, i, layer.b) if layer.b else ()
-    if not layer.b:  # a new bias has a number per output channel
+    if bias is None or bias.shape != value.shape:  # a new bias has a number per output channel
         channels = analysis.maps.get(layer.y, ())
         axis = 1 if linear.channel_axis == 1 else -1
         maps = tuple(f.reshape(-1) for f in channels if f.size == f.shape[axis % f.ndim])
-    changes[key, i] = compress(value.reshape(-1) if not layer.b else value, maps, gone)
+    changes[key, i] = compress(value, maps, gone)
 
 
 def _maps(analysis: Analysis, node: str, i: int, tensor: str) -> Maps:
