@@ -40,7 +40,7 @@ from onnxprune.stages.metric import load_score, metric_of
 from onnxprune.stages.report import Report, inspection
 from onnxprune.stages.rewrite import rewrite
 from onnxprune.stages.score import score
-from onnxprune.stages.sense import judge, sense
+from onnxprune.stages.sense import cautious, judge, sense
 from onnxprune.stages.surgeon import operate, ranked
 from onnxprune.stages.synthesize import synthesize
 from onnxprune.stages.verify import (
@@ -308,11 +308,14 @@ def _decider(
     orders = damages = None
     if calibration is not None:
         orders = (
-            operate(analysis, calibration, scores, clock.share) if importance == "obs" else ranked(analysis, scores)
+            operate(analysis, calibration, scores, calibration.made_up, clock.share)
+            if importance == "obs"
+            else ranked(analysis, scores)
         )
         if budget.metric != "ratio":
             clock("sense")
             damages = sense(analysis, calibration, orders, partial(rewrite, analysis), progress=clock.share)
+            damages = cautious(damages) if calibration.made_up else damages
     clock("allocate")
 
     def decide(target: Budget) -> Bools:

@@ -38,13 +38,17 @@ def operate(
     analysis: Analysis,
     calibration: Calibration,
     scores: Floats,
+    weighted: bool = False,
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Order]:
-    """An order per group that can shrink. `scores` (per class) rank units that no layer consumes."""
+    """An order per group that can shrink. `scores` (per class) rank units that no layer consumes.
+
+    weighted: multiply the surgeon's scores by these, where the samples are a stand-in and half a reason is better than one.
+    """
     groups = [g for g in analysis.groups if g.removable]
     orders = {}
     for k, group in enumerate(groups):
-        orders[group.id] = _order(analysis, calibration, group, scores)
+        orders[group.id] = _order(analysis, calibration, group, scores, weighted)
         progress((k + 1) / len(groups))
     return orders
 
@@ -60,7 +64,13 @@ def ranked(analysis: Analysis, scores: Floats) -> dict[str, Order]:
     return orders
 
 
-def _order(analysis: Analysis, calibration: Calibration | None, group: Group, scores: Floats) -> Order:
+def _order(
+    analysis: Analysis,
+    calibration: Calibration | None,
+    group: Group,
+    scores: Floats,
+    weighted: bool = False,
+) -> Order:
     atoms = [block[free] for block, free in zip(group.blocks, group.free, strict=True)]
     start = np.cumsum([0, *(len(a) for a in atoms)])
     atom_of = np.full(analysis.solution.count + 1, -1, np.int64)
@@ -75,7 +85,9 @@ def _order(analysis: Analysis, calibration: Calibration | None, group: Group, sc
     consumers = [] if calibration is None else _consumers(analysis, calibration, group, atom_of)
     total = int(start[-1])
     rank = np.concatenate([scores[a].mean(axis=1) for a in atoms]) if atoms else np.empty(0)
-    rank = rank / max(float(rank.max(initial=0.0)), 1e-30) * 1e-9  # breaks ties, and all there is without consumers
+    rank = rank / max(float(rank.max(initial=0.0)), 1e-30)
+    factor = rank if weighted else np.ones(total)
+    rank = rank * 1e-9  # breaks ties, and all there is without consumers
     alive = np.ones(total, bool)
     steps: list[Ids] = []
     error: list[float] = []
@@ -85,7 +97,7 @@ def _order(analysis: Analysis, calibration: Calibration | None, group: Group, sc
         found = np.zeros(total)
         for consumer in consumers:
             found += consumer.scores(total)
-        ranked = np.where(alive, found + rank, np.inf)
+        ranked = np.where(alive, found * factor + rank, np.inf)
         batch = min(count - len(steps), max(1, (count - len(steps)) // BATCH))
         ordered = [
             first + np.argsort(ranked[first:last], kind="stable")[: batch * t]
@@ -96,7 +108,7 @@ def _order(analysis: Analysis, calibration: Calibration | None, group: Group, sc
             now = [ids[j * t : (j + 1) * t] for ids, t in zip(ordered, group.per_step, strict=True)]
             picked = [a[n - first].ravel() for a, n, first in zip(atoms, now, start[:-1], strict=True)]
             steps.append(np.concatenate(picked))
-            spent += float(sum(ranked[n].sum() for n in now))
+            spent += float(sum((found[n] + rank[n]).sum() for n in now))
             error.append(spent)
         alive[going] = False
         for consumer in consumers:

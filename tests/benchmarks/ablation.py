@@ -59,7 +59,9 @@ def table(arguments: argparse.Namespace, images: dict[str, Any], labels: Any, fo
         return float((found == labels).mean())
 
     heads = [f"{p.stem} ({top1(onnx.load(p)):.3f})" for p in nets]
-    say(f"Top-1 (MACs kept, seconds) at `--macs {arguments.macs}`, onnxprune {onnxprune.__version__}, onnxruntime {ort.__version__}.")
+    say(
+        f"Top-1 (MACs kept, seconds) at `--macs {arguments.macs}`, onnxprune {onnxprune.__version__}, onnxruntime {ort.__version__}."
+    )
     say("")
     say("| selection | repair | allocation | inputs | " + " | ".join(heads) + " |")
     say("|---|---|---|---:|" + "---:|" * len(nets))
@@ -74,7 +76,12 @@ def table(arguments: argparse.Namespace, images: dict[str, Any], labels: Any, fo
     ]
     cells += [("obs", "lsq", "measured", n) for n in (8, 32, 512, 0)]
     for selection, repair, allocation, number in cells:
-        options: dict[str, Any] = {"importance": selection, "recover": repair, "data": files.get(number), "benchmark": False}
+        options: dict[str, Any] = {
+            "importance": selection,
+            "recover": repair,
+            "data": files.get(number),
+            "benchmark": False,
+        }
         row = []
         for path in nets:
             begin = time.perf_counter()
