@@ -1,0 +1,81 @@
+"""Targets beyond a share of MACs: bytes, a limit on the loss, and the metrics that measure it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxprune
+from onnxprune import BadInputError, Budget, TargetNotReachableError
+from onnxprune.core.damage import angle, disagreement
+
+ROOT = Path(__file__).resolve().parent.parent
+DIGITS = ROOT / "models" / "digits.onnx"
+CALIB = ROOT / "models" / "digits_calib.npz"
+
+
+def share(result: onnxprune.PruneResult) -> float:
+    before, after = result.report.data["cost"]["macs"]
+    return float(after / before)
+
+
+def test_size_counts_the_bytes_of_the_weights() -> None:
+    result = onnxprune.prune(DIGITS, Budget("size", 0.6), recover="none", benchmark=False)
+    stored = [sum(len(t.raw_data) for t in m.graph.initializer) for m in (onnx.load(DIGITS), result.model)]
+    assert 0.45 < stored[1] / stored[0] <= 0.6
+
+
+def test_a_larger_drop_allows_a_smaller_model() -> None:
+    """With the user's own score, on labels that come with the data."""
+    shares = []
+    for drop in (0.02, 0.4):
+        budget = Budget("max_drop", drop)
+        shares.append(share(onnxprune.prune(DIGITS, budget, data=CALIB, metric="kl", round_to=1, benchmark=False)))
+    assert shares[1] < shares[0] < 0.9
+
+
+def test_the_users_own_score_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The labels are the original's own answers, so nothing but agreement can be lost."""
+    import onnxruntime as ort
+
+    inputs = dict(np.load(CALIB))
+    name = onnx.load(DIGITS).graph.input[0].name
+    logits = ort.InferenceSession(DIGITS).run(None, {name: inputs[name]})[0]
+    np.savez(tmp_path / "labelled.npz", **{name: inputs[name]}, labels=logits.argmax(axis=1))
+    monkeypatch.chdir(ROOT)
+    budget = Budget("max_drop", 0.0)
+    result = onnxprune.prune(
+        DIGITS, budget, data=tmp_path / "labelled.npz", metric="tests.readme_metric:accuracy", benchmark=False
+    )
+    assert share(result) < 0.9
+    with pytest.raises(BadInputError, match=r"tests\.readme_metric:accuracy failed: KeyError"):
+        onnxprune.prune(DIGITS, budget, data=CALIB, metric="tests.readme_metric:accuracy", benchmark=False)
+
+
+@pytest.mark.parametrize("metric", ["f1", "no_such_module:score", "tests.readme_metric:nothing", "os:sep"])
+def test_metrics_that_are_none(metric: str) -> None:
+    with pytest.raises(BadInputError, match="--metric"):
+        onnxprune.prune(DIGITS, Budget("max_drop", 0.1), data=CALIB, metric=metric)
+
+
+def test_a_drop_that_cannot_be_kept_and_one_that_cannot_be_measured() -> None:
+    with pytest.raises(TargetNotReachableError, match="least that was measured"):
+        onnxprune.prune(DIGITS, Budget("max_drop", 0.0), data=CALIB, metric="kl", benchmark=False)
+    with pytest.raises(BadInputError, match="needs calibration"):
+        onnxprune.prune(DIGITS, Budget("max_drop", 0.1), recover="none", importance="l2")
+    with pytest.raises(BadInputError, match="0 or more"):
+        Budget("max_drop", -0.1)
+
+
+def test_disagreement_and_angle() -> None:
+    wanted = [[np.array([[1.0, 2, 3], [3, 2, 1]], np.float32)], [np.array([[0.0, 1, 0]], np.float32)]]
+    found = [[np.array([[3.0, 2, 1], [9, 2, 1]], np.float32)], [np.array([[0.0, 1, 0]], np.float32)]]
+    assert disagreement(wanted, wanted) == 0 and disagreement(wanted, found) == pytest.approx(1 / 3)
+    assert angle(wanted, wanted) == pytest.approx(0, abs=1e-7)
+    assert angle(wanted, [[2 * a for a in s] for s in wanted]) == pytest.approx(0, abs=1e-7)
+    assert angle([[np.array([[1.0, 0]])]], [[np.array([[0.0, 1]])]]) == pytest.approx(1)
+    with pytest.raises(BadInputError, match="top1 needs"):
+        disagreement([[np.zeros(3, np.float32)]], [[np.zeros(3, np.float32)]])
