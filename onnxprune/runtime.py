@@ -14,7 +14,7 @@ import onnxruntime as ort
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune.core.errors import BadInputError
-from onnxprune.core.flat import SEPARATOR, captured, shell, subgraphs
+from onnxprune.core.flat import SEPARATOR, captured, shell, show_shapes, subgraphs
 from onnxprune.core.model import LoadedModel
 from onnxprune.core.observation import Array, Feeds, Observation
 
@@ -349,13 +349,10 @@ class _Probed:
         self.values = [o for o in self.produced if o in needed or path + o in wanted]
         dtyped = [o for o in self.produced if path + o in typed and o not in self.values]
         del proto.graph.output[:]
-        for k, name in enumerate(self.produced):
-            proto.graph.node.append(helper.make_node("Shape", [name], [f"onnxprune_shape_{k}"]))
-            proto.graph.output.append(helper.make_tensor_value_info(f"onnxprune_shape_{k}", TensorProto.INT64, None))
+        self.outputs = [*show_shapes(proto.graph, self.produced), *self.values]
         for name in self.values + dtyped:
             proto.graph.output.append(helper.make_empty_tensor_value_info(name))
         self.session = Session(proto, folder_of(model), what="the model with its intermediate results as outputs")
-        self.outputs = [f"onnxprune_shape_{k}" for k in range(len(self.produced))] + self.values
         self.dtypes = {path + n: self.session.output_types[n] for n in dtyped + self.values}
 
     def run(self, feeds: Feeds) -> list[Array]:

@@ -14,15 +14,19 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
+from onnxprune.core.constants import tensor_in
 from onnxprune.core.errors import BadInputError
 from onnxprune.core.flat import captured, conditions, flatten, shell, subgraphs
 from onnxprune.core.observation import Array, Feeds
+from onnxprune.ops import rule_for
 from onnxprune.runtime import Session
 
 MEMORY = 1 << 28
@@ -90,7 +94,7 @@ class Stepwise:
         """Tensors that depend on no input and nothing random."""
         fixed = set(self.initializers) | set(self._sparse)
         for node, reads in zip(self.nodes, self.reads, strict=True):
-            if reads <= fixed and not node.op_type.startswith(("Random", "Bernoulli", "Multinomial")):
+            if reads <= fixed and not rule_for(node.op_type, node.domain).random:
                 fixed.update(o for o in node.output if o)
         return fixed
 
@@ -104,7 +108,7 @@ class Stepwise:
         at = self.maker.get(name)
         if at is None or name not in self._fixed:
             return False
-        if self.nodes[at].op_type in ("DequantizeLinear", "DequantizeBFP", "DynamicQuantizeLinear"):
+        if rule_for(self.nodes[at].op_type, self.nodes[at].domain).coded:
             return False
         return all(self.is_plain(n) for n in self.reads[at])
 
@@ -113,19 +117,19 @@ class Stepwise:
         if name not in self._constants:
             if name in self.initializers:
                 self._constants[name] = numpy_helper.to_array(self.initializers[name], base_dir=self.folder or "")
-            elif (stored := _stored(self.nodes[self.maker[name]])) is not None:
+            elif (stored := tensor_in(self.nodes[self.maker[name]])) is not None:
                 self._constants[name] = numpy_helper.to_array(stored, base_dir=self.folder or "")
             else:
                 needed = self._ancestors(name, set())
-                self._constants[name] = self._run(needed, [name], [{}])[0][0]
+                self._constants[name] = next(self._run(needed, [name], iter([{}])))[0]
         return self._constants[name]
 
     # -- values
 
-    def values(self, name: str) -> list[Array]:
-        """A tensor's value for every sample. Runs what it needs and has not run."""
+    def values(self, name: str) -> Iterator[Array]:
+        """A tensor's value for every sample, read as it is asked for. Runs what it needs and has not run."""
         self.advance([name])
-        return [self._load(v) for v in self._kept[name]]
+        return map(self._load, self._kept[name])
 
     def advance(self, names: list[str]) -> None:
         """Run what `names` need; from now on they are kept until `release`."""
@@ -144,7 +148,8 @@ class Stepwise:
         outputs = [o for k in ran for o in self.nodes[k].output if o and (self._left[o] or o in self._pinned)]
         outputs = [o for o in outputs if o not in self._fixed or o in self._pinned]
         inputs = {n for k in ran for n in self.reads[k]}
-        feeds = [{n: self._load(self._kept[n][i]) for n in inputs if n in self._kept} for i in range(self.count)]
+        fed = [n for n in inputs if n in self._kept]
+        feeds = ({n: self._load(self._kept[n][i]) for n in fed} for i in range(self.count))
         for i, results in enumerate(self._run(set(ran), outputs, feeds)):
             for name, value in zip(outputs, results, strict=True):
                 self._kept.setdefault(name, [np.empty(0)] * self.count)[i] = self._store(name, i, value)
@@ -197,13 +202,15 @@ class Stepwise:
             stack.extend(self.reads[at])
         return found
 
-    def _run(self, which: set[int], outputs: list[str], feeds: list[Feeds]) -> list[list[Array]]:
-        if not outputs:
-            return [[] for _ in feeds]
+    def _run(self, which: set[int], outputs: list[str], feeds: Iterator[Feeds]) -> Iterator[list[Array]]:
+        """The outputs of some nodes, sample by sample."""
+        first = next(feeds, None)
+        if not outputs or first is None:
+            return
         more = set(which)  # makers of constants that these nodes read run again
         for k in which:
             for name in self.reads[k] & self._fixed:
-                more |= self._ancestors_of_constant(name)
+                more |= self.before(name)
         proto = ModelProto()
         proto.CopyFrom(self._shell)
         graph = proto.graph
@@ -214,22 +221,25 @@ class Stepwise:
         made = {o for k in order for o in self.nodes[k].output}
         graph.initializer.extend(self.initializers[n] for n in sorted(reads | set(outputs)) if n in self.initializers)
         graph.sparse_initializer.extend(self._sparse[n] for n in sorted(reads) if n in self._sparse)
-        given = [n for n in feeds[0] if n not in made]
+        given = [n for n in first if n not in made]
         for name in given:
-            graph.input.append(_declared(name, feeds[0][name]))
+            graph.input.append(_declared(name, first[name]))
         for name in outputs:
             graph.output.append(helper.make_empty_tensor_value_info(name))
         session = Session(proto, self.folder, optimized=True, what="a part of the model")
-        return [session.run({n: f[n] for n in given}, outputs) for f in feeds]
+        for values in chain([first], feeds):
+            yield session.run({n: values[n] for n in given}, outputs)
 
-    def _ancestors_of_constant(self, name: str) -> set[int]:
+    def before(self, name: str, stop: Callable[[int], bool] = lambda node: False) -> set[int]:
+        """All nodes that a tensor comes from; no further back than where `stop` says so, these included."""
         found: set[int] = set()
         stack = [name]
         while stack:
             at = self.maker.get(stack.pop())
             if at is not None and at not in found:
                 found.add(at)
-                stack.extend(self.reads[at])
+                if not stop(at):
+                    stack.extend(self.reads[at])
         return found
 
     # -- changes
@@ -249,13 +259,6 @@ class Stepwise:
             self._constants.pop(name, None)
             self.nodes[node].input[i] = name
         self.reads[node] = read_by(self.nodes[node])
-
-
-def _stored(node: NodeProto) -> onnx.TensorProto | None:
-    """The tensor of a Constant node."""
-    if node.op_type != "Constant":
-        return None
-    return next((a.t for a in node.attribute if a.name == "value"), None)
 
 
 def _declared(name: str, value: Array | list[Array]) -> onnx.ValueInfoProto:

@@ -15,8 +15,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import ops
-from onnxprune.core.layers import Layer, find_layers
+from onnxprune.core.layers import Layer
 from onnxprune.core.linear import Linear, LinearContext
+from onnxprune.ops.layers import find_layers
 from onnxprune.stepwise import Stepwise
 from tests.oracle import Array, net, session
 
@@ -266,7 +267,7 @@ def layers(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> list[L
         shapes.setdefault(v.name, tuple(d.dim_value for d in v.type.tensor_type.shape.dim))
     for t in model.graph.initializer:
         shapes[t.name] = tuple(t.dims)
-    return find_layers(model, lambda op, domain: ops.rule_for(op, domain).linear, shapes.get, steps.is_plain)
+    return find_layers(model, shapes.get, steps.is_plain)
 
 
 def test_layers_and_where_their_biases_are() -> None:

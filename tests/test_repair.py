@@ -20,7 +20,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from scipy.special import rel_entr, softmax
 
 import onnxprune
-from onnxprune import BadInputError, Budget, VerificationError, pipeline
+from onnxprune import BadInputError, Budget, VerificationError
 from onnxprune.core.analysis import Analysis
 from onnxprune.core.calibration import Calibration
 from onnxprune.core.classes import Bools
@@ -28,6 +28,10 @@ from onnxprune.core.damage import divergence
 from onnxprune.core.moments import Moments
 from onnxprune.core.order import Order
 from onnxprune.core.patch import constants_at, with_constants
+from onnxprune.core.plan import removed_by
+from onnxprune.observing import analysis_of
+from onnxprune.ops.cost import CostModel
+from onnxprune.options import Options
 from onnxprune.runtime import graph_inputs
 from onnxprune.stages.calibrate import calibrate
 from onnxprune.stages.compensate import Repaired, compensate
@@ -110,8 +114,8 @@ def test_moments_of_half_floats_do_not_overflow() -> None:
 
 
 def prepared(model: ModelProto, given: Sequence[Feeds], **options: Any) -> tuple[Analysis, Calibration]:
-    settings = pipeline.Options(**options)
-    analysis = pipeline._analysis(load(model), settings)
+    settings = Options(**options)
+    analysis = analysis_of(load(model), settings)
     samples = samples_of(list(given), graph_inputs(model))
     return analysis, calibrate(analysis, samples)
 
@@ -271,7 +275,7 @@ def test_of_two_equal_channels_one_goes_first_and_costs_nothing() -> None:
 
 def test_units_without_consumers_go_by_their_scores() -> None:
     model = net(TINY)
-    analysis = pipeline._analysis(load(model), pipeline.Options())
+    analysis = analysis_of(load(model), Options())
     scores = np.zeros(analysis.solution.count)
     scores[classes_along(analysis, "h", 1)] = [3, 1, 5, 2, 6, 4]
     (order,) = ranked(analysis, scores).values()
@@ -554,7 +558,7 @@ def test_the_curve_goes_through_what_was_measured() -> None:
 def test_sense_measures_each_group_alone() -> None:
     model = net(TINY)
     analysis, calibration, orders = operated(model, drawn(model, 8))
-    (damage,) = sense(analysis, calibration, orders, partial(rewrite, analysis)).values()
+    (damage,) = sense(analysis, calibration, orders, partial(rewrite, analysis), CostModel(analysis)).values()
     (order,) = orders.values()
     found = channels_of(analysis, "h", 1, order)
     held = [f for f, h in zip(calibration.samples.feeds, calibration.samples.held, strict=True) if h]
@@ -899,8 +903,8 @@ def test_the_report_says_what_was_fitted_and_on_what(pruned: tuple[onnxprune.Pru
 def test_without_recovery_weights_are_only_sliced() -> None:
     result = onnxprune.prune(DIGITS, Budget("macs", 0.5), data=DATA, recover="none", importance="l2", benchmark=False)
     assert result.plan.refit == [] and "repair" not in result.report.data
-    analysis = pipeline._analysis(load(DIGITS), pipeline.Options(data=DATA))
-    cut = rewrite(analysis, pipeline.removed_by(result.plan, analysis))
+    analysis = analysis_of(load(DIGITS), Options(data=DATA))
+    cut = rewrite(analysis, removed_by(result.plan, analysis))
     assert cut.SerializeToString() == result.model.SerializeToString()
     after = {t.name: numpy_helper.to_array(t) for t in result.model.graph.initializer}
     checked = 0

@@ -7,6 +7,7 @@ input, values dropped after the first reader, a patch that changes what others r
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +183,9 @@ def full(model: ModelProto, names: list[str], given: list[dict[str, Array]]) -> 
     return {n: [r[k] for r in runs] for k, n in enumerate(names)}
 
 
-def same(found: list[Array], wanted: list[Array]) -> bool:
+def same(found: Iterable[Array], wanted: Iterable[Array]) -> bool:
     """Optimized kernels sum in another order."""
+    found, wanted = list(found), list(wanted)
     return len(found) == len(wanted) and all(
         a.shape == b.shape and a.dtype == b.dtype and np.allclose(a, b, rtol=1e-4, atol=1e-5)
         for a, b in zip(found, wanted, strict=True)

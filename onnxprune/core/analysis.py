@@ -46,6 +46,10 @@ class Analysis:
         """Every (node, input) that reads a constant, also through aliases of it; graph outputs count as well."""
         return self.readers.get(constant, set())
 
+    def along(self, tensor: str, axis: int) -> list[Ids]:
+        """Units along one axis of an activation, per facet that varies along no other: `[size]` each."""
+        return [f.ravel() for f in self.maps.get(tensor, ()) if f.size == f.shape[axis]]
+
     def layout(self, maps: Maps) -> tuple[list[tuple[int, Ids]], list[tuple[tuple[int, ...], list[Facet]]]]:
         """Facets that alone decide about one axis, as flat ids, and the clusters of the others. Remembered."""
         found = self.layouts.get(id(maps))

@@ -83,6 +83,11 @@ def is_constant(node: NodeProto) -> bool:
     return is_tensor or attribute.name in _VALUE_ATTRIBUTES
 
 
+def tensor_in(node: NodeProto) -> TensorProto | None:
+    """The tensor that a Constant node holds as one; it may be changed in place."""
+    return node.attribute[0].t if is_constant(node) and node.attribute[0].name == "value" else None
+
+
 def from_node(node: NodeProto, folder: Path | None) -> Constant:
     """The constant that a node stands for, where `is_constant(node)`."""
     attribute, name = node.attribute[0], node.output[0]

@@ -6,9 +6,9 @@ can be looked up in an analysis and written back into the original structure. Lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 SEPARATOR = "//"
 
@@ -44,6 +44,15 @@ def shell(proto: ModelProto) -> ModelProto:
     empty.opset_import.extend(proto.opset_import)
     empty.functions.extend(proto.functions)
     return empty
+
+
+def show_shapes(graph: GraphProto, names: Sequence[str]) -> list[str]:
+    """Make the shapes of these tensors outputs of the graph; the outputs' names."""
+    shown = [f"onnxprune_shape_{k}" for k in range(len(names))]
+    for name, output in zip(names, shown, strict=True):
+        graph.node.append(helper.make_node("Shape", [name], [output]))
+        graph.output.append(helper.make_tensor_value_info(output, TensorProto.INT64, None))
+    return shown
 
 
 def conditions(proto: ModelProto) -> list[str]:

@@ -1,14 +1,10 @@
-"""The layers of a flat model that are linear in constant weights: what can be scored by its inputs and re-fitted."""
+"""A layer of a flat model that is linear in constant weights: what can be scored by its inputs and re-fitted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from onnx import ModelProto, NodeProto, helper
-
-from onnxprune.core.linear import Linear, LinearContext, LinearRule, Product
-from onnxprune.core.maps import Shape
+from onnxprune.core.linear import Linear
 
 
 @dataclass(frozen=True)
@@ -26,62 +22,3 @@ class Layer:
     b: str
     y: str
     adder: tuple[int, int] | None
-
-
-def find_layers(
-    proto: ModelProto,
-    linear_rule: Callable[[str, str], LinearRule | None],
-    shape: Callable[[str], Shape | None],
-    is_constant: Callable[[str], bool],
-) -> list[Layer]:
-    """All layers in graph order. `shape(key)` may be unknown (None): such a node is no layer."""
-    readers: dict[str, list[tuple[int, int]]] = {}
-    for k, node in enumerate(proto.graph.node):
-        for i, name in enumerate(node.input):
-            readers.setdefault(name, []).append((k, i))
-    outputs = {o.name for o in proto.graph.output}
-    layers = []
-    for k, node in enumerate(proto.graph.node):
-        rule = linear_rule(node.op_type, node.domain)
-        if rule is None:
-            continue
-        shapes = tuple(shape(n) if n else None for n in node.input)
-        if any(s is None for s, n in zip(shapes, node.input, strict=True) if n) or shape(node.output[0]) is None:
-            continue
-        attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        found = rule(LinearContext(attrs, shapes, tuple(bool(n) and is_constant(n) for n in node.input)))
-        if found is None:
-            continue
-        at = found.b
-        bias = node.input[at] if at is not None and at < len(node.input) else ""
-        is_last = not (isinstance(found, Product) and found.left)  # the axis of outputs, which the added bias runs over
-        adder = _adder(proto, node, readers, outputs, shape, is_constant) if at is None and is_last else None
-        if adder is not None:
-            bias = proto.graph.node[adder[0]].input[adder[1]]
-        y = node.output[0]
-        layers.append(Layer(k, y, found, node.input[found.x], node.input[found.w], bias, y, adder))
-    return layers
-
-
-def _adder(
-    proto: ModelProto,
-    node: NodeProto,
-    readers: dict[str, list[tuple[int, int]]],
-    outputs: set[str],
-    shape: Callable[[str], Shape | None],
-    is_constant: Callable[[str], bool],
-) -> tuple[int, int] | None:
-    """The Add of a constant over the last axis that is all that reads the node's output."""
-    y = node.output[0]
-    if y in outputs or len(readers.get(y, [])) != 1:
-        return None
-    k, i = readers[y][0]
-    add = proto.graph.node[k]
-    if add.op_type != "Add" or add.domain not in ("", "ai.onnx"):
-        return None
-    other = add.input[1 - i]
-    size, whole = shape(other), shape(y)
-    if not is_constant(other) or size is None or whole is None or len(size) > len(whole):
-        return None
-    is_last = len(size) > 0 and size[-1] == whole[-1] and all(n == 1 for n in size[:-1])
-    return (k, 1 - i) if is_last else None

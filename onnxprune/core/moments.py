@@ -10,8 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.core.linear import Floats
+from onnxprune.core.linear import Floats, Linear, Picks
+from onnxprune.core.maps import Shape
 from onnxprune.core.observation import Array
+
+CHUNK = 1 << 24
 
 
 @dataclass
@@ -51,6 +54,12 @@ class Moments:
             self.y += y.sum(axis=1, dtype=np.float64)
             self.xy += turned @ y
             self.yy += np.square(y, dtype=np.float64).sum(axis=1)
+
+    def unfold(self, linear: Linear, x: Array, shape: Shape, picks: Picks, y: Array | None = None) -> None:
+        """Add a layer's inputs, and outputs of that shape, at picked positions; in parts, as unfolding multiplies them."""
+        groups, inputs = self.x.shape
+        for part in np.array_split(picks, max(1, picks.size * inputs * groups // CHUNK)):
+            self.add(linear.rows(x, shape, part), None if y is None else linear.targets(y, part))
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
+from onnxprune.core.constants import tensor_in
 from onnxprune.core.flat import SEPARATOR, subgraphs
 from onnxprune.core.observation import Array
 
@@ -43,8 +44,9 @@ def _collect(
 ) -> None:
     stored = {t.name: t for t in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Constant":
-            stored.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
+        tensor = tensor_in(node)
+        if tensor is not None:
+            stored[node.output[0]] = tensor
     for k, node in enumerate(graph.node):
         key = path + next((o for o in node.output if o), f"#{k}")
         for i, name in enumerate(node.input):
@@ -74,7 +76,7 @@ def _patch(
 ) -> None:
     """Write the changes. `stale`: names that lost a reader or their shape."""
     stored = {t.name: t for t in graph.initializer}
-    made = {n.output[0]: n for n in graph.node if n.op_type == "Constant"}
+    made = {n.output[0]: t for n in graph.node if (t := tensor_in(n)) is not None}
     inputs = {i.name for i in graph.input}
     for k, node in enumerate(list(graph.node)):
         key = path + next((o for o in node.output if o), f"#{k}")
@@ -88,9 +90,8 @@ def _patch(
                     stale.add(name)
                 stored[name].CopyFrom(_tensor(value, name, stored[name].doc_string))
                 continue
-            if name in made and reads[name] == 1 and any(a.name == "value" for a in made[name].attribute):
-                attribute = next(a for a in made[name].attribute if a.name == "value")
-                attribute.t.CopyFrom(_tensor(value, attribute.t.name, attribute.t.doc_string))
+            if name in made and reads[name] == 1:
+                made[name].CopyFrom(_tensor(value, made[name].name, made[name].doc_string))
                 continue
             base = f"{name or node.output[0]}_refit"
             number = 0

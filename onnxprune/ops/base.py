@@ -39,6 +39,10 @@ class Rule:
     carries_shape: the output is a shape: what integer operators make of it carries no units.
     alias: the output of a constant is that constant (exporters share weights through Identity).
     linear: the node as a matrix product with constant weights, where it is one.
+    step: the output is this constant times the first input, plus a constant: per channel, or one number.
+    adds: the output is the sum of its two inputs.
+    coded: the output is a quantized code, or decoded from one: behind it a constant is not stored as the numbers it is.
+    random: the output is drawn anew in every run.
     """
 
     ops: tuple[str, ...]
@@ -54,6 +58,10 @@ class Rule:
     carries_shape: bool = False
     alias: bool = False
     linear: LinearRule | None = None
+    step: Callable[[dict[str, Any], list[Array]], Array] | None = None
+    adds: bool = False
+    coded: bool = False
+    random: bool = False
 
 
 @dataclass(frozen=True)

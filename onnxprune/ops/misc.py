@@ -218,5 +218,8 @@ RULES = [
     Rule(("com.microsoft::GatherND",), "indexing", gather_nd),
     Rule(("com.microsoft::ExpandDims",), "movement", reshaped, params=(1,)),
     Rule(("com.microsoft::Pad",), "movement", pad, params=(1, 2), adjust=pad_adjust),
-    *[Rule(tuple(names.split()), "pins", keeps(reason), note=reason) for names, reason in PINNED.items()],
+    *[
+        Rule(tuple(names.split()), "pins", keeps(reason), note=reason, random=reason == RANDOM)
+        for names, reason in PINNED.items()
+    ],
 ]

@@ -5,7 +5,12 @@ A constant along a pruned axis (a bias, a scale, a position table) is sliced wit
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from onnxprune.core.maps import Maps
+from onnxprune.core.observation import Array
 from onnxprune.ops.base import MapContext, Rule
 from onnxprune.ops.labelled import Operand, combine, named, operand, unnamed
 
@@ -16,7 +21,7 @@ UNARY = (
     "com.microsoft::FastGelu com.microsoft::Gelu com.microsoft::QuickGelu com.microsoft::BiasGelu"
 ).split()
 NARY = (
-    "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or "
+    "And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or "
     "Pow PRelu Sub Sum Where Xor"
 ).split()
 
@@ -79,11 +84,23 @@ def quantize(ctx: MapContext) -> list[Maps]:
     return [unnamed(result.facets, labels)]
 
 
+def unchanged(attrs: dict[str, Any], constants: list[Array]) -> Array:
+    """The step of what gives its input back at inference."""
+    return np.ones(())
+
+
 RULES = [
-    Rule(("Identity",), "pointwise", unary, alias=True),
+    Rule(("Identity",), "pointwise", unary, alias=True, step=unchanged),
     Rule(tuple(UNARY), "pointwise", unary),
     Rule(tuple(NARY), "pointwise", unary),
     Rule(("Clip", "CastLike"), "pointwise", first_input, params=(1, 2)),
-    Rule(("Dropout",), "pointwise", dropout, params=(1, 2)),
-    Rule(("QuantizeLinear", "DequantizeLinear"), "pointwise", quantize, note="per-axis scales are sliced too"),
+    Rule(("Dropout",), "pointwise", dropout, params=(1, 2), step=unchanged),
+    Rule(("Add",), "pointwise", unary, adds=True),
+    Rule(
+        ("QuantizeLinear", "DequantizeLinear"),
+        "pointwise",
+        quantize,
+        note="per-axis scales are sliced too",
+        coded=True,
+    ),
 ]

@@ -14,10 +14,12 @@ Against the original with removed positions forced to zero:
 from __future__ import annotations
 
 from math import prod, sqrt
+from typing import Any
 
 import numpy as np
 
 from onnxprune.core.maps import Maps
+from onnxprune.core.observation import Array
 from onnxprune.ops.base import Edit, MapContext, MaskEdit, Rule
 from onnxprune.ops.labelled import Operand, combine, named, operand, reduce_labels, unnamed
 
@@ -222,6 +224,12 @@ def layer_norm_reference(edit: MaskEdit) -> None:
     edit.normalize_kept(0, axes, 1, 2, axes, float(edit.attrs.get("epsilon", 1e-5)))
 
 
+def batch_norm_step(attrs: dict[str, Any], constants: list[Array]) -> Array:
+    """gain / sqrt(variance + epsilon) `[C]`."""
+    gain, _, _, variance = constants
+    return np.asarray(gain / np.sqrt(variance + float(attrs.get("epsilon", 1e-5))))
+
+
 def skip_norm_reference(edit: MaskEdit) -> None:
     last = len(edit.shape(0)) - 1
     total = edit.sum_inputs((0, 1, 4))
@@ -265,7 +273,7 @@ RULES = [
     Rule(("CumSum", "CumProd"), "pins the axis", cumulative, params=(1,)),
     Rule(("LRN",), "pins the channels", local_response),
     Rule(("LpNormalization",), "normalization (exact)", lp_normalization),
-    Rule(("BatchNormalization",), "pointwise", batch_norm),
+    Rule(("BatchNormalization",), "pointwise", batch_norm, step=batch_norm_step),
     Rule(
         ("InstanceNormalization",),
         "normalization (whole groups: exact)",

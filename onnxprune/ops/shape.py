@@ -54,6 +54,7 @@ RULES = [
     Rule(("Shape",), "shape", none, adjust=keep_original_sizes, carries_shape=True),
     Rule(("Size",), "shape", none, adjust=keep_original_count, carries_shape=True),
     Rule(("Range",), "shape", none, params=(0, 1, 2)),
-    Rule(("Constant", "RandomNormal", "RandomUniform"), "source (no units)", none),
+    Rule(("Constant",), "source (no units)", none),
+    Rule(("RandomNormal", "RandomUniform"), "source (no units)", none, random=True),
     Rule(("EyeLike", "OneHot", "NonZero"), "pins", positions, note="makes a tensor of positions"),
 ]

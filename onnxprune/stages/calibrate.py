@@ -13,15 +13,15 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune import ops
 from onnxprune.core.analysis import Analysis
 from onnxprune.core.calibration import Calibration
-from onnxprune.core.flat import conditions
-from onnxprune.core.layers import Layer, find_layers
+from onnxprune.core.flat import conditions, show_shapes
+from onnxprune.core.layers import Layer
 from onnxprune.core.moments import Moments
 from onnxprune.core.observation import Array
 from onnxprune.core.picks import allotted, pick
 from onnxprune.core.samples import Samples
+from onnxprune.ops.layers import find_layers
 from onnxprune.runtime import Session, folder_of
 from onnxprune.stepwise import Stepwise, flat_model
 
@@ -47,11 +47,11 @@ def calibrate(
             return tuple(steps.constant(key).shape)
         return shapes.get(key)
 
-    found = find_layers(flat, lambda op, domain: ops.rule_for(op, domain).linear, shape, steps.is_plain)
+    found = find_layers(flat, shape, steps.is_plain)
     layers = [x for x in found if not steps.is_constant(x.x)]
     weights = {x.key: x.linear.matrix(steps.constant(x.w).astype(np.float32)) for x in layers}
     inputs = list(dict.fromkeys(x.x for x in layers))
-    session = _tapped(flat, inputs, layers, folder)
+    session, shown = _tapped(flat, inputs, layers, folder)
     names = [o.name for o in flat.graph.output]
     # other samples may take other branches than the first: what they should give, the whole model says
     whole = Session(model.proto, folder, optimized=True) if conditions(model.proto) else None
@@ -60,7 +60,7 @@ def calibrate(
     outputs: list[list[Array]] = []
     taps = [n for n in inputs if n not in samples.feeds[0]]
     for number, feeds in enumerate(samples.feeds):
-        values = session.run(feeds, [*names, *taps, *(f"onnxprune_shape_{k}" for k in range(len(layers)))])
+        values = session.run(feeds, [*names, *taps, *shown])
         outputs.append(values[: len(names)] if whole is None else whole.run(feeds, names))
         known = feeds | dict(zip(taps, values[len(names) :], strict=False))
         sizes = values[len(names) + len(taps) :]
@@ -80,22 +80,21 @@ def calibrate(
             seen.add(mark)
             chosen = pick(linear.positions(y), allotted(w.shape[1], w.shape[0], len(samples.feeds)), (seed, number))
             into = moments.setdefault(mark[:2], Moments.empty(w.shape[0], w.shape[1], 0))
-            for part in np.array_split(chosen, max(1, chosen.size * w.shape[1] * w.shape[0] // (1 << 24))):
-                into.add(linear.rows(known[layer.x], y, part))
+            into.unfold(linear, known[layer.x], y, chosen)
     by_layer = {key: moments[mark] for key, mark in owner.items() if mark in moments}
     passes = 1 if whole is None else 2
     return Calibration(flat, samples, layers, by_layer, weights, outputs, passes, tuple(taps), made_up, steps.constant)
 
 
-def _tapped(flat: onnx.ModelProto, inputs: list[str], layers: list[Layer], folder: str | None) -> Session:
-    """The model with the layers' inputs and the shapes of their outputs as outputs."""
+def _tapped(
+    flat: onnx.ModelProto, inputs: list[str], layers: list[Layer], folder: str | None
+) -> tuple[Session, list[str]]:
+    """The model with the layers' inputs and the shapes of their outputs as outputs; the names of these."""
     proto = onnx.ModelProto()
     proto.CopyFrom(flat)
     have = {o.name for o in proto.graph.output} | {i.name for i in proto.graph.input}
     for name in inputs:
         if name not in have:
             proto.graph.output.append(helper.make_empty_tensor_value_info(name))
-    for k, layer in enumerate(layers):
-        proto.graph.node.append(helper.make_node("Shape", [layer.y], [f"onnxprune_shape_{k}"]))
-        proto.graph.output.append(helper.make_tensor_value_info(f"onnxprune_shape_{k}", onnx.TensorProto.INT64, None))
-    return Session(proto, folder, optimized=True, what="the model with its layers' inputs as outputs")
+    shapes = show_shapes(proto.graph, [x.y for x in layers])
+    return Session(proto, folder, optimized=True, what="the model with its layers' inputs as outputs"), shapes

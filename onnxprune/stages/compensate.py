@@ -12,24 +12,27 @@ Pruning, equation 3, without its selection; ridge towards the weights.)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import onnx
+from onnx import helper
 
 from onnxprune import ops
 from onnxprune.core.analysis import Analysis, Shapes, compress
 from onnxprune.core.calibration import Calibration
 from onnxprune.core.classes import Bools
 from onnxprune.core.errors import BadInputError
-from onnxprune.core.layers import Layer, find_layers
+from onnxprune.core.layers import Layer
 from onnxprune.core.linear import Floats
 from onnxprune.core.moments import Moments
 from onnxprune.core.observation import Array
 from onnxprune.core.patch import with_constants
 from onnxprune.core.picks import allotted, pick
 from onnxprune.core.repair import Fit, Repair
+from onnxprune.ops.layers import find_layers
 from onnxprune.runtime import folder_of
 from onnxprune.stepwise import Stepwise, flat_model
 
@@ -90,7 +93,7 @@ class _Run:
                 return tuple(self.new.constant(key).shape)
             return shapes.new(key) if key in analysis.observation.shapes else None
 
-        found = find_layers(self.flat, lambda op, domain: ops.rule_for(op, domain).linear, shape, self.new.is_plain)
+        found = find_layers(self.flat, shape, self.new.is_plain)
         known = {x.key for x in calibration.layers}
         self.layers = [x for x in found if x.key in known and not self.new.is_constant(x.x)]
         self.changes: dict[tuple[str, int], Array] = {}
@@ -116,20 +119,18 @@ class _Run:
             held = train
         before = held.error(w, bias).sum()
         scale = max(float(held.variance_y().sum()), 1e-30)
-        best: tuple[float, float | None] = (float(before), None)
+        best: tuple[float, float | None, Floats] = (float(before), None, w)
         refit = self.recover == "lsq" and len(self.readers.get(layer.w, [])) == 1 and w.shape[1] <= CAP
         if can_bias:
             shift = _bias_for(train, w)
-            best = min(best, (float(held.error(w, shift).sum()), np.inf), key=lambda x: x[0])
-        for ridge in RIDGES if refit else ():
-            fitted = _solve(train, w, ridge, can_bias)
+            best = min(best, (float(held.error(w, shift).sum()), np.inf, w), key=lambda x: x[0])
+        for ridge, fitted in _ridges(train, w, can_bias) if refit else ():
             error = float(held.error(fitted, _bias_for(train, fitted) if can_bias else bias).sum())
-            best = min(best, (error, ridge), key=lambda x: x[0])
-        error, chosen = best
+            best = min(best, (error, ridge, fitted), key=lambda x: x[0])
+        error, chosen, w = best
         if chosen is None:
             return Fit(layer.key, float(before) / scale, float(before) / scale, None)
         if np.isfinite(chosen):
-            w = _solve(train, w, chosen, can_bias)
             self._set(layer.node, layer.key, linear.w, linear.kernel(w), weight.dtype)
         if can_bias:
             self._set_bias(layer, _bias_for(train, w), weight.dtype)
@@ -140,36 +141,28 @@ class _Run:
     def _moments(self, layer: Layer, w: Floats) -> tuple[Moments, Moments]:
         """Of the layer's inputs in the pruned model and its wanted outputs: fitted samples, held-out samples."""
         linear = layer.linear
-        inputs = self.new.values(layer.x)
-        self.new.release(layer.x)
-        wanted = self.old.values(layer.y)
-        missing = self._missing(layer)
+        skip = self._skip(layer)
+        missing = repeat(np.zeros(())) if skip is None else self._missing(*skip)
         parts = [Moments.empty(*w.shape), Moments.empty(*w.shape)]
         maps = self.analysis.maps.get(layer.y, ())
-        for k, (x, y) in enumerate(zip(inputs, wanted, strict=True)):
-            y = compress(y, maps, self.gone)
-            if missing is not None:
-                y = y + missing[k]
-            count = allotted(w.shape[1], w.shape[0], len(inputs))
+        count = allotted(w.shape[1], w.shape[0], self.new.count)
+        samples = zip(self.new.values(layer.x), self.old.values(layer.y), missing, strict=False)
+        for k, (x, y, lack) in enumerate(samples):
+            y = compress(y, maps, self.gone) + lack.astype(y.dtype)
             chosen = pick(linear.positions(y.shape), count, (self.seed, layer.node, k))
-            into = parts[self.held[k]]
-            for part in np.array_split(chosen, max(1, chosen.size * w.shape[1] * w.shape[0] // (1 << 24))):
-                into.add(linear.rows(x, y.shape, part), linear.targets(y, part))
+            parts[self.held[k]].unfold(linear, x, y.shape, chosen, y)
+        self.new.release(layer.x)
         self.old.release(layer.y)
+        if skip is not None:
+            self.old.release(skip[0])
+            self.new.release(skip[0])
         return parts[0], parts[1]
 
-    def _missing(self, layer: Layer) -> list[Array] | None:
-        """What the other operand of the Add behind the layer lacks, in the layer's own scale; None where there is none."""
-        found = self._skip(layer)
-        if found is None:
-            return None
-        other, scale = found
+    def _missing(self, other: str, scale: Array) -> Iterator[Array]:
+        """What the other operand of the Add behind a layer lacks, sample by sample, in the layer's own scale."""
         maps = self.analysis.maps.get(other, ())
-        theirs, ours = self.old.values(other), self.new.values(other)
-        result = [(compress(a, maps, self.gone) - b) / scale for a, b in zip(theirs, ours, strict=True)]
-        self.old.release(other)
-        self.new.release(other)
-        return result
+        for theirs, ours in zip(self.old.values(other), self.new.values(other), strict=True):
+            yield (compress(theirs, maps, self.gone) - ours) / scale
 
     def _skip(self, layer: Layer) -> tuple[str, Array] | None:
         """The other operand of the Add that the layer's output ends in, and the scale of what lies between."""
@@ -180,17 +173,16 @@ class _Run:
             if len(readers) != 1 or tensor in self.outputs:
                 return None
             node = nodes[readers[0]]
-            if node.op_type == "Identity" or (node.op_type == "Dropout" and len(node.output) == 1):
-                tensor = node.output[0]
-            elif node.op_type == "BatchNormalization" and all(self.new.is_constant(n) for n in node.input[1:]):
-                gain, _, _, variance = (self.new.constant(n).astype(np.float64) for n in node.input[1:5])
-                epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
-                step = gain / np.sqrt(variance + epsilon)
+            rule = ops.rule_for(node.op_type, node.domain)
+            constants = [n for n in node.input[1:] if n]
+            if rule.step is not None and len(node.output) == 1 and all(self.new.is_constant(n) for n in constants):
+                attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+                step = rule.step(attrs, [self.new.constant(n).astype(np.float64) for n in constants])
                 step = np.where(np.abs(step) < 1e-2 * np.abs(step).max(initial=0.0), np.inf, step)
                 rank = len(self.analysis.observation.shapes[layer.y])
-                scale = scale * step.reshape(-1, *[1] * (rank - 2))
+                scale = scale * (step.reshape(-1, *[1] * (rank - 2)) if step.ndim else step)
                 tensor = node.output[0]
-            elif node.op_type == "Add" and len(node.input) == 2:
+            elif rule.adds and len(node.input) == 2:
                 other = node.input[1] if node.input[0] == tensor else node.input[0]
                 if self.new.is_constant(other):
                     tensor = node.output[0]
@@ -205,23 +197,12 @@ class _Run:
         shapes = self.analysis.observation.shapes
         if other not in self.old.maker or shapes.get(other) != shapes.get(mine):
             return False
-        stack, seen = [other], set()
-        while stack:
-            at = self.new.maker.get(stack.pop())
-            if at is None or at in seen:
-                continue
-            if at in self.pending:
-                return False
-            seen.add(at)
-            stack.extend(self.new.reads[at])
-        return True
+        return not self.pending & self.new.before(other, self.pending.__contains__)
 
     # -- reading and writing the layer
 
     def _bias(self, layer: Layer, w: Floats) -> Floats:
-        if not layer.b or (layer.linear.b is None and layer.adder is None):
-            return np.zeros((w.shape[0], w.shape[2]))
-        if layer.adder is not None:
+        if not layer.b or layer.linear.b is None:  # what an Add behind the layer adds is no part of its output
             return np.zeros((w.shape[0], w.shape[2]))
         found = layer.linear.bias(self.new.constant(layer.b).astype(np.float64))
         assert found is not None
@@ -249,14 +230,17 @@ def _bias_for(moments: Moments, w: Floats) -> Floats:
     return np.asarray(moments.mean_y - np.einsum("gk,gko->go", moments.mean_x, w))
 
 
-def _solve(moments: Moments, w0: Floats, ridge: float, has_bias: bool) -> Floats:
-    """Ridge regression towards w0 [g, K, O]; `ridge` in units of the mean variance of the inputs."""
+def _ridges(moments: Moments, w0: Floats, has_bias: bool) -> Iterator[tuple[float, Floats]]:
+    """Ridge regressions towards w0 [g, K, O]; the ridge is in units of the mean variance of the inputs."""
     n = max(moments.count, 1)
     if has_bias:
         a, c = moments.covariance(), moments.cross_covariance()
     else:
         a, c = moments.xx / n, moments.xy / n
-    size = a.shape[1]
-    damping = ridge * np.trace(a, axis1=1, axis2=2) / size + 1e-12
-    a = a + damping[:, None, None] * np.eye(size)
-    return np.asarray(np.linalg.solve(a, c + damping[:, None, None] * w0))
+    diagonal = np.einsum("gkk->gk", a)
+    mean = diagonal.mean(axis=1, keepdims=True)
+    plain = diagonal.copy()
+    for ridge in RIDGES:
+        damping = ridge * mean + 1e-12
+        np.einsum("gkk->gk", a)[:] = plain + damping  # in place: a layer's covariance may be large
+        yield ridge, np.asarray(np.linalg.solve(a, c + damping[:, :, None] * w0))

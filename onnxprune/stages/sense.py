@@ -43,11 +43,12 @@ def sense(
     calibration: Calibration,
     orders: Mapping[str, Order],
     cut: Cut,
+    costs: CostModel,
     metric: Metric = divergence,
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Floats]:
     """Damage per group after 0, 1, ... steps. `cut(removed)` gives the pruned model (`stages/rewrite.py`)."""
-    work = max(1, CostModel(analysis).macs() // batch_of(analysis.feeds[0]) * len(orders))
+    work = max(1, costs.macs() // batch_of(analysis.feeds[0]) * len(orders))
     levels = LEVELS if work * len(LEVELS) * SAMPLES <= WORK else FEW
     trial = Trial(analysis, calibration, cut, metric, max(4, min(SAMPLES, int(WORK / work / len(levels)))))
     result: dict[str, Floats] = {}
@@ -154,9 +155,8 @@ def _lost(analysis: Analysis, layer: Layer, gone: Bools) -> Bools | None:
         return None
     axis = layer.linear.channel_axis % len(shape)
     of_channel = np.zeros(shape[axis], bool)
-    for facet in analysis.maps.get(layer.x, ()):
-        if facet.size == facet.shape[axis]:
-            of_channel |= gone[facet.ravel()]
+    for units in analysis.along(layer.x, axis):
+        of_channel |= gone[units]
     if not of_channel.any():
         return None
     return np.asarray(of_channel[layer.linear.channels])
@@ -191,9 +191,7 @@ def _write(
         return
     maps = _maps(analysis, key, i, layer.b) if layer.b else ()
     if bias is None or bias.shape != value.shape:  # a new bias has a number per output channel
-        channels = analysis.maps.get(layer.y, ())
-        axis = 1 if linear.channel_axis == 1 else -1
-        maps = tuple(f.reshape(-1) for f in channels if f.size == f.shape[axis % f.ndim])
+        maps = tuple(analysis.along(layer.y, 1 if linear.channel_axis == 1 else -1))
     changes[key, i] = compress(value, maps, gone)
 
 

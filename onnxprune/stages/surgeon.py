@@ -147,10 +147,8 @@ def columns_of(analysis: Analysis, layer: Layer, atom_of: NDArray[np.int64]) -> 
         return None
     axis = layer.linear.channel_axis % len(shape)
     of_channel = np.full(shape[axis], -1, np.int64)
-    for facet in analysis.maps.get(layer.x, ()):
-        if facet.size != facet.shape[axis]:
-            continue
-        atoms = atom_of[analysis.solution.classes[facet.ravel()]]
+    for units in analysis.along(layer.x, axis):
+        atoms = atom_of[analysis.solution.classes[units]]
         of_channel = np.where(atoms >= 0, np.broadcast_to(atoms, of_channel.shape), of_channel)
     return None if (of_channel < 0).all() else of_channel[layer.linear.channels]
 

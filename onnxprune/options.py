@@ -1,0 +1,101 @@
+"""How to prune: the options, their checks, and how they go into a plan and come back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from onnxprune.core.budget import Budget
+from onnxprune.core.damage import METRICS
+from onnxprune.core.errors import BadInputError
+from onnxprune.core.plan import Plan
+from onnxprune.stages.metric import load_score
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to prune. `round_to`: None takes what ONNX Runtime's convolution kernels like, 1 is off.
+
+    recover: `lsq`, `bias` or `none`; None takes `lsq`, but `none` where there is neither `data` nor a target of cost (`--ratio`).
+    importance: `obs` needs calibration; None takes it where there is one, else `l2`. samples: at most so many are used.
+    """
+
+    importance: str | None = None
+    recover: str | None = None
+    metric: str = "kl"
+    samples: int = 512
+    round_to: int | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    include_inexact: bool = False
+    input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    data: str | Path | None = None
+    seed: int = 0
+    check: bool = True
+    benchmark: bool = True
+
+
+def options_of(options: dict[str, Any]) -> Options:
+    unknown = set(options) - set(Options.__dataclass_fields__)
+    if unknown:
+        raise BadInputError(
+            f"Unknown option '{sorted(unknown)[0]}'; the options are {', '.join(Options.__dataclass_fields__)}."
+        )
+    settings = Options(**options)
+    if settings.recover not in (None, "none", "bias", "lsq"):
+        raise BadInputError(f"Unknown --recover '{settings.recover}'; choose lsq, bias or none.")
+    if settings.metric not in METRICS:
+        load_score(settings.metric)
+    if settings.samples < 1:
+        raise BadInputError(f"--samples must be at least 1, not {settings.samples}.")
+    if settings.round_to is not None and settings.round_to < 1:
+        raise BadInputError(f"--round-to must be 1 (off) or more, not {settings.round_to}.")
+    return settings
+
+
+def completed(settings: Options, budget: Budget | None) -> Options:
+    """The defaults that depend on each other."""
+    measured = settings.data is not None or (budget is not None and budget.metric != "ratio")
+    recover = settings.recover or ("lsq" if measured else "none")
+    importance = settings.importance or ("obs" if recover != "none" else "l2")
+    return replace(settings, recover=recover, importance=importance)
+
+
+def settings_of(settings: Options, budget: Budget | None) -> dict[str, Any]:
+    """What a replay needs to see the same units."""
+    return {
+        "target": None if budget is None else {budget.metric: budget.amount},
+        "importance": settings.importance,
+        "recover": settings.recover,
+        "samples": settings.samples,
+        "include": list(settings.include),
+        "exclude": list(settings.exclude),
+        "include_inexact": settings.include_inexact,
+        "input_shapes": {k: list(v) for k, v in settings.input_shapes.items()},
+        "seed": settings.seed,
+    }
+
+
+def replayed(settings: Options, plan: Plan) -> Options:
+    stored = plan.document.get("settings", {})
+    if not isinstance(stored, dict):
+        raise BadInputError("The plan's 'settings' are not an object.")
+    try:
+        return Options(
+            round_to=settings.round_to,
+            importance="l2",
+            recover=settings.recover or str(stored.get("recover", "none")),
+            samples=int(stored.get("samples", settings.samples)),
+            include=tuple(str(x) for x in stored.get("include", ())),
+            exclude=tuple(str(x) for x in stored.get("exclude", ())),
+            include_inexact=bool(stored.get("include_inexact", False)),
+            input_shapes=settings.input_shapes
+            or {str(k): tuple(int(d) for d in v) for k, v in stored.get("input_shapes", {}).items()},
+            data=settings.data,
+            seed=settings.seed,
+            check=settings.check,
+            benchmark=settings.benchmark,
+        )
+    except (TypeError, ValueError, AttributeError) as problem:
+        raise BadInputError(f"The plan's settings cannot be read: {problem}.") from None
