@@ -8,6 +8,7 @@ share their moments. A layer with more than `CAP` inputs per output keeps none: 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import numpy as np
 import onnx
@@ -61,7 +62,8 @@ def calibrate(
     taps = [n for n in inputs if n not in samples.feeds[0]]
     for number, feeds in enumerate(samples.feeds):
         values = session.run(feeds, [*names, *taps, *shown])
-        outputs.append(values[: len(names)] if whole is None else whole.run(feeds, names))
+        given = values[: len(names)] if whole is None else whole.run(feeds, names)
+        outputs.append(deepcopy(given))  # what a session returns keeps its memory, all of it
         known = feeds | dict(zip(taps, values[len(names) :], strict=False))
         sizes = values[len(names) + len(taps) :]
         progress((number + 1) / len(samples.feeds))
