@@ -110,7 +110,7 @@ def take(feeds: Feeds, inputs: list[onnx.ValueInfoProto], count: int) -> Feeds:
 
 
 BATCH = 16
-PORTION = 1 << 20  # elements of the inputs in one portion, if more than one sample
+PORTION = 1 << 19  # elements of the inputs in one portion, if more than one sample
 FOLDS = 4
 PATCH = 0.5
 
