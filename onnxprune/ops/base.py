@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxprune.core.graph import Graph, Node
-from onnxprune.core.linear import LinearRule
+from onnxprune.core.linear import LinearContext, LinearRule
 from onnxprune.core.maps import Facet, Maps, Shape, expand_axes, pad_rank, per_axis, simplify, varying
 from onnxprune.core.observation import Array
 from onnxprune.core.units import Pin, UnitTable
@@ -39,6 +39,8 @@ class Rule:
     carries_shape: the output is a shape: what integer operators make of it carries no units.
     alias: the output of a constant is that constant (exporters share weights through Identity).
     linear: the node as a matrix product with constant weights, where it is one.
+    weights: `(input, contracted axis)` of what it multiplies by, where `linear` does not cover it.
+    is_quantizer: the output is decoded from a quantized constant (or made one).
     """
 
     ops: tuple[str, ...]
@@ -54,6 +56,8 @@ class Rule:
     carries_shape: bool = False
     alias: bool = False
     linear: LinearRule | None = None
+    weights: Callable[[LinearContext], list[tuple[int, int]]] | None = None
+    is_quantizer: bool = False
 
 
 @dataclass(frozen=True)
@@ -295,6 +299,11 @@ class Edit:
         raise NotImplementedError
 
 
+def weights_at(*places: tuple[int, int]) -> Callable[[LinearContext], list[tuple[int, int]]]:
+    """A `weights` rule for fixed inputs and axes."""
+    return lambda ctx: list(places)
+
+
 def move(ctx: MapContext, i: int, operation: Callable[[Facet, Shape], Facet], expand: tuple[int, ...] = ()) -> Maps:
     """Apply a numpy operation to every facet, expanded along `expand` where it varies there at all."""
     shape = ctx.shape(i)
@@ -313,6 +322,7 @@ __all__ = [
     "Rule",
     "move",
     "varying",
+    "weights_at",
 ]
 
 

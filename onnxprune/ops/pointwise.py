@@ -85,5 +85,11 @@ RULES = [
     Rule(tuple(NARY), "pointwise", unary),
     Rule(("Clip", "CastLike"), "pointwise", first_input, params=(1, 2)),
     Rule(("Dropout",), "pointwise", dropout, params=(1, 2)),
-    Rule(("QuantizeLinear", "DequantizeLinear"), "pointwise", quantize, note="per-axis scales are sliced too"),
+    Rule(
+        ("QuantizeLinear", "DequantizeLinear"),
+        "pointwise",
+        quantize,
+        note="per-axis scales are sliced too",
+        is_quantizer=True,
+    ),
 ]

@@ -238,8 +238,10 @@ RULES = [
         macs=product_macs,
         reference=silence,
     ),
-    Rule(("DynamicQuantizeLinear",), "pointwise", dynamic_quantize),
-    Rule(("com.microsoft::QuantizeLinear", "com.microsoft::DequantizeLinear"), "pointwise", quantize),
+    Rule(("DynamicQuantizeLinear",), "pointwise", dynamic_quantize, is_quantizer=True),
+    Rule(
+        ("com.microsoft::QuantizeLinear", "com.microsoft::DequantizeLinear"), "pointwise", quantize, is_quantizer=True
+    ),
     Rule(("com.microsoft::QLinearSigmoid", "com.microsoft::QLinearLeakyRelu"), "pointwise", quantized_unary),
     Rule(("com.microsoft::QLinearAdd", "com.microsoft::QLinearMul"), "pointwise", quantized_binary),
     Rule(("com.microsoft::QLinearWhere",), "pointwise", quantized_where),
