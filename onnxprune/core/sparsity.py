@@ -96,14 +96,13 @@ def pattern_of(text: str) -> Pattern:
 
 def smallest(scores: Scores, count: int) -> Bools:
     """Exactly `count` positions, those of the smallest scores; of equal ones the first."""
-    mask = np.zeros(scores.size, bool)
+    mask: Bools = np.zeros(scores.shape, np.bool_)
     if count > 0:
-        flat = scores.ravel()
+        flat, chosen = scores.ravel(), mask.reshape(-1)
         edge = np.partition(flat, count - 1)[count - 1]
-        mask[flat < edge] = True
-        mask[np.flatnonzero(flat == edge)[: count - int(mask.sum())]] = True
-    shaped: Bools = mask.reshape(scores.shape)
-    return shaped
+        chosen[flat < edge] = True
+        chosen[np.flatnonzero(flat == edge)[: count - np.count_nonzero(chosen)]] = True
+    return mask
 
 
 def smallest_per_output(scores: Scores, count: int) -> Bools:

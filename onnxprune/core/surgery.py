@@ -7,6 +7,9 @@ With inputs of second moments H and W [K, O], setting row k of some outputs to z
 (Hassibi & Stork 1993). Going through the inputs in order, with the inputs before k no longer changed, G is that of the inputs
 left; the rows of the Cholesky factor U of H^-1 = U' U are all of them at once, for all outputs (SparseGPT, Frantar & Alistarh
 2023). Which weights of the next few inputs go is decided on what they have become by then.
+
+Going in order, the last inputs have nobody left to make up for them. So once it is settled which weights stay, they are brought to the
+minimum of the same square, tr((W - W*)' H (W - W*)), by conjugate gradients, all outputs at once (`refined`).
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from onnxprune.core.observation import Array
 from onnxprune.core.sparsity import Pattern, outside_pattern, smallest
 
 DAMPING = 1e-2  # of the mean of H's diagonal
+STEPS = 30
+CONVERGED = 1e-16  # of the first residual, squared
 BLOCK = 64  # inputs that are decided together
 SINGLE = 1500  # inputs above which single precision has to do
 Chooser = Callable[[int, int, Array], Bools]
@@ -31,18 +36,14 @@ Chooser = Callable[[int, int, Array], Bools]
 
 def factor(h: Floats) -> Floats:
     """U [g, K, K], upper triangular, with U' U the inverse of the damped h [g, K, K]."""
-    size = h.shape[1]
-    damping = DAMPING * np.trace(h, axis1=1, axis2=2) / size + 1e-10
-    if size > SINGLE:
-        h = h.astype(np.float32)
-    inverse = np.linalg.inv(h + (damping[:, None, None] * np.eye(size)).astype(h.dtype))
+    h = damped(h, DAMPING)
+    inverse = np.linalg.inv(h.astype(np.float32) if h.shape[1] > SINGLE else h)
     inverse = (inverse + np.swapaxes(inverse, 1, 2)) / 2
-    return np.swapaxes(np.linalg.cholesky(inverse), 1, 2)
-
-
-def costs(w: Array, u: Floats) -> Floats:
-    """What each weight's loss costs after the repair of all inputs: w^2 / [H^-1]_kk, [g, K, O]."""
-    return np.asarray(np.square(w) / np.square(u).sum(axis=1)[:, :, None])
+    try:
+        return np.swapaxes(np.linalg.cholesky(inverse), 1, 2)
+    except np.linalg.LinAlgError:  # inputs that are almost the same, in single precision: then none makes up for another
+        diagonal = np.maximum(np.diagonal(h, axis1=1, axis2=2), 1e-10)
+        return np.asarray(np.eye(h.shape[1]) / np.sqrt(diagonal)[:, :, None])
 
 
 def sweep(w: Array, u: Floats, choose: Chooser, starts: NDArray[np.int64]) -> Array:
@@ -78,6 +79,39 @@ def _blocks(starts: list[int], inputs: int) -> list[list[int]]:
             blocks.append(edges)
             edges = [edge]
     return blocks
+
+
+def damped(h: Floats, damping: float) -> Floats:
+    """h [g, K, K] with `damping`, in units of the mean of its diagonal, added to it."""
+    size = h.shape[1]
+    added = damping * np.trace(h, axis1=1, axis2=2)[:, None, None] / size + 1e-10
+    result: Floats = h + added * np.eye(size)
+    return result
+
+
+def refined(w: Array, best: Array, h: Floats, steps: int = STEPS) -> Array:
+    """The weights of w [g, K, O] that are not zero, moved to minimise tr((w - best)' h (w - best)); zeros stay.
+
+    Conjugate gradients with the diagonal of h as preconditioner, one problem per output.
+    """
+    w, h = w.astype(np.float64), h.astype(np.float64)
+    free = w != 0
+    scale = 1 / np.diagonal(h, axis1=1, axis2=2)[:, :, None]
+    residual = np.where(free, h @ (best - w), 0)
+    direction = scale * residual
+    size = (residual * direction).sum(axis=1, keepdims=True)
+    enough = CONVERGED * size
+    for _ in range(steps):
+        turned = np.where(free, h @ direction, 0)
+        curve = (direction * turned).sum(axis=1, keepdims=True)
+        open_ = (size > enough) & (curve > 0)
+        along = np.divide(size, curve, out=np.zeros_like(size), where=open_)
+        w += along * direction
+        residual -= along * turned
+        solved = scale * residual
+        before, size = size, (residual * solved).sum(axis=1, keepdims=True)
+        direction = solved + np.divide(size, before, out=np.zeros_like(size), where=open_) * direction
+    return np.where(free, w, 0)
 
 
 def by_count(count: int, shape: tuple[int, ...]) -> tuple[Chooser, NDArray[np.int64]]:

@@ -5,8 +5,9 @@ wanda       |w| ||x||_2, among the inputs of one output      Sun et al. 2023
 obs         w^2 / [H^-1]_kk with repair of the others        Frantar & Alistarh 2023 (SparseGPT)
 
 `obs` goes layer by layer, in order. With X the inputs that the sparse network makes by then and Y the original's outputs, the layer
-is first fitted, W* = argmin |Y - X W - b|^2 + lambda |W - W0|^2, and its weights then go one input after another, each loss repaired by
-the weights left (`core/surgery.py`): both steps minimise the same square. Held-out samples choose lambda, infinity (no fit) included.
+is first fitted, W* = argmin |Y - X W - b|^2 + lambda |W - W0|^2; its weights then go one input after another, each loss repaired by
+the weights left (`core/surgery.py`), and those that stay are brought to the minimum of that square. Held-out samples choose lambda,
+infinity (no fit) included.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ from onnxprune.core.sparsity import (
     smallest,
     smallest_per_output,
 )
-from onnxprune.core.surgery import by_count, by_mask, by_pattern, costs, factor, sweep
+from onnxprune.core.surgery import DAMPING, by_count, by_mask, by_pattern, damped, factor, refined, sweep
 from onnxprune.core.weights import Use, Weight, with_values
 from onnxprune.runtime import folder_of
 from onnxprune.stepwise import Stepwise, flat_model
 
 RIDGES = (1.0, 1e-1, 1e-2)  # of the mean variance of a layer's inputs
+ROUNDING = 1e-6  # of the mean square of the inputs: moments are summed from single precision
 MANY = 1500  # inputs above which only the first ridge is tried
 Progress = Callable[[float], None]
 
@@ -128,15 +130,16 @@ def _counts(
 
 
 def _comparable(analysis: Analysis, weight: Weight, criterion: str, moments: Moments | None) -> Floats:
-    """Scores that mean the same in every layer: magnitudes, or the square error in units of the layer's variance."""
+    """Scores that mean the same in every layer: magnitudes, or the square error of one output over the layer's variance.
+
+    The error is that without repair: costs after the repair do not add up, and leave nothing of layers with redundant inputs.
+    """
     w = weight.matrix(np.asarray(analysis.view.constants[weight.tensor].values)).astype(np.float64)
     if criterion == "magnitude" or moments is None:
         return np.abs(w)
-    covariance = moments.covariance()
+    covariance = _second(moments, centred=True)
     variance = max(float(np.einsum("gko,gko->", w, covariance @ w)), 1e-30)
-    if criterion == "wanda":
-        return np.square(_wanda(w, moments)) / max(moments.count, 1) / variance
-    return costs(w, factor(covariance)) / variance
+    return np.asarray(np.square(w) * np.diagonal(covariance, axis1=1, axis2=2)[:, :, None] / variance)
 
 
 class _Surgeon:
@@ -183,7 +186,8 @@ class _Surgeon:
         if len(weight.uses) + weight.shared > 1:
             moments = self.moments[weight.tensor]
             assert moments is not None
-            w = self._cut(w0, w0, factor(moments.xx / max(moments.count, 1)), weight)
+            second = _second(moments, centred=False)
+            w = refined(self._cut(w0, w0, factor(second), weight), w0, damped(second, DAMPING))
         else:
             w = self._fitted(layer, weight, w0)
         if not np.isfinite(w.astype(values.dtype)).all():  # singular moments, or more than the type holds
@@ -197,13 +201,14 @@ class _Surgeon:
         old_bias = self._bias(layer, w0)
         free = old_bias is not None
         bias = np.zeros((w0.shape[0], w0.shape[2])) if old_bias is None else old_bias
-        second = train.covariance() if free else train.xx / max(train.count, 1)
+        second = _second(train, free)
         cross = train.cross_covariance() if free else train.xy / max(train.count, 1)
         u = factor(second)
         best: tuple[float, Array, Floats] | None = None
         for ridge in (np.inf, *RIDGES[: 1 if w0.shape[1] > MANY else None]):
-            start = w0 if ridge == np.inf else _ridge(second, cross, w0, ridge)
-            w = self._cut(w0, start, u, weight)
+            h = damped(second, DAMPING if ridge == np.inf else ridge)
+            start = w0 if ridge == np.inf else np.linalg.solve(h, cross + (h - second) @ w0)
+            w = refined(self._cut(w0, start, u, weight), start, h)
             b = train.mean_y - np.einsum("gk,gko->go", train.mean_x, w) if free else bias
             error = float(held.error(w, b).sum())
             if np.isfinite(error) and (best is None or error < best[0]):
@@ -270,8 +275,9 @@ class _Surgeon:
         self.new.replace(self.new.maker[layer.key], {layer.linear.w: kernel})
 
 
-def _ridge(second: Floats, cross: Floats, w0: Floats, ridge: float) -> Floats:
-    """argmin tr(W' A W) - 2 tr(W' C) + ridge |W - W0|^2; `ridge` in units of the mean of A's diagonal."""
-    size = second.shape[1]
-    damping = ridge * np.trace(second, axis1=1, axis2=2)[:, None, None] / size + 1e-12
-    return np.asarray(np.linalg.solve(second + damping * np.eye(size), cross + damping * w0))
+def _second(moments: Moments, centred: bool) -> Floats:
+    """[g, K, K]: covariance or raw second moments, with what rounding may have taken from the diagonal."""
+    raw = moments.xx / max(moments.count, 1)
+    size = raw.shape[1]
+    rounding = ROUNDING * np.trace(raw, axis1=1, axis2=2)[:, None, None] / size
+    return np.asarray((moments.covariance() if centred else raw) + rounding * np.eye(size))

@@ -134,7 +134,7 @@ class SparsityReport:
         if "latency_ms" in self.data:
             t = self.data["latency_ms"]
             rows.append(
-                ("ms per run", f"{t['before']:.3f}", f"{t['after']:.3f}", f"{t['before'] / t['after']:.2f}x faster")
+                ("ms per run", f"{t['before']:.3f}", f"{t['after']:.3f}", f"{t['before'] / t['after']:.2f}x as fast")
             )
         return rows
 
