@@ -147,6 +147,17 @@ def test_global_share_is_one_threshold() -> None:
     assert len({(after[n] == 0).mean().round(3) for n in names}) > 1
 
 
+def test_calibrated_global_share_counts_and_empties_no_layer() -> None:
+    for criterion in ("wanda", "obs"):
+        result = onnxprune.sparsify(
+            DIGITS, sparsity=0.8, scope="global", criterion=criterion, data=CALIBRATION, samples=32, benchmark=False
+        )
+        rows = result.report.data["layers"]
+        assert sum(x["zeros"][1] for x in rows) == round(0.8 * sum(x["weights"] for x in rows))
+        assert all(x["zeros"][1] < x["weights"] for x in rows)
+        assert len({round(x["zeros"][1] / x["weights"], 2) for x in rows}) > 5
+
+
 def test_include_and_exclude() -> None:
     model = net(CONVS)
     changed = lambda r: {k for k, v in values(r.model).items() if (v != values(model)[k]).any()}  # noqa: E731

@@ -112,7 +112,7 @@ def smallest_per_output(scores: Scores, count: int) -> Bools:
     rank = np.empty(scores.shape, np.int64)
     order = np.argsort(scores, axis=1, kind="stable")
     np.put_along_axis(rank, order, np.arange(scores.shape[1])[None, :, None], axis=1)
-    return (rank < each) | smallest(np.where(rank == each, scores, np.inf), rest)
+    return np.asarray((rank < each) | smallest(np.where(rank == each, scores, np.inf), rest))
 
 
 def outside_pattern(scores: Scores, pattern: Pattern, run: int) -> Bools:

@@ -130,16 +130,21 @@ def _counts(
 
 
 def _comparable(analysis: Analysis, weight: Weight, criterion: str, moments: Moments | None) -> Floats:
-    """Scores that mean the same in every layer: magnitudes, or the square error of one output over the layer's variance.
+    """Scores that mean the same in every layer: magnitudes; or each weight's square error over that of all weights that outlast it.
 
-    The error is that without repair: costs after the repair do not add up, and leave nothing of layers with redundant inputs.
+    That is the score of LAMP (Lee et al. 2021) with w^2 var(x) for w^2. No layer is emptied: its last weight scores 1.
     """
     w = weight.matrix(np.asarray(analysis.view.constants[weight.tensor].values)).astype(np.float64)
     if criterion == "magnitude" or moments is None:
         return np.abs(w)
-    covariance = _second(moments, centred=True)
-    variance = max(float(np.einsum("gko,gko->", w, covariance @ w)), 1e-30)
-    return np.asarray(np.square(w) * np.diagonal(covariance, axis1=1, axis2=2)[:, :, None] / variance)
+    error = np.square(w) * np.diagonal(_second(moments, centred=True), axis1=1, axis2=2)[:, :, None]
+    order = np.argsort(error, axis=None)
+    ordered = error.ravel()[order]
+    lasting = np.cumsum(ordered[::-1])[::-1]
+    scores = np.empty(error.size)
+    scores[order] = ordered / np.maximum(lasting, 1e-300)
+    shaped: Floats = scores.reshape(error.shape)
+    return shaped
 
 
 class _Surgeon:
