@@ -41,7 +41,7 @@ def factor(h: Floats) -> Floats:
     inverse = (inverse + np.swapaxes(inverse, 1, 2)) / 2
     try:
         return np.swapaxes(np.linalg.cholesky(inverse), 1, 2)
-    except np.linalg.LinAlgError:  # inputs that are almost the same, in single precision: then none makes up for another
+    except np.linalg.LinAlgError:  # inputs too alike for single precision: then none makes up for another
         diagonal = np.maximum(np.diagonal(h, axis1=1, axis2=2), 1e-10)
         return np.asarray(np.eye(h.shape[1]) / np.sqrt(diagonal)[:, :, None])
 
