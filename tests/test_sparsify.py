@@ -1,8 +1,4 @@
-"""Weights set to zero: exactly those that the criterion names, nothing else, and what follows from it.
-
-Seen red: a threshold that includes its bound, Wanda ranked over the whole layer, patterns counted across taps or along the outputs, a sweep
-that forgets the inputs behind its block, a surgeon on the original's inputs, dead units by their producer alone.
-"""
+"""Weights set to zero: exactly those that the criterion names, nothing else, and what follows from it."""
 
 from __future__ import annotations
 
