@@ -12,6 +12,7 @@ from onnxprune.core.errors import (
 from onnxprune.core.plan import Plan
 from onnxprune.core.version import __version__
 from onnxprune.pipeline import PruneResult, inspect, prune, verify
+from onnxprune.sparse import SparsifyResult, sparsify
 
 __all__ = [
     "BadInputError",
@@ -20,11 +21,13 @@ __all__ = [
     "OnnxPruneError",
     "Plan",
     "PruneResult",
+    "SparsifyResult",
     "TargetNotReachableError",
     "UnsupportedModelError",
     "VerificationError",
     "__version__",
     "inspect",
     "prune",
+    "sparsify",
     "verify",
 ]

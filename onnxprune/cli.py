@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from onnxprune import pipeline
+from onnxprune import pipeline, sparse
 from onnxprune.core.budget import Budget
 from onnxprune.core.errors import BadInputError, OnnxPruneError
+from onnxprune.core.sparsity import CRITERIA, SCOPES
 from onnxprune.core.version import __version__
 from onnxprune.stages.feeds import parse_shapes
 from onnxprune.stages.report import Report
 from onnxprune.stages.score import CALIBRATED, IMPORTANCE
+from onnxprune.stages.sparsity_report import SparsityReport
+from onnxprune.stages.store import STORES
 
 OUT = Console(highlight=False, soft_wrap=True)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -226,6 +229,96 @@ def _group_table(groups: list[dict[str, Any]]) -> Table:
 
 def _plain(text: str) -> str:
     return text.replace("[", "\\[")
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where to write the sparse model.")
+@click.option("--threshold", type=float, help="Set every weight of smaller magnitude to zero.")
+@click.option("--sparsity", type=float, help="Set this share of the weights to zero.")
+@click.option(
+    "--pattern", metavar="N:M", help="Of every M consecutive inputs of an output keep at most N, such as 2:4."
+)
+@click.option("--scope", type=click.Choice(SCOPES), help="What --sparsity is a share of [default: layer].")
+@click.option(
+    "--criterion",
+    type=click.Choice(CRITERIA),
+    help="Which weights matter [default: obs with --data, else magnitude; always magnitude for --threshold].",
+)
+@click.option("--store", type=click.Choice(STORES), default="dense", show_default=True, help="How zeros are stored.")
+@click.option("--then-prune", is_flag=True, help="Remove units that became zero, or that nothing reads any more.")
+@click.option("--samples", type=int, default=512, show_default=True, help="Use at most so many samples of --data.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Only weights whose node or tensor name matches.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave nodes or tensors with these names alone.")
+@click.option("--input-shape", multiple=True, metavar="NAME:D,D,…", help="Shape of an input with dynamic dimensions.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), metavar="FILE.npz|DIR", help="Inputs to calibrate and measure with."
+)
+@click.option("--report", type=click.Path(path_type=Path), metavar="FILE.md|.json", help="Write a report.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.option("-v", "--verbose", is_flag=True, help="Print what was left alone, all of it.")
+@_guarded
+def sparsify(
+    model: Path,
+    output: Path,
+    report: Path | None,
+    input_shape: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
+) -> None:
+    """Set weights of MODEL to zero, by magnitude, by share or in an N:M pattern, and write OUTPUT."""
+    _check_report(report)
+    silent = quiet or as_json or not ERR.is_terminal
+    with ERR.status("load") if not silent else _nothing() as status:
+        result = sparse.sparsify(
+            model,
+            output=output,
+            report=report,
+            progress=(lambda stage: None) if silent else status.update,
+            input_shapes=parse_shapes(input_shape),
+            **options,
+        )
+    if as_json:
+        click.echo(result.report.to_json(), nl=False)
+    elif not quiet:
+        _show_sparsity(result.report, output, verbose)
+
+
+def _check_report(report: Path | None) -> None:
+    if report is not None and report.suffix not in (".md", ".json"):
+        raise BadInputError(f"--report {report} must end in .md or .json.")
+
+
+def _show_sparsity(report: SparsityReport, output: Path, verbose: bool) -> None:
+    OUT.print(f"zeros     {report.zeros_line()}", markup=False)
+    left = report.data["left_alone"]
+    OUT.print(f"left      {len(left)} weights as they are")
+    for x in left if verbose else left[:5]:
+        OUT.print(f"          - {x['tensor']} ({x['node']}) {x['reason']}", markup=False)
+    if not verbose and len(left) > 5:
+        OUT.print(f"          - and {len(left) - 5} more (-v shows all)")
+    OUT.print(f"differs   {report.difference_line()}", markup=False)
+    if "pruned" in report.data:
+        OUT.print(f"removed   {report.pruned_line()}", markup=False)
+    heads = ("weight", "shape", "zeros before", "after", "share", "how")
+    OUT.print(_table(heads, report.layer_rows(), ("weight", "shape", "how")))
+    OUT.print(_table(("", "before", "after", "ratio"), report.summary_rows(), ("",)))
+    for line in report.data["runtimes"]:
+        OUT.print(f"note      {line}", markup=False)
+    OUT.print(f"wrote     {output}", markup=False)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for head in heads:
+        table.add_column(head, justify="left" if head in left else "right")
+    for row in rows:
+        table.add_row(*map(_plain, row))
+    return table
 
 
 @main.command()

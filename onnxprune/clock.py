@@ -8,6 +8,10 @@ from collections.abc import Callable
 Progress = Callable[[str], None]
 
 
+def silent(stage: str) -> None:
+    """No progress shown."""
+
+
 class Clock:
     """Seconds per stage."""
 

@@ -17,6 +17,7 @@ from onnxprune.core.classes import Bools
 from onnxprune.core.errors import BadInputError, TargetNotReachableError
 from onnxprune.core.observation import batch_of
 from onnxprune.core.repair import Repair
+from onnxprune.core.samples import Samples
 from onnxprune.ops.cost import CostModel
 from onnxprune.options import Options
 from onnxprune.stages import feeds as feeding
@@ -28,7 +29,7 @@ from onnxprune.stages.rewrite import rewrite
 from onnxprune.stages.score import score
 from onnxprune.stages.sense import cautious, judge, sense
 from onnxprune.stages.surgeon import operate, ranked
-from onnxprune.stages.synthesize import synthesize
+from onnxprune.stages.synthesize import COUNT, synthesize
 
 BISECTIONS = 6
 AUGMENTED = 256  # samples to fit on, the made ones included, ...
@@ -39,17 +40,24 @@ def calibrated(analysis: Analysis, settings: Options, costs: CostModel, clock: C
     """Samples of the user's, or made up, and what the original does with them; None where nothing asks for it."""
     if settings.recover == "none" and settings.importance != "obs":
         return None
+    samples = samples_for(analysis, settings, costs, settings.data is not None)
+    return calibrate(analysis, samples, settings.seed, settings.data is None, clock.share)
+
+
+def samples_for(
+    analysis: Analysis, settings: Options, costs: CostModel, augmented: bool, made_up: int = COUNT
+) -> Samples:
+    """The user's inputs, else made-up ones. augmented: patch more from them, where weights are fitted to few."""
     inputs = runtime.graph_inputs(analysis.model.proto)
     given = (
         feeding.load_data(settings.data, inputs, labels=True)
         if settings.data
-        else synthesize(analysis.feeds[0], inputs, settings.seed)
+        else synthesize(analysis.feeds[0], inputs, settings.seed, made_up)
     )
     macs = costs.macs() / batch_of(analysis.feeds[0])
-    wanted = int(min(AUGMENTED, AUGMENTED_MACS / max(macs, 1))) if settings.data else 0
+    wanted = int(min(AUGMENTED, AUGMENTED_MACS / max(macs, 1))) if augmented else 0
     session = runtime.Session(analysis.model.proto, runtime.folder_of(analysis.model))
-    samples = feeding.samples_of(given, inputs, settings.samples, wanted, settings.seed, session.accepts)
-    return calibrate(analysis, samples, settings.seed, settings.data is None, clock.share)
+    return feeding.samples_of(given, inputs, settings.samples, wanted, settings.seed, session.accepts)
 
 
 def is_drop(budget: Budget | None) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import onnx
 
 from onnxprune import runtime
-from onnxprune.clock import Clock, Progress
+from onnxprune.clock import Clock, Progress, silent
 from onnxprune.core.budget import Budget
 from onnxprune.core.classes import Bools
 from onnxprune.core.errors import BadInputError
@@ -37,10 +37,6 @@ from onnxprune.stages.verify import (
 Source: TypeAlias = str | PathLike[str] | onnx.ModelProto
 
 
-def _silent(stage: str) -> None:
-    """No progress shown."""
-
-
 @dataclass(frozen=True)
 class PruneResult:
     """The pruned model, the plan that made it and what was measured."""
@@ -63,7 +59,7 @@ def prune(
     plan: str | PathLike[str] | None = None,
     apply: str | PathLike[str] | Plan | None = None,
     report: str | PathLike[str] | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     **options: Any,
 ) -> PruneResult:
     """Prune a model to a budget, or replay a plan.

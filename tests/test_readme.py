@@ -158,3 +158,18 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     assert command == "python tests/run.py"
     assert command in [line.split(" <")[0] for line in script.splitlines()]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_the_tutorial_shows_what_its_code_prints(tmp_path: Path) -> None:
+    section = README.split("## Tutorial", 1)[1].split("\n## ", 1)[0]
+    printed, shown = "", 0
+    for m in BLOCK.finditer(section):
+        block = Block(m["kind"], m["text"], m["note"] or "")
+        if block.kind == "text":
+            assert block.text == printed
+            shown += 1
+        elif block.kind in SHELL:
+            printed = "".join(run(command, tmp_path) for command in commands(block))
+        else:
+            printed = run(["-c", block.text], tmp_path)
+    assert shown >= 4

@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxprune.core.maps import Facet, Maps, Shape, reshape, varying
 from onnxprune.core.observation import Array
-from onnxprune.ops.base import CostContext, Edit, MapContext, MaskEdit, Rule
+from onnxprune.ops.base import CostContext, Edit, MapContext, MaskEdit, Rule, weights_at
 from onnxprune.ops.labelled import Label, Named, Operand, bind, combine, flatten, named, operand, unnamed
 
 TOKENS: tuple[Label, ...] = ("b", "s", "t", "p")
@@ -396,6 +396,7 @@ RULES = [
         adjust=follow_packed,
         macs=packed_macs,
         reference=silence_packed,
+        weights=weights_at((1, 0)),
     ),
     Rule(
         ("com.microsoft::MultiHeadAttention",),

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxprune.core.graph import Graph, Node
-from onnxprune.core.linear import LinearRule
+from onnxprune.core.linear import LinearContext, LinearRule
 from onnxprune.core.maps import Facet, Maps, Shape, expand_axes, pad_rank, per_axis, simplify, varying
 from onnxprune.core.observation import Array
 from onnxprune.core.units import Pin, UnitTable
@@ -43,6 +43,7 @@ class Rule:
     adds: the output is the sum of its two inputs.
     coded: the output is a quantized code, or decoded from one: behind it a constant is not stored as the numbers it is.
     random: the output is drawn anew in every run.
+    weights: `(input, contracted axis)` of what it multiplies by, where `linear` does not cover it.
     """
 
     ops: tuple[str, ...]
@@ -62,6 +63,7 @@ class Rule:
     adds: bool = False
     coded: bool = False
     random: bool = False
+    weights: Callable[[LinearContext], list[tuple[int, int]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -303,6 +305,11 @@ class Edit:
         raise NotImplementedError
 
 
+def weights_at(*places: tuple[int, int]) -> Callable[[LinearContext], list[tuple[int, int]]]:
+    """A `weights` rule for fixed inputs and axes."""
+    return lambda ctx: list(places)
+
+
 def move(ctx: MapContext, i: int, operation: Callable[[Facet, Shape], Facet], expand: tuple[int, ...] = ()) -> Maps:
     """Apply a numpy operation to every facet, expanded along `expand` where it varies there at all."""
     shape = ctx.shape(i)
@@ -321,6 +328,7 @@ __all__ = [
     "Rule",
     "move",
     "varying",
+    "weights_at",
 ]
 
 

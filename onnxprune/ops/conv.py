@@ -13,7 +13,7 @@ from math import prod
 
 from onnxprune.core.linear import Linear, LinearContext, Sliding
 from onnxprune.core.maps import Maps, Shape, reshape, varying
-from onnxprune.ops.base import CostContext, Edit, MapContext, Rule
+from onnxprune.ops.base import CostContext, Edit, MapContext, Rule, weights_at
 from onnxprune.ops.labelled import Operand, combine, named, operand, unnamed
 
 
@@ -150,8 +150,25 @@ def fused_conv(ctx: MapContext) -> list[Maps]:
 
 
 RULES = [
-    Rule(("Conv",), "contraction", conv, adjust=follow_groups, macs=conv_macs, rounded=True, linear=conv_linear),
-    Rule(("com.microsoft::FusedConv",), "contraction", fused_conv, adjust=follow_groups, macs=conv_macs, rounded=True),
+    Rule(
+        ("Conv",),
+        "contraction",
+        conv,
+        adjust=follow_groups,
+        macs=conv_macs,
+        rounded=True,
+        linear=conv_linear,
+        weights=weights_at((1, 1)),
+    ),
+    Rule(
+        ("com.microsoft::FusedConv",),
+        "contraction",
+        fused_conv,
+        adjust=follow_groups,
+        macs=conv_macs,
+        rounded=True,
+        weights=weights_at((1, 1)),
+    ),
     Rule(
         ("ConvTranspose",),
         "contraction",
@@ -160,5 +177,6 @@ RULES = [
         macs=conv_transpose_macs,
         rounded=True,
         linear=conv_transpose_linear,
+        weights=weights_at((1, 0)),
     ),
 ]

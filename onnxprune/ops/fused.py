@@ -9,10 +9,11 @@ from math import prod
 
 import numpy as np
 
+from onnxprune.core.linear import LinearContext
 from onnxprune.core.maps import Maps, simplify
 from onnxprune.ops.base import CostContext, Edit, MapContext, Rule
 from onnxprune.ops.labelled import Label, Named, Operand, bind, combine, named, operand, unnamed
-from onnxprune.ops.matmul import gemm, gemm_macs
+from onnxprune.ops.matmul import gemm, gemm_macs, gemm_weights
 from onnxprune.ops.pointwise import broadcast
 
 
@@ -55,6 +56,15 @@ def fused_matmul_macs(cost: CostContext) -> int:
         bool(cost.attrs.get("transBatchA", 0)),
     )
     return prod(out) * a[labels.index("k")]
+
+
+def fused_matmul_weights(ctx: LinearContext) -> list[tuple[int, int]]:
+    places = []
+    for i, (x, inner) in enumerate((("A", ("m", "k")), ("B", ("k", "n")))):
+        rank = len(ctx.shape(i))
+        turned = bool(ctx.attrs.get(f"trans{x}", 0)), bool(ctx.attrs.get(f"transBatch{x}", 0))
+        places.append((i, _labels(rank, max(rank - 2, 0), inner, *turned).index("k")))
+    return places
 
 
 # ---------------------------------------------------------------- weights in blocks of few bits
@@ -165,8 +175,9 @@ RULES = [
         "contraction",
         fused_matmul,
         macs=fused_matmul_macs,
+        weights=fused_matmul_weights,
     ),
-    Rule(("com.microsoft::FusedGemm",), "contraction", gemm, macs=gemm_macs),
+    Rule(("com.microsoft::FusedGemm",), "contraction", gemm, macs=gemm_macs, weights=gemm_weights),
     Rule(
         ("com.microsoft::MatMulNBits",),
         "contraction",

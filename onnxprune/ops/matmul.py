@@ -12,7 +12,7 @@ from math import prod
 
 from onnxprune.core.linear import Linear, LinearContext, Product
 from onnxprune.core.maps import Maps
-from onnxprune.ops.base import CostContext, MapContext, Rule
+from onnxprune.ops.base import CostContext, MapContext, Rule, weights_at
 from onnxprune.ops.labelled import Operand, combine, named, operand, reduce_labels, unnamed
 
 
@@ -133,8 +133,30 @@ def gemm_linear(ctx: LinearContext) -> Linear | None:
     return Product(b[1 if transposed else 0], transposed, bool(ctx.attrs.get("transA", 0)), False, alpha, beta, 2)
 
 
+def gemm_weights(ctx: LinearContext) -> list[tuple[int, int]]:
+    return [(1, 1 if ctx.attrs.get("transB", 0) else 0), (0, 0 if ctx.attrs.get("transA", 0) else 1)]
+
+
+def einsum_weights(ctx: LinearContext) -> list[tuple[int, int]]:
+    """The first axis of each operand that is summed over."""
+    spelled, out = str(ctx.attrs.get("equation", "")).replace(" ", "").partition("->")[::2]
+    found = []
+    for i, term in enumerate(spelled.split(",")):
+        summed = [k for k, label in enumerate(term) if label not in out and label != "."]
+        if summed and out and "..." not in term:
+            found.append((i, summed[0]))
+    return found
+
+
 RULES = [
-    Rule(("MatMul",), "contraction", matmul, macs=matmul_macs, linear=matmul_linear),
-    Rule(("Gemm",), "contraction", gemm, macs=gemm_macs, linear=gemm_linear),
-    Rule(("Einsum",), "contraction", einsum, macs=einsum_macs),
+    Rule(
+        ("MatMul",),
+        "contraction",
+        matmul,
+        macs=matmul_macs,
+        linear=matmul_linear,
+        weights=weights_at((1, -2), (0, -1)),
+    ),
+    Rule(("Gemm",), "contraction", gemm, macs=gemm_macs, linear=gemm_linear, weights=gemm_weights),
+    Rule(("Einsum",), "contraction", einsum, macs=einsum_macs, weights=einsum_weights),
 ]

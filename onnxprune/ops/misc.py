@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxprune.core.maps import Maps, reshape, simplify
 from onnxprune.ops.attention import silence
-from onnxprune.ops.base import Edit, MapContext, MaskEdit, Rule
+from onnxprune.ops.base import Edit, MapContext, MaskEdit, Rule, weights_at
 from onnxprune.ops.conv import contract, conv_macs, follow_groups
 from onnxprune.ops.indexing import gather_nd, grid_sample, triangle
 from onnxprune.ops.labelled import combine, flatten, operand, unnamed
@@ -206,7 +206,15 @@ RULES = [
     Rule(("DFT",), "pins the axis", dft, params=(2,)),
     Rule(("Det",), "pins the axis", determinant),
     Rule(("com.microsoft::Inverse",), "pins the axis", matrices),
-    Rule(("DeformConv",), "contraction", deform_conv, adjust=follow_groups, macs=conv_macs, rounded=True),
+    Rule(
+        ("DeformConv",),
+        "contraction",
+        deform_conv,
+        adjust=follow_groups,
+        macs=conv_macs,
+        rounded=True,
+        weights=weights_at((1, 1)),
+    ),
     Rule(("MaxRoiPool",), "pooling", max_roi_pool),
     Rule(("TensorScatter",), "indexing", tensor_scatter),
     Rule(("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"), "pins", class_loss, note="compares all classes"),

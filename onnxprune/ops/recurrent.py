@@ -17,7 +17,7 @@ from math import prod
 import numpy as np
 
 from onnxprune.core.maps import Maps
-from onnxprune.ops.base import CostContext, Edit, MapContext, MaskEdit, Rule
+from onnxprune.ops.base import CostContext, Edit, MapContext, MaskEdit, Rule, weights_at
 from onnxprune.ops.labelled import Named, Operand, bind, flatten, named, unnamed
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1, "DynamicQuantizeLSTM": 4}
@@ -114,7 +114,15 @@ def silence_quantized(edit: MaskEdit) -> None:
 
 
 RULES = [
-    Rule(("LSTM", "GRU", "RNN"), "recurrent", recurrent, adjust=follow_hidden, macs=recurrent_macs, reference=silence),
+    Rule(
+        ("LSTM", "GRU", "RNN"),
+        "recurrent",
+        recurrent,
+        adjust=follow_hidden,
+        macs=recurrent_macs,
+        reference=silence,
+        weights=weights_at((1, -1), (2, -1)),
+    ),
     Rule(
         ("com.microsoft::DynamicQuantizeLSTM",),
         "recurrent",

@@ -15,7 +15,7 @@ from scipy.ndimage import zoom
 
 from onnxprune.core.observation import Array, Feeds, batch_of
 
-COUNT = 256
+COUNT = 512
 ELEMENTS = 1 << 26
 
 
