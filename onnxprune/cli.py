@@ -22,7 +22,7 @@ from onnxprune.core.errors import BadInputError, OnnxPruneError
 from onnxprune.core.sparsity import CRITERIA, SCOPES
 from onnxprune.core.version import __version__
 from onnxprune.stages.feeds import parse_shapes
-from onnxprune.stages.report import Report
+from onnxprune.stages.report import VARIANT_COLUMNS, Report
 from onnxprune.stages.score import CALIBRATED, IMPORTANCE
 from onnxprune.stages.sparsity_report import SparsityReport
 from onnxprune.stages.store import STORES
@@ -87,6 +87,11 @@ def main() -> None:
     type=click.Choice(["lsq", "bias", "none"]),
     help="Repair what is left [default: lsq; none with --ratio and no --data].",
 )
+@click.option(
+    "--then-quantize",
+    type=click.Choice(["int8"]),
+    help="Quantize the pruned model with ONNX Runtime; the report compares all four.",
+)
 @click.option("--samples", type=int, default=512, show_default=True, help="Use at most so many samples of --data.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only weights whose node or tensor name matches.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave nodes or tensors with these names alone.")
@@ -118,6 +123,7 @@ def prune(
     round_to: int | None,
     importance: str | None,
     recover: str | None,
+    then_quantize: str | None,
     samples: int,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -154,6 +160,7 @@ def prune(
             progress=(lambda stage: None) if silent else status.update,
             importance=importance,
             recover=recover,
+            then_quantize=then_quantize,
             samples=samples,
             metric=metric,
             round_to=round_to,
@@ -206,7 +213,18 @@ def _show(report: Report, output: Path, verbose: bool) -> None:
     for row in report.summary_rows():
         table.add_row(*row)
     OUT.print(table)
+    if "variants" in report.data:
+        OUT.print(_variant_table(report))
     OUT.print(f"wrote     {output}", markup=False)
+
+
+def _variant_table(report: Report) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for k, name in enumerate(("", *VARIANT_COLUMNS)):
+        table.add_column(name, justify="right" if k else "left")
+    for row in report.variant_rows():
+        table.add_row(*row)
+    return table
 
 
 def _group_table(groups: list[dict[str, Any]]) -> Table:

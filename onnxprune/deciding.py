@@ -38,7 +38,7 @@ AUGMENTED_MACS = 4e11  # ... as long as running them once takes no more than thi
 
 def calibrated(analysis: Analysis, settings: Options, costs: CostModel, clock: Clock) -> Calibration | None:
     """Samples of the user's, or made up, and what the original does with them; None where nothing asks for it."""
-    if settings.recover == "none" and settings.importance != "obs":
+    if settings.recover == "none" and settings.importance != "obs" and settings.then_quantize is None:
         return None
     samples = samples_for(analysis, settings, costs, settings.data is not None)
     return calibrate(analysis, samples, settings.seed, settings.data is None, clock.share)

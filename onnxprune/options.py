@@ -18,6 +18,7 @@ class Options:
     """How to prune. `round_to`: None takes what ONNX Runtime's convolution kernels like, 1 is off.
 
     recover: `lsq`, `bias` or `none`; None takes `lsq`, but `none` where there is neither `data` nor a target of cost (`--ratio`).
+    then_quantize: `int8` quantizes the pruned model; its plan is that of the pruning.
     importance: `obs` needs calibration; None takes it where there is one, else `l2`. samples: at most so many are used.
     """
 
@@ -32,6 +33,7 @@ class Options:
     input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     data: str | Path | None = None
     seed: int = 0
+    then_quantize: str | None = None
     check: bool = True
     benchmark: bool = True
 
@@ -45,6 +47,8 @@ def options_of(options: dict[str, Any]) -> Options:
     settings = Options(**options)
     if settings.recover not in (None, "none", "bias", "lsq"):
         raise BadInputError(f"Unknown --recover '{settings.recover}'; choose lsq, bias or none.")
+    if settings.then_quantize not in (None, "int8"):
+        raise BadInputError(f"Unknown --then-quantize '{settings.then_quantize}'; choose int8.")
     if settings.metric not in METRICS:
         load_score(settings.metric)
     if settings.samples < 1:
@@ -69,6 +73,7 @@ def settings_of(settings: Options, budget: Budget | None) -> dict[str, Any]:
         "importance": settings.importance,
         "recover": settings.recover,
         "samples": settings.samples,
+        "then_quantize": settings.then_quantize,
         "include": list(settings.include),
         "exclude": list(settings.exclude),
         "include_inexact": settings.include_inexact,
@@ -94,6 +99,8 @@ def replayed(settings: Options, plan: Plan) -> Options:
             or {str(k): tuple(int(d) for d in v) for k, v in stored.get("input_shapes", {}).items()},
             data=settings.data,
             seed=settings.seed,
+            then_quantize=settings.then_quantize,
+            metric=settings.metric,
             check=settings.check,
             benchmark=settings.benchmark,
         )

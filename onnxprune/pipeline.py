@@ -20,13 +20,16 @@ from onnxprune.core.files import check_writable, staged
 from onnxprune.core.graphio import save_model
 from onnxprune.core.model import LoadedModel
 from onnxprune.core.plan import Plan, make_plan, removed_by
+from onnxprune.core.variant import Variant
 from onnxprune.core.verdict import Verdict
 from onnxprune.core.version import __version__
 from onnxprune.deciding import calibrated, decider, is_drop, least, repaired
 from onnxprune.observing import analysis_of, feeds_of
+from onnxprune.ops import is_quantized
 from onnxprune.ops.cost import CostModel
 from onnxprune.options import Options, completed, options_of, replayed, settings_of
 from onnxprune.proving import latency, proved
+from onnxprune.quantizing import quantize
 from onnxprune.stages.load import load
 from onnxprune.stages.report import Report, inspection
 from onnxprune.stages.rewrite import rewrite
@@ -107,6 +110,11 @@ def prune(
     if calibration is not None and settings.recover != "none":
         calibration = replace(calibration, moments={})  # decided: their memory is needed for the fits
         pruned, repair = repaired(analysis, removed, cut, calibration, settings, clock)
+    variants: tuple[Variant, ...] = ()
+    if settings.then_quantize is not None:
+        assert calibration is not None
+        clock("quantize")
+        pruned, variants = quantize(analysis, pruned, calibration, settings)
     clock("benchmark")
     times = latency(analysis, pruned) if settings.benchmark else None
     clock.stop()
@@ -127,6 +135,7 @@ def prune(
         settings.include_inexact,
         calibration,
         repair,
+        variants,
     )
     result = PruneResult(pruned, made, text, loaded)
     texts: dict[Path, str] = {}
@@ -152,6 +161,11 @@ def verify(
     """Compare a pruned model with the masked original. Raises `VerificationError` where they differ."""
     loaded, other = load(original), load(pruned)
     made = _read_plan(plan)
+    if is_quantized(other.proto.graph) and not is_quantized(loaded.proto.graph):
+        raise BadInputError(
+            "The pruned model was quantized, so it equals no part of its original; "
+            "verify what the same command writes without --then-quantize."
+        )
     settings = replayed(Options(data=data, seed=seed), made)
     analysis = analysis_of(loaded, settings)
     removed = removed_by(made, analysis)

@@ -102,15 +102,28 @@ class Stepwise:
         return name in self._fixed
 
     def is_plain(self, name: str) -> bool:
-        """A constant that is stored as the numbers it is, or gets there by moving them about (not dequantized)."""
+        """A constant that is stored as the numbers it is, gets there by moving them about, or is decoded from codes that can be written."""
         if name in self.initializers:
             return True
         at = self.maker.get(name)
         if at is None or name not in self._fixed:
             return False
         if rule_for(self.nodes[at].op_type, self.nodes[at].domain).coded:
-            return False
+            return self.encoded(name, self.constant(name)) is not None
         return all(self.is_plain(n) for n in self.reads[at])
+
+    def encoded(self, name: str, value: Array) -> tuple[int, Array] | None:
+        """The node that decodes a constant, and the codes that give `value`; None where it is not decoded from stored ones."""
+        at = self.maker.get(name)
+        if at is None:
+            return None
+        node = self.nodes[at]
+        encode = rule_for(node.op_type, node.domain).encode
+        if encode is None or not all(n in self.initializers for n in node.input if n):
+            return None
+        attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        codes = encode(attrs, value, [self.constant(n) for n in node.input if n])
+        return None if codes is None else (at, codes)
 
     def constant(self, name: str) -> Array:
         """The value of a constant tensor."""
@@ -256,7 +269,8 @@ class Stepwise:
                 self.nodes[node].input.append("")
             self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
             self._fixed.add(name)
-            self._constants.pop(name, None)
+            for stale in (name, *self.nodes[node].output):
+                self._constants.pop(stale, None)
             self.nodes[node].input[i] = name
         self.reads[node] = read_by(self.nodes[node])
 

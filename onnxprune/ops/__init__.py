@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from onnx import GraphProto
+
 from onnxprune.core.maps import Maps
 from onnxprune.ops import (
     attention,
@@ -72,6 +74,11 @@ def unseen(ctx: MapContext) -> list[Maps]:
 
 UNSEEN = Rule((), "not observed (pins)", unseen)
 UNKNOWN = Rule((), "unknown (pins)", unknown)
+
+
+def is_quantized(graph: GraphProto) -> bool:
+    """Are there quantized values?"""
+    return any(rule_for(n.op_type, n.domain).coded for n in graph.node)
 
 
 def rule_for(op: str, domain: str) -> Rule:

@@ -42,6 +42,7 @@ class Rule:
     step: the output is this constant times the first input, plus a constant: per channel, or one number.
     adds: the output is the sum of its two inputs.
     coded: the output is a quantized code, or decoded from one: behind it a constant is not stored as the numbers it is.
+    encode: the codes that decode to (about) a value, from the decoder's attributes and inputs; None where there are none.
     random: the output is drawn anew in every run.
     weights: `(input, contracted axis)` of what it multiplies by, where `linear` does not cover it.
     """
@@ -62,6 +63,7 @@ class Rule:
     step: Callable[[dict[str, Any], list[Array]], Array] | None = None
     adds: bool = False
     coded: bool = False
+    encode: Callable[[dict[str, Any], Array, list[Array]], Array | None] | None = None
     random: bool = False
     weights: Callable[[LinearContext], list[tuple[int, int]]] | None = None
 

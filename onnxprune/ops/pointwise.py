@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.core.maps import Maps
+from onnxprune.core.maps import Maps, per_axis
 from onnxprune.core.observation import Array
 from onnxprune.ops.base import MapContext, Rule
 from onnxprune.ops.labelled import Operand, combine, named, operand, unnamed
@@ -24,6 +24,9 @@ NARY = (
     "And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or "
     "Pow PRelu Sub Sum Where Xor"
 ).split()
+
+
+SLICED = "per-axis scales are sliced too"
 
 
 def broadcast(ctx: MapContext, inputs: list[int]) -> Maps:
@@ -70,6 +73,8 @@ def quantize(ctx: MapContext) -> list[Maps]:
     """(De)QuantizeLinear: scale and zero point are scalars or vectors along `axis`."""
     rank = ctx.rank()
     labels = tuple(str(a) for a in range(rank))
+    if ctx.is_lazy(0) and not ctx.offers(0):  # a bias of 32-bit integers: what is dequantized is no index
+        ctx.give(0, per_axis(ctx.shape(0), lambda n: ctx.units.issue(n, str(ctx.node))))
     if ctx.attr("block_size", 0):
         kept = ctx.pin_axes(0, (ctx.axis(1),), f"quantizes blocks of {ctx.attr('block_size')} along axis {ctx.axis(1)}")
         for i in (1, 2):
@@ -89,6 +94,20 @@ def unchanged(attrs: dict[str, Any], constants: list[Array]) -> Array:
     return np.ones(())
 
 
+def encode(attrs: dict[str, Any], value: Array, inputs: list[Array]) -> Array | None:
+    """Codes for DequantizeLinear: round(value / scale) + zero point, within the range of the codes' type."""
+    codes, scale = inputs[:2]
+    if attrs.get("block_size") or codes.dtype.kind not in "iu" or codes.shape != value.shape or not (scale != 0).all():
+        return None
+    side = [1] * value.ndim
+    if scale.size > 1:
+        side[int(attrs.get("axis", 1))] = scale.size
+    zero = inputs[2].astype(np.float64).reshape(side if inputs[2].size > 1 else 1) if len(inputs) > 2 else 0.0
+    found = np.rint(value / scale.astype(np.float64).reshape(side)) + zero
+    limits = np.iinfo(codes.dtype)
+    return np.clip(found, limits.min, limits.max).astype(codes.dtype)
+
+
 RULES = [
     Rule(("Identity",), "pointwise", unary, alias=True, step=unchanged),
     Rule(tuple(UNARY), "pointwise", unary),
@@ -96,11 +115,6 @@ RULES = [
     Rule(("Clip", "CastLike"), "pointwise", first_input, params=(1, 2)),
     Rule(("Dropout",), "pointwise", dropout, params=(1, 2), step=unchanged),
     Rule(("Add",), "pointwise", unary, adds=True),
-    Rule(
-        ("QuantizeLinear", "DequantizeLinear"),
-        "pointwise",
-        quantize,
-        note="per-axis scales are sliced too",
-        coded=True,
-    ),
+    Rule(("QuantizeLinear",), "pointwise", quantize, note=SLICED, coded=True),
+    Rule(("DequantizeLinear",), "pointwise", quantize, note=SLICED, coded=True, encode=encode),
 ]

@@ -219,6 +219,11 @@ class _Run:
         self._set(node, key, i, old + bias.reshape(-1).astype(old.dtype), old.dtype)
 
     def _set(self, node: int, key: str, i: int, value: Array, dtype: np.dtype[np.generic]) -> None:
+        tensor = self.new.nodes[node].input[i] if i < len(self.new.nodes[node].input) else ""
+        coded = self.new.encoded(tensor, value)
+        if coded is not None and len(self.readers[tensor]) == 1:
+            node, value = coded
+            key, i, dtype = self.new.nodes[node].output[0], 0, value.dtype
         value = np.ascontiguousarray(value.astype(dtype))
         if not np.isfinite(value).all():
             raise BadInputError(f"The repair of '{key}' is not finite; use --recover bias or none.")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from math import inf
 from typing import Any
 
@@ -19,10 +20,13 @@ from onnxprune.core.grouping import Group
 from onnxprune.core.plan import Plan
 from onnxprune.core.repair import Repair
 from onnxprune.core.units import Pin
+from onnxprune.core.variant import Variant
 from onnxprune.core.verdict import Verdict
 from onnxprune.ops.cost import CostModel
 
 NO_DATA = "no inputs were given, so made-up ones were used; judge the result on your own data, or give some with --data FILE.npz"
+
+VARIANT_COLUMNS = ("bytes", "ms per run", "divergence", "other top-1", "loss")
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Report:
         include_inexact: bool,
         calibration: Calibration | None = None,
         repair: Repair | None = None,
+        variants: Sequence[Variant] = (),
     ) -> Report:
         after = {g["id"]: g for g in plan.document["groups"]}
         groups = [
@@ -94,6 +99,8 @@ class Report:
                     for f in repair.fits
                 ],
             }
+        if variants:
+            data["variants"] = [asdict(v) for v in variants]
         if times is not None:
             medians = [statistics.median(t) for t in times]
             data["latency_ms"] = {
@@ -147,11 +154,29 @@ class Report:
             lines.append(f"warning: {NO_DATA}")
         return lines
 
+    def variant_rows(self) -> list[tuple[str, str, str, str, str, str]]:
+        """(which, bytes, milliseconds, divergence, share of other top-1 answers, loss by the metric)."""
+        return [
+            (
+                v["name"],
+                f"{v['bytes']:,}",
+                f"{v['ms']:.3f}",
+                f"{v['divergence']:.3g}",
+                "-" if v["top1"] is None else f"{v['top1']:.1%}",
+                f"{v['loss']:.3g}",
+            )
+            for v in self.data.get("variants", [])
+        ]
+
     def to_markdown(self) -> str:
         lines = ["# Pruning report", "", "| | before | after | kept |", "|---|---:|---:|---:|"]
         lines += [f"| {a} | {b} | {c} | {d} |" for a, b, c, d in self.summary_rows()]
         lines += ["", f"Check in ONNX Runtime: {self.check_line()}."]
         lines += [f"- {line}" for line in self.repair_lines()]
+        if "variants" in self.data:
+            lines += ["", "## Beside quantization", "", "| | " + " | ".join(VARIANT_COLUMNS) + " |"]
+            lines += ["|---|---:|---:|---:|---:|---:|"]
+            lines += ["| " + " | ".join(row) + " |" for row in self.variant_rows()]
         lines += ["", "## Groups", ""]
         lines += ["| group | kind | where | units | removed | exact |", "|---|---|---|---:|---:|---|"]
         for g in self.data["groups"]:
