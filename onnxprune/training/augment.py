@@ -51,7 +51,7 @@ def target(feeds: Feeds) -> str | None:
 
 def space(array: Array) -> list[int]:
     """Axes of a picture's height and width: the two largest behind the batch, at least 8 long, next to each other."""
-    axes = sorted(sorted(range(1, array.ndim), key=lambda a: -array.shape[a])[:2])
+    axes = sorted(sorted(range(1, array.ndim), key=lambda a: -int(array.shape[a]))[:2])
     fits = array.ndim == 4 and axes[1] == axes[0] + 1 and min(array.shape[a] for a in axes) >= 8
     return axes if fits else []
 
@@ -86,9 +86,9 @@ def _shifted(x: Array, rng: np.random.Generator, most: float) -> Array:
     axes = space(x)
     for axis in axes:
         size = x.shape[axis]
-        reach = int(round(most * size))
+        reach = round(most * size)
         moves = rng.integers(-reach, reach + 1, x.shape[0])
-        where = np.clip(np.arange(size)[None] + moves[:, None], 0, size - 1)
+        where = np.clip(np.arange(size) + np.reshape(moves, (-1, 1)), 0, size - 1)
         shape = [x.shape[0] if a == 0 else size if a == axis else 1 for a in range(x.ndim)]
         x = np.take_along_axis(x, where.reshape(shape), axis=axis)
     return x

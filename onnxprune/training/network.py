@@ -9,7 +9,7 @@ float32. An operator without a function runs alone in ONNX Runtime: the outputs 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,21 @@ class Network:
                 if key not in wanted:
                     values.pop(key, None)
         return {key: values[key] for key in wanted}
+
+    def visit(self, feeds: Feeds, after: Callable[[Step, Values], bool]) -> None:
+        """Run once, and every step at the top again whose `after`, called with all values so far, changed its parameters."""
+        values: Values = {**self.constants, **self.parameters, **{k: self.tensor(v) for k, v in feeds.items()}}
+        for step in self.program.body.steps:
+            self._run(step, values)
+            if after(step, values):
+                self._run(step, values)
+
+    def bytes(self, feeds: Feeds) -> int:
+        """An upper bound of what all intermediate results of these feeds take."""
+        keys = [k for s in self.program.body.steps for k in s.outputs if k]
+        with torch.no_grad():
+            found = self(feeds, keys)
+        return sum(v.numel() * v.element_size() for v in found.values() if isinstance(v, torch.Tensor))
 
     def tensor(self, array: Array) -> Any:
         """A tensor of the type that this network computes in; text stays as it is."""
@@ -143,14 +158,16 @@ class Network:
         try:
             results = self._sessions[step.key].run(feeds)
         except BadInputError as error:
-            raise UnsupportedModelError(f"{step.op} '{step.key}' cannot be evaluated for fine-tuning: {error}") from None
+            raise UnsupportedModelError(
+                f"{step.op} '{step.key}' cannot be evaluated for fine-tuning: {error}"
+            ) from None
         named = dict(zip(self._sessions[step.key].outputs, results, strict=True))
         return [self.tensor(np.asarray(named[n])) if n in named else None for n in step.node.output]
 
     def _array(self, value: Any, data_type: int | None) -> Array:
         if not isinstance(value, torch.Tensor):
             return np.asarray(value)
-        array = value.detach().numpy()
+        array: Array = value.detach().numpy()
         dtype = helper.tensor_dtype_to_np_dtype(data_type) if data_type else None
         if dtype is None:
             return array.astype(np.float32) if array.dtype == np.float64 else array

@@ -1,6 +1,6 @@
 """A graph as a list of steps, names resolved once: every tensor has a key (`core/graph.py`), inside branches too.
 
-    program = compile(model)           # steps in order, constants by key, what each constant may become
+program = compile(model)           # steps in order, constants by key, what each constant may become
 """
 
 from __future__ import annotations
@@ -160,7 +160,6 @@ def uses(program: Program) -> dict[str, list[tuple[Step, int]]]:
     return found
 
 
-
 def written(program: Program, values: dict[str, Array]) -> ModelProto:
     """A copy of the model in which these constants have other values; types, names and everything else stay.
 
@@ -173,7 +172,15 @@ def written(program: Program, values: dict[str, Array]) -> ModelProto:
     for key, value in values.items():
         tensor, old = again.origins[key], program.constants[key]
         fresh = numpy_helper.from_array(np.ascontiguousarray(value).astype(old.dtype), tensor.name)
-        for data in ("raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data", "external_data"):
+        for data in (
+            "raw_data",
+            "float_data",
+            "double_data",
+            "int32_data",
+            "int64_data",
+            "uint64_data",
+            "external_data",
+        ):
             tensor.ClearField(data)
         tensor.ClearField("data_location")
         tensor.raw_data = fresh.raw_data

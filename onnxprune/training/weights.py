@@ -69,4 +69,4 @@ def _fits(step: Step, i: int, value: Array) -> bool:
         return True
     if value.size == 1 or np.abs(value.astype(np.float64)).max() > HUGE:
         return False
-    return not (set(np.unique(value).tolist()) == {0.0, 1.0})
+    return set(np.unique(value).tolist()) != {0.0, 1.0}

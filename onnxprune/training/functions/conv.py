@@ -111,10 +111,8 @@ def average_pool(c: Call) -> Tensor:
         return pool(c[0], kernel, strides)
     ends = [a + t for a, t in zip(after, tail, strict=True)]
     ones = torch.ones((1, 1, *c[0].shape[2:]), dtype=c[0].dtype)
-    if c.attr("count_include_pad", 0):
-        ones = padded(padded(ones, before, after, 1.0), [0] * len(tail), tail)
-    else:
-        ones = padded(ones, before, ends)
+    counts = 1.0 if c.attr("count_include_pad", 0) else 0.0
+    ones = padded(padded(ones, before, after, counts), [0] * len(tail), tail)
     return pool(padded(c[0], before, ends), kernel, strides) / pool(ones, kernel, strides)
 
 
@@ -122,7 +120,7 @@ def _axes(x: Tensor) -> list[int]:
     return list(range(2, x.dim()))
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Any] = {
     "Relu": F.relu, "Tanh": torch.tanh, "Sigmoid": torch.sigmoid, "LeakyRelu": lambda x, a=0.01: F.leaky_relu(x, a),
     "Clip": lambda x, a=None, b=None: torch.clamp(x, a, b),
     "HardSigmoid": lambda x, a=0.2, b=0.5: torch.clamp(a * x + b, 0, 1),

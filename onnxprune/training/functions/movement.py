@@ -165,7 +165,7 @@ def shape(c: Call) -> Tensor:
 def constant_of_shape(c: Call) -> Tensor:
     value = c.attr("value")
     value = torch.zeros(1, dtype=c.float) if value is None else value
-    return value.reshape(()).expand(c[0].tolist()).clone()
+    return value.reshape(()).expand(c[0].reshape(-1).tolist()).clone()
 
 
 def range_(c: Call) -> Tensor:

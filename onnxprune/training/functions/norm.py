@@ -82,7 +82,9 @@ def skip_layer_norm(simplified: bool) -> Function:
     def run(c: Call) -> Any:
         bias = c.get(3 if simplified else 4)
         total = c[0] + c[1] + (0.0 if bias is None else bias)
-        inner = Call((total, c[2], None if simplified else c.get(3)), {"epsilon": c.attr("epsilon", 1e-5)}, 17, 1, c.float)
+        inner = Call(
+            (total, c[2], None if simplified else c.get(3)), {"epsilon": c.attr("epsilon", 1e-5)}, 17, 1, c.float
+        )
         y = rms_norm(inner) if simplified else layer_norm(inner)
         return (y, None, None, total)[: c.outputs] if c.outputs > 1 else y
 

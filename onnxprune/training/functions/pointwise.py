@@ -51,7 +51,12 @@ def modulo(c: Call) -> Tensor:
 def power(c: Call) -> Tensor:
     """Exponents of one value are numbers: PyTorch then squares instead of taking logarithms."""
     base, exponent = c[0], c[1]
-    if exponent.numel() == 1 and not exponent.requires_grad and base.is_floating_point() and exponent.dim() <= base.dim():
+    if (
+        exponent.numel() == 1
+        and not exponent.requires_grad
+        and base.is_floating_point()
+        and exponent.dim() <= base.dim()
+    ):
         return base ** exponent.item()
     return torch.pow(base, exponent).to(base.dtype)
 
@@ -106,8 +111,15 @@ def scaled(function: Callable[..., Tensor], **defaults: float) -> Function:
     return Function(lambda c: function(c[0], *(c.attr(n, v) for n, v in defaults.items())))
 
 
+def total(c: Call) -> Tensor:
+    result = c[0]
+    for other in c.inputs[1:]:
+        result = result + other
+    return result
+
+
 def mean(c: Call) -> Tensor:
-    return sum(c.inputs[1:], c[0]) / len(c.inputs)
+    return total(c) / len(c.inputs)
 
 
 def where(c: Call) -> Tensor:
@@ -121,21 +133,21 @@ def _selu(x: Tensor, alpha: float, gamma: float) -> Tensor:
     return gamma * torch.where(x > 0, x, alpha * torch.expm1(torch.clamp(x, max=0)))
 
 
-UNARY = {
+UNARY: dict[str, Any] = {
     "Relu": F.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh, "Softplus": F.softplus, "Softsign": F.softsign,
     "Erf": torch.erf, "Exp": torch.exp, "Log": torch.log, "Sqrt": torch.sqrt, "Reciprocal": torch.reciprocal,
     "Neg": torch.neg, "Abs": torch.abs, "Sin": torch.sin, "Cos": torch.cos, "Tan": torch.tan, "Asin": torch.asin,
     "Acos": torch.acos, "Atan": torch.atan, "Sinh": torch.sinh, "Cosh": torch.cosh, "Asinh": torch.asinh,
     "Acosh": torch.acosh, "Atanh": torch.atanh, "Mish": F.mish, "HardSwish": F.hardswish,
 }  # fmt: skip
-BLOCKED = {
+BLOCKED: dict[str, Any] = {
     "Floor": torch.floor, "Ceil": torch.ceil, "Round": torch.round, "Sign": torch.sign, "Not": torch.logical_not,
     "IsNaN": torch.isnan, "And": torch.logical_and, "Or": torch.logical_or, "Xor": torch.logical_xor,
     "Equal": torch.eq, "Greater": torch.gt, "Less": torch.lt, "GreaterOrEqual": torch.ge, "LessOrEqual": torch.le,
     "BitwiseAnd": torch.bitwise_and, "BitwiseOr": torch.bitwise_or, "BitwiseXor": torch.bitwise_xor,
     "BitwiseNot": torch.bitwise_not,
 }  # fmt: skip
-BINARY = {"Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": divide}
+BINARY: dict[str, Any] = {"Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": divide}
 
 FUNCTIONS: Table = {
     **{name: unary(function) for name, function in UNARY.items()},
@@ -143,7 +155,7 @@ FUNCTIONS: Table = {
     **{name: binary(function) for name, function in BINARY.items()},
     "Max": fold(torch.maximum),
     "Min": fold(torch.minimum),
-    "Sum": Function(lambda c: sum(c.inputs[1:], c[0]), trains=EVERY),
+    "Sum": Function(total, trains=EVERY),
     "Mean": Function(mean),
     "Pow": Function(power),
     "Mod": Function(modulo),
@@ -172,4 +184,3 @@ FUNCTIONS: Table = {
         lambda c: F.gelu(c[0] if c.get(1) is None else c[0] + c[1], approximate="tanh"), trains=(1,)
     ),
 }
-

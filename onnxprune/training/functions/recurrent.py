@@ -13,7 +13,9 @@ Step = Callable[[Call, int, Tensor, tuple[Tensor, ...], Tensor, Tensor], tuple[T
 DEFAULTS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
 
 
-def _lstm(c: Call, d: int, gates: Tensor, state: tuple[Tensor, ...], recurrence: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+def _lstm(
+    c: Call, d: int, gates: Tensor, state: tuple[Tensor, ...], recurrence: Tensor, bias: Tensor
+) -> tuple[Tensor, ...]:
     h, cell = state
     i, o, f, g = (gates + h @ recurrence.T + bias).chunk(4, dim=-1)
     if c.get(7) is not None:
@@ -25,7 +27,9 @@ def _lstm(c: Call, d: int, gates: Tensor, state: tuple[Tensor, ...], recurrence:
     return torch.sigmoid(o) * torch.tanh(cell), cell
 
 
-def _gru(c: Call, d: int, gates: Tensor, state: tuple[Tensor, ...], recurrence: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+def _gru(
+    c: Call, d: int, gates: Tensor, state: tuple[Tensor, ...], recurrence: Tensor, bias: Tensor
+) -> tuple[Tensor, ...]:
     (h,) = state
     n = h.shape[-1]
     z, r = (gates[..., : 2 * n] + h @ recurrence[: 2 * n].T + bias[: 2 * n]).sigmoid().chunk(2, dim=-1)
@@ -34,7 +38,9 @@ def _gru(c: Call, d: int, gates: Tensor, state: tuple[Tensor, ...], recurrence: 
     return ((1 - z) * torch.tanh(gates[..., 2 * n :] + inner) + z * h,)
 
 
-def _rnn(c: Call, d: int, gates: Tensor, state: tuple[Tensor, ...], recurrence: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+def _rnn(
+    c: Call, d: int, gates: Tensor, state: tuple[Tensor, ...], recurrence: Tensor, bias: Tensor
+) -> tuple[Tensor, ...]:
     return (torch.tanh(gates + state[0] @ recurrence.T + bias),)
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from onnxprune.training.functions.base import Call, Function, Table, Tensor, Unsupported
 
-ROUND = {
+ROUND: dict[str, Any] = {
     "round_prefer_floor": lambda x: np.ceil(x - 0.5),
     "round_prefer_ceil": lambda x: np.floor(x + 0.5),
     "floor": np.floor,
