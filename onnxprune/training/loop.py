@@ -211,8 +211,9 @@ def _judged(network: Network, state: State, held: float, loss: float) -> None:
 
 
 def _stale(state: State) -> int:
-    """Judgements since the best."""
-    return sum(1 for step, _, _ in state.history if step > state.best_step)
+    """Judgements since the best one of the training itself: a good start may only be passed towards the end of the schedule."""
+    held = [h for _, _, h in state.history]
+    return len(held) - 1 - int(np.argmin(held)) if held else 0
 
 
 @dataclass(frozen=True)
