@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ def worst(case: Case, outputs: list[Any]) -> float:
 def ours(case: Case) -> Found:
     network, names = case.network, list(case.network.program.body.outputs)
     with torch.no_grad():
-        forward = worst(case, [v for v in map(network(case.feeds).__getitem__, names)])
+        forward = worst(case, list(map(network(case.feeds).__getitem__, names)))
     start = time.perf_counter()
     outputs = network(case.feeds)
     gradients = gradient(case, outputs, network.parameters)
@@ -185,12 +185,10 @@ def onnx2torch(case: Case) -> Found:
         "nms",
         "qnms",
     ):  # torchvision may be built for another torch; onnx2torch imports it, but needs no operator of it
-        try:
+        with suppress(RuntimeError):
             torch.library.define(
                 f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
             )
-        except RuntimeError:
-            pass
     import onnx2torch as package
 
     module = package.convert(case.model).eval()
