@@ -436,7 +436,7 @@ def _gradual(
 @click.option("--steps", type=int, default=3000, show_default=True, help="Training steps.")
 @click.option("--minutes", type=float, help="Stop by then; the schedule is fitted to it.")
 @click.option("--batch", type=int, default=64, show_default=True, help="Samples per step.")
-@click.option("--rate", type=float, default=3e-3, show_default=True, help="Largest learning rate.")
+@click.option("--rate", type=float, help="Largest learning rate [default: 0.001 to 0.004, by the loss at the start].")
 @click.option("--decay", type=float, default=1e-2, show_default=True, help="Weight decay of matrices.")
 @click.option("--temperature", type=float, default=2.0, show_default=True, help="Of logits, when they are compared.")
 @click.option(

@@ -44,6 +44,7 @@ from onnxprune.training.samples import Pool, batches, pool, split
 
 Source: TypeAlias = str | PathLike[str] | onnx.ModelProto
 MEMORY = 1 << 30  # bytes of intermediate results in one micro-batch
+RATE, RATE_LOSS = 4e-3, 0.25  # the largest learning rate by default, and the loss from which on it is taken
 PORTION = 64  # samples per run when outputs are only compared
 
 
@@ -61,7 +62,7 @@ class FinetuneOptions:
     steps: int = 3000
     minutes: float | None = None
     batch: int = 64
-    rate: float = 3e-3
+    rate: float | None = None
     decay: float = 1e-2
     temperature: float = 2.0
     label_weight: float | None = None
@@ -209,7 +210,7 @@ class _Run:
             )
         self.schedule = Schedule(
             settings.steps,
-            settings.rate,
+            settings.rate or self._rate(),
             settings.decay,
             patience=settings.patience,
             minutes=settings.minutes,
@@ -249,6 +250,11 @@ class _Run:
         )
 
     # ------------------------------------------------------------ set out
+
+    def _rate(self) -> float:
+        """A good start wants small steps: the rate grows with the root of the loss there."""
+        loss = self._judge() if self.score is None else RATE_LOSS
+        return RATE * float(np.clip(np.sqrt(max(loss, 0.0) / RATE_LOSS), 0.25, 1.0)) if np.isfinite(loss) else RATE
 
     def _fed(self, feeds: Feeds) -> Feeds:
         return {n: feeds[n] for n in self.names}

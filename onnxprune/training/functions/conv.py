@@ -67,8 +67,7 @@ def conv_transpose(c: Call) -> Tensor:
         wanted = wanted[-rank:] if wanted else [n * s for n, s in zip(x.shape[2:], strides, strict=True)]
         total = [max(f + e - w, 0) for f, e, w in zip(full, extra, wanted, strict=True)]
         less, more = [t // 2 for t in total], [t - t // 2 for t in total]
-        pads = [*less, *more] if auto != "SAME_LOWER" else [*more, *less]
-        pads = pads if not c.attr("output_shape") or auto != "NOTSET" else [*less, *more]
+        pads = [*less, *more] if auto == "SAME_UPPER" else [*more, *less]
     y = _of(TRANSPOSED, rank)(x, weight, None, strides, 0, 0, c.attr("group", 1), dilations)
     y = padded(y, [0] * rank, extra)
     for a in range(rank):

@@ -19,9 +19,9 @@ ROUND: dict[str, Any] = {
 }
 
 
-def _source(out: int, size: int, scale: float, mode: str) -> NDArray[np.float64]:
-    """Where each output position lies in the input (ONNX, Resize, coordinate_transformation_mode)."""
-    x = np.arange(out, dtype=np.float64)
+def _source(out: int, size: int, scale: Any, mode: str) -> NDArray[Any]:
+    """Where each output position lies in the input (ONNX, Resize, coordinate_transformation_mode), in float32 like ONNX Runtime."""
+    x, scale = np.arange(out, dtype=np.float32), np.float32(scale)
     if mode == "half_pixel":
         return (x + 0.5) / scale - 0.5
     if mode == "half_pixel_symmetric":
@@ -35,7 +35,7 @@ def _source(out: int, size: int, scale: float, mode: str) -> NDArray[np.float64]
     raise Unsupported
 
 
-def _taps(c: Call, fraction: NDArray[np.float64]) -> NDArray[np.float64]:
+def _taps(c: Call, fraction: NDArray[Any]) -> NDArray[Any]:
     """Weights of the neighbours, [out, 2] or [out, 4]."""
     if c.attr("mode", "nearest") == "linear":
         return np.stack([1 - fraction, fraction], 1)
@@ -46,7 +46,7 @@ def _taps(c: Call, fraction: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([outer[0], inner[1], inner[2], outer[3]], 1)
 
 
-def matrix(c: Call, out: int, size: int, scale: float) -> NDArray[np.float64]:
+def matrix(c: Call, out: int, size: int, scale: float) -> NDArray[Any]:
     """[out, size]"""
     mode = c.attr("coordinate_transformation_mode", "half_pixel")
     x = _source(out, size, scale, mode)
