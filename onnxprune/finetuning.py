@@ -20,7 +20,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
-import torch
 
 from onnxprune import runtime
 from onnxprune.core.errors import BadInputError
@@ -33,7 +32,7 @@ from onnxprune.runtime import Session, folder_of
 from onnxprune.stages.feeds import load_data, merged
 from onnxprune.stages.load import load
 from onnxprune.stages.metric import load_score
-from onnxprune.training import losses
+from onnxprune.training import losses, torch
 from onnxprune.training.augment import NONE, Augmentation, augmented
 from onnxprune.training.check import check
 from onnxprune.training.initialise import initialise

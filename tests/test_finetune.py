@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -476,6 +478,22 @@ def test_command_line(pruned: Path, tmp_path: Path) -> None:
         CliRunner().invoke(main, [*gradual, "--data", str(CALIBRATION), "--plan", str(tmp_path / "p")]).exit_code == 2
     )
     assert not (tmp_path / "g.onnx").exists()
+
+
+def test_without_pytorch_the_extra_is_named(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from onnxprune.cli import main; main()"
+    call = [
+        "finetune",
+        str(DIGITS),
+        "--teacher",
+        str(DIGITS),
+        "--data",
+        str(CALIBRATION),
+        "-o",
+        str(tmp_path / "o.onnx"),
+    ]
+    found = subprocess.run([sys.executable, "-c", code, *call], capture_output=True, text=True, check=False)
+    assert found.returncode == 2 and "onnxprune[finetune]" in found.stderr
 
 
 def test_half_precision_is_computed_in_float32_and_written_back_as_it_was() -> None:

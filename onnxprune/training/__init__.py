@@ -6,7 +6,7 @@ The only package that needs PyTorch, an extra of its own; whoever imports it wit
 from onnxprune.core.errors import BadInputError
 
 try:
-    import torch as _torch  # noqa: F401
+    import torch as torch
 except ImportError:
     raise BadInputError(
         "Fine-tuning needs PyTorch, which is not installed; install it with: pip install 'onnxprune[finetune]'."

@@ -21,7 +21,8 @@ ROUND: dict[str, Any] = {
 
 def _source(out: int, size: int, scale: Any, mode: str) -> NDArray[Any]:
     """Where each output position lies in the input (ONNX, Resize, coordinate_transformation_mode), in float32 like ONNX Runtime."""
-    x, scale = np.arange(out, dtype=np.float32), np.float32(scale)
+    x: NDArray[Any] = np.arange(out, dtype=np.float32)
+    scale = np.float32(scale)
     if mode == "half_pixel":
         return (x + 0.5) / scale - 0.5
     if mode == "half_pixel_symmetric":
