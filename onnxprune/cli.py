@@ -468,7 +468,7 @@ def finetune(
         progress = (lambda stage: None) if silent else status.update
         result = run(pruned, teacher, data=data, output=output, progress=progress, **options)
     if as_json:
-        click.echo(json.dumps({"lines": dict(result.lines()), "trained": vars(result.trained)}, indent=1))
+        click.echo(json.dumps({"lines": result.lines(), "trained": vars(result.trained)}, indent=1))
     elif not quiet:
         for heading, text in result.lines():
             OUT.print(f"{heading:<9} {text}", markup=False)

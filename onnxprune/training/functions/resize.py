@@ -24,15 +24,15 @@ def _source(out: int, size: int, scale: Any, mode: str) -> NDArray[Any]:
     x: NDArray[Any] = np.arange(out, dtype=np.float32)
     scale = np.float32(scale)
     if mode == "half_pixel":
-        return (x + 0.5) / scale - 0.5
+        return np.asarray((x + 0.5) / scale - 0.5)
     if mode == "half_pixel_symmetric":
-        return size / 2 * (1 - out / (scale * size)) + (x + 0.5) / scale - 0.5
+        return np.asarray(size / 2 * (1 - out / (scale * size)) + (x + 0.5) / scale - 0.5)
     if mode == "pytorch_half_pixel":
-        return (x + 0.5) / scale - 0.5 if out > 1 else np.zeros(1)
+        return np.asarray((x + 0.5) / scale - 0.5) if out > 1 else np.zeros(1)
     if mode == "align_corners":
         return x * (size - 1) / (out - 1) if out > 1 else np.zeros(1)
     if mode == "asymmetric":
-        return x / scale
+        return np.asarray(x / scale)
     raise Unsupported
 
 
