@@ -496,6 +496,16 @@ def test_without_pytorch_the_extra_is_named(tmp_path: Path) -> None:
     assert found.returncode == 2 and "onnxprune[finetune]" in found.stderr
 
 
+def test_scalars_stay_scalars() -> None:
+    """Made-up rank one would turn Unsqueeze's result into a matrix."""
+    proto = model(
+        """(float[N,4] x) => (float[N,4] y) <float two = {2.0}, int64[1] first = {0}> {
+        t = Unsqueeze (two, first) u = Concat <axis = 0> (t, t, t, t) h = Mul (x, u) y = MatMul (h, w) }""",
+        w=(4, 4),
+    )
+    assert checking.check(Network(load(proto)), {"x": np.ones((2, 4), np.float32)}) < 1e-5
+
+
 def test_half_precision_is_computed_in_float32_and_written_back_as_it_was() -> None:
     w = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float16)
     proto = model("(float16[N,4] x) => (float16[N,4] y) { y = MatMul (x, w) }", w=w)

@@ -42,6 +42,10 @@ def _drawn(weight: Weight, old: Array, rng: np.random.Generator) -> Array:
     step, i = weight.users[0]
     if weight.is_matrix:
         return rng.standard_normal(old.shape) * math.sqrt(2 / max(_fan_in(step, i, old), 1))
+    if i == 0 and (
+        step.op.startswith("Reduce") or step.op.endswith("Normalization")
+    ):  # weights that the graph normalises
+        return rng.standard_normal(old.shape) * float(np.std(old))
     if step.op == "PRelu":
         return np.full(old.shape, 0.25)
     is_scale = step.op in SCALES or (step.op.endswith("Normalization") and i == (2 if "Skip" in step.op else 1))

@@ -85,7 +85,7 @@ class Network:
         if array.dtype.kind in "OSU":
             return array
         if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
-            return torch.from_numpy(np.ascontiguousarray(array, np.float64)).to(self.precision)
+            return torch.from_numpy(np.array(array, np.float64, order="C")).to(self.precision)
         wide = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}.get(array.dtype.name)
         if array.dtype.kind not in "biu":  # packed or other rare types
             wide = np.int32 if "int" in array.dtype.name else None

@@ -15,12 +15,23 @@ def _channels(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(1, -1, *[1] * (x.dim() - 2))
 
 
-def batch_norm(c: Call) -> Tensor:
-    """scale, bias, mean, variance: [C]."""
-    if c.attr("training_mode", 0) or c.outputs > 1:
+def batch_norm(c: Call) -> Any:
+    """scale, bias, mean, variance: [C]. In training mode (exporters spell standardised weights so) the statistics are the input's."""
+    if c.attr("training_mode", 0):
+        return _batch_statistics(c)
+    if c.outputs > 1:
         raise Unsupported
     factor = c[1] * torch.rsqrt(c[4] + c.attr("epsilon", 1e-5))
     return c[0] * _channels(factor, c[0]) + _channels(c[2] - c[3] * factor, c[0])
+
+
+def _batch_statistics(c: Call) -> Any:
+    x, keep = c[0], c.attr("momentum", 0.9)
+    dims = [a for a in range(x.dim()) if a != 1]
+    variance, mean = torch.var_mean(x, dims, correction=0)
+    factor = c[1] * torch.rsqrt(variance + c.attr("epsilon", 1e-5))
+    y = x * _channels(factor, x) + _channels(c[2] - mean * factor, x)
+    return (y, c[3] * keep + mean * (1 - keep), c[4] * keep + variance * (1 - keep))[: max(c.outputs, 1)]
 
 
 def layer_norm(c: Call) -> Any:
@@ -102,7 +113,7 @@ def reduce(function: Callable[[Tensor, list[int], bool], Tensor]) -> Function:
             axes = list(range(x.dim()))
         return function(x, [a % x.dim() for a in axes], bool(c.attr("keepdims", 1))) if x.dim() else x
 
-    return Function(run)
+    return Function(run, trains=(0,))
 
 
 def _mean(x: Tensor, axes: list[int], keep: bool) -> Tensor:
@@ -129,7 +140,7 @@ REDUCTIONS: dict[str, Callable[[Tensor, list[int], bool], Tensor]] = {
 }
 
 FUNCTIONS: Table = {
-    "BatchNormalization": Function(batch_norm, trains=(1, 2)),
+    "BatchNormalization": Function(batch_norm, trains=(0, 1, 2)),
     "LayerNormalization": Function(layer_norm, trains=(1, 2)),
     "RMSNormalization": Function(rms_norm, trains=(1,)),
     "SimplifiedLayerNormalization": Function(rms_norm, trains=(1,)),
