@@ -75,6 +75,12 @@ FAMILIES: dict[str, Callable[[], onnx.ModelProto]] = {
         "(float[N,3,4,4] x) => (float[N,3,4,4] y) { y = BatchNormalization (x, s, b, m, v) }",
         s=(3,), b=(3,), m=(3,), v=np.array([0.5, 1, 2], np.float32),
     ),
+    "standardised weights": lambda: model(
+        """(float[N,3,5,5] x) => (float[N,4,5,5] y) <float[4] one = {1.0, 1.0, 1.0, 1.0}, float[4] zero = {0.0, 0.0, 0.0, 0.0},
+        int64[4] shape = {4, 3, 1, 1}> {
+        n, m, v = BatchNormalization <training_mode = 1> (w, s, b, zero, one) k = Reshape (n, shape) y = Conv (x, k) }""",
+        w=(1, 4, 3), s=(4,), b=(4,),
+    ),
     "layer norm": lambda: model("(float[N,5,8] x) => (float[N,5,8] y) { y = LayerNormalization (x, s, b) }", s=(8,), b=(8,)),
     "layer norm spelled out": lambda: model(
         """(float[N,5,8] x) => (float[N,5,8] y) <float two = {2.0}, float eps = {0.00001}> {
@@ -205,6 +211,9 @@ def test_outputs_and_gradients(family: str) -> None:
         "ax",
         "back",
         "up",
+        "one",
+        "zero",
+        "shape",
     }
     by_gradient, by_difference = slope(Network(loaded, torch.float64), feeds)
     assert by_gradient == pytest.approx(by_difference, rel=SMOOTH, abs=1e-6)
