@@ -36,7 +36,7 @@ from onnxprune.training.check import error
 from onnxprune.training.network import Network
 from tests.zoo import SHARED, files, load_graph
 
-LIMIT = 45  # seconds for one graph and engine
+LIMIT = 180  # seconds for one graph and engine
 STEP = 1e-8  # of a direction as long as the weights
 OFF = 1e-2  # from the exported point, where zero biases put whole regions onto the kink of a ReLU
 Feeds = dict[str, NDArray[Any]]
