@@ -105,6 +105,10 @@ def main() -> None:
     metavar="FILE.npz|DIR",
     help="Inputs to observe, calibrate and repair with.",
 )
+@click.option("--during-training", is_flag=True, help="Prune in rounds, each followed by a short distillation.")
+@click.option("--rounds", type=int, default=6, show_default=True, help="Cuts of --during-training.")
+@click.option("--steps", type=int, default=3000, show_default=True, help="Training steps of --during-training, in all.")
+@click.option("--minutes", type=float, help="Stop --during-training's training by then.")
 @click.option("--report", type=click.Path(path_type=Path), metavar="FILE.md|.json", help="Write a report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
@@ -132,6 +136,10 @@ def prune(
     apply: Path | None,
     input_shape: tuple[str, ...],
     data: Path | None,
+    during_training: bool,
+    rounds: int,
+    steps: int,
+    minutes: float | None,
     report: Path | None,
     as_json: bool,
     seed: int,
@@ -149,6 +157,17 @@ def prune(
         raise BadInputError(f"--report {report} must end in .md or .json.")
     budget = Budget(*next(iter(targets.items()))) if targets else None  # type: ignore[arg-type]
     silent = quiet or as_json or not ERR.is_terminal
+    if during_training:
+        pruning: dict[str, Any] = {
+            "importance": importance,
+            "recover": recover,
+            "samples": samples,
+            "round_to": round_to,
+        }
+        pruning |= {"include": include, "exclude": exclude, "include_inexact": include_inexact, "seed": seed}
+        pruning |= {"input_shapes": parse_shapes(input_shape)}
+        _gradual(model, output, budget, data, (plan, report), (rounds, steps, minutes), pruning, quiet, as_json)
+        return
     with ERR.status("load") if not silent else _nothing() as status:
         result = pipeline.prune(
             model,
@@ -460,3 +479,108 @@ def bench(
             f"{r['speedup']:.2f}x",
         )
     OUT.print(table)
+
+
+# ---------------------------------------------------------------- training
+
+
+def _gradual(
+    model: Path,
+    output: Path,
+    budget: Budget | None,
+    data: Path | None,
+    unwritten: tuple[Path | None, Path | None],
+    training: tuple[int, int, float | None],
+    pruning: dict[str, Any],
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """`prune --during-training`."""
+    if budget is None:
+        raise BadInputError("--during-training decides anew in every round; give a target instead of --apply.")
+    if data is None:
+        raise BadInputError("--during-training needs inputs to learn from: give --data.")
+    for option, path in zip(("--plan", "--report"), unwritten, strict=True):
+        if path is not None:
+            raise BadInputError(f"--during-training cuts in rounds, each with a plan of its own; leave out {option}.")
+    from onnxprune.gradual import prune_during_training
+
+    rounds, steps, minutes = training
+    silent = quiet or as_json or not ERR.is_terminal
+    with ERR.status("load") if not silent else _nothing() as status:
+        result = prune_during_training(
+            model,
+            budget,
+            data=data,
+            output=output,
+            rounds=rounds,
+            steps=steps,
+            minutes=minutes,
+            progress=(lambda stage: None) if silent else status.update,
+            training={"seed": pruning["seed"]},
+            **pruning,
+        )
+    if as_json:
+        click.echo(json.dumps({"rounds": [vars(r) for r in result.rounds], **result.counts}, indent=1))
+    elif not quiet:
+        for k, r in enumerate(result.rounds, 1):
+            OUT.print(f"round {k}   {r.kept:.1%} kept, held-out {r.before:.4g} -> {r.after:.4g} in {r.steps} steps")
+        for name, (before, after) in result.counts.items():
+            OUT.print(f"{name:<9} {before:,} -> {after:,} ({after / before:.1%})")
+        OUT.print(f"wrote     {output}", markup=False)
+
+
+@main.command()
+@click.argument("pruned", type=click.Path(path_type=Path))
+@click.option(
+    "--teacher", type=click.Path(path_type=Path), metavar="FILE", help="The original, which labels the inputs."
+)
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), metavar="FILE.npz|DIR", help="Inputs to train on."
+)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where to write the tuned model.")
+@click.option("--labels", metavar="FILE|NAME", help="Labels: a .npz or .npy file, or the name of an array of --data.")
+@click.option(
+    "--plan", type=click.Path(path_type=Path), help="The plan that made PRUNED: compares sliced features too."
+)
+@click.option("--from-scratch", is_flag=True, help="Draw all weights anew and train them with --labels.")
+@click.option("--steps", type=int, default=3000, show_default=True, help="Training steps.")
+@click.option("--minutes", type=float, help="Stop by then; the schedule is fitted to it.")
+@click.option("--batch", type=int, default=64, show_default=True, help="Samples per step.")
+@click.option("--rate", type=float, help="Largest learning rate [default: 0.001 to 0.004, by the loss at the start].")
+@click.option("--decay", type=float, default=1e-2, show_default=True, help="Weight decay of matrices.")
+@click.option("--temperature", type=float, default=2.0, show_default=True, help="Of logits, when they are compared.")
+@click.option(
+    "--label-weight", type=float, help="Share of the labels in the loss [default: 0.5 beside a teacher, else 1]."
+)
+@click.option("--features", type=int, default=0, show_default=True, help="Compare up to N tensors inside, too.")
+@click.option("--augment/--no-augment", default=True, show_default=True, help="Mix, shift and disturb the inputs.")
+@click.option(
+    "--patience", type=int, default=8, show_default=True, help="Stop after N judgements without gain (0: never)."
+)
+@click.option("--samples", type=int, help="Use at most so many samples of --data.")
+@click.option("--metric", metavar="MODULE:FUNCTION", help="Judge held-out samples by this score instead of the loss.")
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), metavar="FILE", help="Save the run there, and go on from it."
+)
+@click.option("--threads", type=int, help="Of student and of teacher [default: half the cores each].")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@_guarded
+def finetune(
+    pruned: Path, teacher: Path | None, data: Path, output: Path, as_json: bool, quiet: bool, **options: Any
+) -> None:
+    """Train the weights of PRUNED towards what --teacher computes, or towards --labels, and write OUTPUT."""
+    from onnxprune.finetuning import finetune as run
+
+    silent = quiet or as_json or not ERR.is_terminal
+    with ERR.status("load") if not silent else _nothing() as status:
+        progress = (lambda stage: None) if silent else status.update
+        result = run(pruned, teacher, data=data, output=output, progress=progress, **options)
+    if as_json:
+        click.echo(json.dumps({"lines": result.lines(), "trained": vars(result.trained)}, indent=1))
+    elif not quiet:
+        for heading, text in result.lines():
+            OUT.print(f"{heading:<9} {text}", markup=False)
+        OUT.print(f"wrote     {output}", markup=False)

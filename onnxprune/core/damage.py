@@ -68,7 +68,7 @@ def _one(wanted: list[Array], found: list[Array]) -> float:
     weights = [max(w.size, 1) for w in wanted]
     if any(w.shape != f.shape for w, f in zip(wanted, found, strict=True)):
         return float("inf")
-    kind = _kind(wanted)
+    kind = kind_of(wanted)
     if kind == "values":
         return _relative(wanted, found)
     each = [_KINDS[kind](w.astype(np.float64), f.astype(np.float64)) for w, f in zip(wanted, found, strict=True)]
@@ -79,7 +79,8 @@ def _one(wanted: list[Array], found: list[Array]) -> float:
     return float(apart) + SHARE * spread
 
 
-def _kind(wanted: list[Array]) -> str:
+def kind_of(wanted: Sequence[Array]) -> str:
+    """`probabilities`, `bernoulli`, `logits` or `values`, see above."""
     if all(w.size == 0 or (w.min() >= -1e-6 and w.max() <= 1 + 1e-5) for w in wanted):
         rows = [w for w in wanted if w.ndim > 1 and w.shape[-1] > 1]
         if len(rows) == len(wanted) and all(np.allclose(w.sum(axis=-1), 1, atol=1e-3) for w in rows):

@@ -1,0 +1,161 @@
+"""Prune during training: small cuts, each repaired and followed by a short distillation, until the target is met.
+
+The share that is kept falls along a cubic ramp ("To prune, or not to prune", 2017): much while there is much to spare, little at the end,
+
+    kept(t) = target + (1 - target) * (1 - t)³,    t = 1/n, 2/n, … 1
+
+so that every cut is small in what it costs, and the network has recovered before the next one. The teacher is the original throughout.
+There is no single plan: every round has its own, of a file that was only made on the way.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import onnx
+
+from onnxprune import pipeline
+from onnxprune.core.budget import Budget
+from onnxprune.core.errors import BadInputError, TargetNotReachableError
+from onnxprune.core.files import check_writable
+from onnxprune.core.model import LoadedModel
+from onnxprune.core.save import save_model
+from onnxprune.finetuning import FinetuneResult, finetune
+from onnxprune.stages.load import load
+
+Source: TypeAlias = str | PathLike[str] | onnx.ModelProto
+METRICS = ("macs", "params")
+LAST = 0.5  # share of the training steps that follow the last cut
+
+
+@dataclass(frozen=True)
+class Round:
+    """One cut and the training after it. kept: share of the original's MACs or parameters; before, after: held-out loss."""
+
+    kept: float
+    before: float
+    after: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class GradualResult:
+    """The last round's model. counts: MACs and parameters, (before, after)."""
+
+    model: onnx.ModelProto
+    rounds: tuple[Round, ...]
+    counts: dict[str, tuple[int, int]]
+    last: FinetuneResult
+    source: LoadedModel = field(repr=False)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the model atomically, with external data if the original had it."""
+        save_model(self.model, Path(path), folder=self.last.source.folder, apart=self.source.has_external_data)
+
+
+def ramp(target: float, rounds: int) -> list[float]:
+    """Shares to keep, the target last."""
+    return [target + (1 - target) * (1 - (k + 1) / rounds) ** 3 for k in range(rounds)]
+
+
+def prune_during_training(
+    model: Source,
+    budget: Budget,
+    *,
+    data: str | Path,
+    output: str | PathLike[str] | None = None,
+    rounds: int = 6,
+    steps: int = 3000,
+    minutes: float | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+    training: dict[str, Any] | None = None,
+    **options: Any,
+) -> GradualResult:
+    """Prune to the budget in rounds. steps, minutes: of all training together, half of it after the last cut.
+
+    training: other options of `finetune`; options: those of `prune`. Raises what these raise, and `BadInputError` for a target that
+    is no share of MACs or parameters.
+    """
+    if budget.metric not in METRICS:
+        raise BadInputError("--during-training needs a share of the MACs or of the parameters: --macs or --params.")
+    if rounds < 1:
+        raise BadInputError(f"--rounds must be at least 1, not {rounds}.")
+    if output is not None:
+        inputs = (Path(model),) if isinstance(model, str | PathLike) else ()
+        check_writable(Path(output), "-o", inputs)
+    loaded = load(model)
+    with tempfile.TemporaryDirectory() as folder:
+        start: Source = Path(model) if isinstance(model, str | PathLike) else model
+        result = _rounds(
+            start, loaded, budget, data, rounds, steps, minutes, progress, training or {}, options, Path(folder)
+        )
+        if output is not None:
+            result.save(output)
+    return result
+
+
+def _rounds(
+    model: Source,
+    loaded: LoadedModel,
+    budget: Budget,
+    data: str | Path,
+    rounds: int,
+    steps: int,
+    minutes: float | None,
+    progress: Callable[[str], None],
+    training: dict[str, Any],
+    options: dict[str, Any],
+    folder: Path,
+) -> GradualResult:
+    current: Source = model
+    kept, counts, done = 1.0, dict[str, tuple[int, int]](), list[Round]()
+    tuned: FinetuneResult | None = None
+    shares = [(1 - LAST) / (rounds - 1)] * (rounds - 1) + [LAST] if rounds > 1 else [1.0]
+    for k, (goal, share) in enumerate(zip(ramp(budget.amount, rounds), shares, strict=True)):
+        is_last = k == rounds - 1
+        if goal < kept:
+            try:
+                cut = pipeline.prune(
+                    current,
+                    Budget(budget.metric, goal / kept),
+                    data=data,
+                    progress=_told(progress, k, rounds),
+                    **options | {"benchmark": False},
+                )
+            except TargetNotReachableError:
+                if is_last:
+                    raise
+                continue
+            counts = _counted(counts, cut)
+            kept = counts[budget.metric][1] / counts[budget.metric][0]
+            current = folder / f"cut{k}.onnx"
+            cut.save(current)
+        tuned = finetune(
+            current,
+            model,
+            data=data,
+            progress=_told(progress, k, rounds),
+            steps=max(1, round(steps * share)),
+            minutes=minutes and minutes * share,
+            **training,
+        )
+        done.append(Round(kept, tuned.trained.before, tuned.trained.after, tuned.trained.steps))
+        current = folder / f"tuned{k}.onnx"
+        tuned.save(current)
+    assert tuned is not None
+    return GradualResult(tuned.model, tuple(done), counts, tuned, loaded)
+
+
+def _told(progress: Callable[[str], None], k: int, rounds: int) -> Callable[[str], None]:
+    return lambda text: progress(f"round {k + 1} of {rounds}: {text}")
+
+
+def _counted(counts: dict[str, tuple[int, int]], cut: pipeline.PruneResult) -> dict[str, tuple[int, int]]:
+    """The original's numbers and those after this cut."""
+    document = cut.plan.document
+    return {m: (counts[m][0] if counts else int(document[m][0]), int(document[m][1])) for m in METRICS}

@@ -1,0 +1,231 @@
+"""A graph that PyTorch evaluates node by node, with its weights as parameters.
+
+    network = Network(load("model.onnx"))
+    logits = network({"input": torch.ones(1, 3, 32, 32)})["logits"]      # equal to ONNX Runtime's, see check.py
+
+Everything runs eagerly and in the file's order; values are let go after their last reader. Every floating type is computed in
+float32. An operator without a function runs alone in ONNX Runtime: the outputs are right, but no gradient passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto, TensorProto, helper
+
+from onnxprune.core.errors import BadInputError, UnsupportedModelError
+from onnxprune.core.flat import shell
+from onnxprune.core.model import LoadedModel
+from onnxprune.core.observation import Array, Feeds
+from onnxprune.runtime import Session
+from onnxprune.training.functions.base import Call, Tensor, Unsupported
+from onnxprune.training.program import Body, Program, Step, compile, written
+from onnxprune.training.weights import Weight, weights
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A weight that gets no gradient, and the nodes that stop it."""
+
+    key: str
+    nodes: tuple[str, ...]
+
+
+class Network:
+    """parameters: the weights, by key, as leaf tensors. `precision`: of all floating values (float64 to check gradients)."""
+
+    def __init__(self, model: LoadedModel, precision: Any = torch.float32) -> None:
+        self.program: Program = compile(model)
+        self.precision = precision
+        self.weights: dict[str, Weight] = weights(self.program)
+        self.constants: Values = {k: self.tensor(v) for k, v in self.program.constants.items()}
+        self.parameters: dict[str, Tensor] = {k: self.constants[k].clone().requires_grad_() for k in self.weights}
+        self.opaque: dict[str, Step] = {}
+        self._sessions: dict[str, Session] = {}
+        self._attrs = {id(s): self._tensors(s.attrs) for s in self.program.walk()}
+        self._last = _last_reads(self.program.body)
+        self._types: dict[str, int] | None = None
+
+    def __call__(self, feeds: Feeds | Values, also: Iterable[str] = ()) -> Values:
+        """Outputs, and the values of the keys `also`, by key."""
+        values: Values = {**self.constants, **self.parameters}
+        values |= {k: self.tensor(v) if isinstance(v, np.ndarray) else v for k, v in feeds.items()}
+        wanted = {*self.program.body.outputs, *also}
+        for k, step in enumerate(self.program.body.steps):
+            self._run(step, values)
+            for key in self._last[k]:
+                if key not in wanted:
+                    values.pop(key, None)
+        return {key: values[key] for key in wanted}
+
+    def visit(self, feeds: Feeds, after: Callable[[Step, Values], bool]) -> None:
+        """Run once, and every step at the top again whose `after`, called with all values so far, changed its parameters."""
+        values: Values = {**self.constants, **self.parameters, **{k: self.tensor(v) for k, v in feeds.items()}}
+        for step in self.program.body.steps:
+            self._run(step, values)
+            if after(step, values):
+                self._run(step, values)
+
+    def bytes(self, feeds: Feeds) -> int:
+        """An upper bound of what all intermediate results of these feeds take."""
+        keys = [k for s in self.program.body.steps for k in s.outputs if k]
+        with torch.no_grad():
+            found = self(feeds, keys)
+        return sum(v.numel() * v.element_size() for v in found.values() if isinstance(v, torch.Tensor))
+
+    def tensor(self, array: Array) -> Any:
+        """A tensor of the type that this network computes in; text stays as it is."""
+        if array.dtype.kind in "OSU":
+            return array
+        if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
+            return torch.from_numpy(np.array(array, np.float64, order="C")).to(self.precision)
+        wide = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}.get(array.dtype.name)
+        if array.dtype.kind not in "biu":  # packed or other rare types
+            wide = np.int32 if "int" in array.dtype.name else None
+            if wide is None:
+                return array
+        return torch.from_numpy(np.array(array, dtype=wide or array.dtype, copy=True, order="C"))
+
+    def values(self) -> dict[str, Array]:
+        """The parameters as arrays."""
+        return {k: p.detach().numpy().copy() for k, p in self.parameters.items()}
+
+    def load(self, values: dict[str, Array]) -> None:
+        """Set parameters."""
+        with torch.no_grad():
+            for key, value in values.items():
+                self.parameters[key].copy_(self.tensor(value))
+
+    def export(self) -> ModelProto:
+        """The model with the parameters' values, everything else as it was."""
+        return written(self.program, self.values())
+
+    def frozen(self) -> list[Frozen]:
+        """Weights that no gradient reaches. Run the network once before: what cannot be differentiated shows then."""
+        reached = _reached(self.program.body, set(self.program.body.outputs), self.opaque)
+        blockers = [s for s in self.program.walk() if s.key in self.opaque]
+        found = []
+        for key, weight in self.weights.items():
+            if key not in reached:
+                stops = tuple(dict.fromkeys(f"{s.op} '{s.node.name or s.key}'" for s in blockers))
+                found.append(Frozen(key, stops or tuple(f"{s.op} '{s.key}'" for s, _ in weight.users)))
+        return found
+
+    # ------------------------------------------------------------ one step
+
+    def _run(self, step: Step, values: Values) -> None:
+        if step.branches:
+            branch = step.branches["then_branch" if bool(values[step.inputs[0]]) else "else_branch"]
+            for inner in branch.steps:
+                self._run(inner, values)
+            values.update((o, values[k]) for o, k in zip(step.outputs, branch.outputs, strict=False) if o)
+            return
+        results = None
+        if step.function is not None and step.key not in self.opaque:
+            results = self._call(step, values)
+        if results is None:
+            self.opaque[step.key] = step
+            results = self._in_runtime(step, values)
+        values.update((key, r) for key, r in zip(step.outputs, results, strict=False) if key)
+
+    def _call(self, step: Step, values: Values) -> Any:
+        """None where this form of the operator has no function."""
+        assert step.function is not None
+        inputs = tuple(values[k] if k else None for k in step.inputs)
+        if step.function.blocked:
+            inputs = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in inputs)
+        call = Call(inputs, self._attrs[id(step)], step.opset, len(step.outputs), self.precision)
+        try:
+            result = step.function.run(call)
+        except (Unsupported, RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError):
+            return None
+        return result if isinstance(result, tuple) else (result,)
+
+    def _in_runtime(self, step: Step, values: Values) -> list[Any]:
+        """A node alone in ONNX Runtime."""
+        names = {n: k for n, k in zip(step.node.input, step.inputs, strict=True) if n} | step.captured
+        types = self._element_types()
+        feeds = {n: self._array(values[k], types.get(k)) for n, k in names.items()}
+        if step.key not in self._sessions:
+            self._sessions[step.key] = Session(_alone(self.program, step, feeds), what=f"the node '{step.key}' alone")
+        try:
+            results = self._sessions[step.key].run(feeds)
+        except BadInputError as error:
+            raise UnsupportedModelError(
+                f"{step.op} '{step.key}' cannot be evaluated for fine-tuning: {error}"
+            ) from None
+        named = dict(zip(self._sessions[step.key].outputs, results, strict=True))
+        return [self.tensor(np.asarray(named[n])) if n in named else None for n in step.node.output]
+
+    def _array(self, value: Any, data_type: int | None) -> Array:
+        if not isinstance(value, torch.Tensor):
+            return np.asarray(value)
+        array: Array = value.detach().numpy()
+        dtype = helper.tensor_dtype_to_np_dtype(data_type) if data_type else None
+        if dtype is None:
+            return array.astype(np.float32) if array.dtype == np.float64 else array
+        return np.asarray(array, dtype)
+
+    def _element_types(self) -> dict[str, int]:
+        """Types of tensors at the top, as inferred; what runs in ONNX Runtime needs them."""
+        if self._types is None:
+            proto = self.program.model.proto
+            try:
+                graph = onnx.shape_inference.infer_shapes(proto).graph
+            except Exception:  # inference is a courtesy here: it raises what it likes
+                graph = proto.graph
+            known = [*graph.value_info, *graph.input, *graph.output]
+            self._types = {v.name: v.type.tensor_type.elem_type for v in known if v.type.tensor_type.elem_type}
+            self._types |= {k: helper.np_dtype_to_tensor_dtype(v.dtype) for k, v in self.program.constants.items()}
+        return self._types
+
+    def _tensors(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        return {n: self.tensor(v) if isinstance(v, np.ndarray) else v for n, v in attrs.items()}
+
+
+def _alone(program: Program, step: Step, feeds: Feeds) -> ModelProto:
+    """A model of one node, with everything it reads as inputs."""
+    proto = ModelProto()
+    proto.CopyFrom(shell(program.model.proto))
+    proto.graph.name = "node"
+    proto.graph.node.add().CopyFrom(step.node)
+    for name, value in feeds.items():
+        kind = TensorProto.STRING if value.dtype.kind in "OSU" else helper.np_dtype_to_tensor_dtype(value.dtype)
+        proto.graph.input.append(helper.make_tensor_value_info(name, kind, [None] * value.ndim))
+    proto.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in step.node.output if n)
+    return proto
+
+
+def _last_reads(body: Body) -> list[list[str]]:
+    """Keys that nobody reads after step k."""
+    last: dict[str, int] = {}
+    for k, step in enumerate(body.steps):
+        for key in (*step.inputs, *step.captured.values(), *step.outputs):
+            last[key] = k
+    gone: list[list[str]] = [[] for _ in body.steps]
+    for key, k in last.items():
+        if key:
+            gone[k].append(key)
+    return gone
+
+
+def _reached(body: Body, wanted: set[str], opaque: dict[str, Step]) -> set[str]:
+    """Keys from which a differentiable path leads to `wanted`."""
+    reached = set(wanted)
+    for step in reversed(body.steps):
+        hit = [k for k, o in enumerate(step.outputs) if o in reached]
+        if not hit:
+            continue
+        if step.branches:
+            for branch in step.branches.values():
+                reached |= _reached(branch, {branch.outputs[k] for k in hit}, opaque)
+        elif step.key not in opaque and step.function is not None and not step.function.blocked:
+            reached.update(k for k in step.inputs if k)
+    return reached

@@ -1,0 +1,136 @@
+"""The loss of a batch from its parts: the teacher's outputs, features of both networks, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import ModelProto, helper
+
+from onnxprune.core.damage import divergence
+from onnxprune.core.observation import Array, Feeds
+from onnxprune.runtime import Session
+from onnxprune.training.functions.base import Tensor
+from onnxprune.training.losses import Distance, Supervised
+from onnxprune.training.network import Network
+
+CANDIDATES = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Relu", "LayerNormalization", "BatchNormalization"}
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A tensor of both networks. kept: per pruned axis, the positions of the teacher's that the student still has."""
+
+    key: str
+    kept: tuple[tuple[int, Array], ...]
+    spread: float
+
+    def of_teacher(self, value: Array) -> Array:
+        for axis, positions in self.kept:
+            value = np.take(value, positions, axis=axis)
+        return value
+
+
+@dataclass(frozen=True)
+class Target:
+    """A batch part as the student needs it: what it is fed, what the teacher says, labels and how they were mixed."""
+
+    feeds: Feeds
+    teacher: dict[str, Tensor]
+    labels: Tensor | None
+    other: Tensor
+    share: Tensor
+    weight: float
+
+
+@dataclass(frozen=True)
+class Objective:
+    """label_weight: share of the supervised loss, the rest is the teacher's; feature_weight: of the features, beside both."""
+
+    distances: tuple[Distance, ...]
+    supervised: Supervised | None
+    features: tuple[Feature, ...]
+    temperature: float
+    label_weight: float
+    feature_weight: float
+
+    def __call__(self, target: Target, found: Mapping[str, Any]) -> Tensor:
+        loss = torch.zeros(())
+        if self.distances:
+            apart = sum(d(target.teacher[d.name], found[d.name], self.temperature) for d in self.distances)
+            loss = loss + (1 - self.label_weight) * apart
+        if self.features:
+            off = [(target.teacher[f.key] - found[f.key]).square().mean() / f.spread for f in self.features]
+            loss = loss + self.feature_weight * sum(off) / len(off)
+        if self.supervised is not None:
+            loss = loss + self.label_weight * self._labelled(target, found[self.supervised.output])
+        return loss * target.weight
+
+    def _labelled(self, target: Target, found: Tensor) -> Tensor:
+        assert self.supervised is not None and target.labels is not None
+        mine = self.supervised(found, target.labels)
+        if bool((target.share == 1).all()):
+            return mine.mean()
+        theirs = self.supervised(found, target.labels[target.other])
+        return (target.share * mine + (1 - target.share) * theirs).mean()
+
+    def held_out(
+        self, wanted: list[list[Array]], found: list[list[Array]], names: list[str], labels: list[Array]
+    ) -> float:
+        """The same on whole held-out samples, without features or temperature. wanted: the teacher's outputs (may be empty)."""
+        loss = 0.0
+        if self.distances:
+            loss += (1 - self.label_weight) * divergence(wanted, found)
+        if self.supervised is not None:
+            k = names.index(self.supervised.output)
+            parts = [
+                self.supervised(torch.from_numpy(f[k]), torch.from_numpy(y)) for f, y in zip(found, labels, strict=True)
+            ]
+            loss += self.label_weight * float(torch.cat(parts).mean())
+        return loss
+
+
+def with_outputs(proto: ModelProto, keys: list[str]) -> ModelProto:
+    """A copy that also gives these tensors."""
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    known = {o.name for o in copy.graph.output}
+    copy.graph.output.extend(helper.make_empty_tensor_value_info(k) for k in keys if k not in known)
+    return copy
+
+
+def features(
+    network: Network, teacher: Session, feeds: Feeds, removed: Mapping[str, list[tuple[int, list[int]]]], most: int
+) -> tuple[Feature, ...]:
+    """At most `most` tensors, evenly spread over the network, that exist in both under one name and of one shape once the
+    positions in `removed` (by tensor: axis, positions) are gone. `teacher` gives every candidate as an output.
+    """
+    outputs = set(network.program.body.outputs)
+    keys = [
+        s.outputs[0]
+        for s in network.program.body.steps
+        if s.op in CANDIDATES and s.outputs[0] in teacher.outputs and s.outputs[0] not in outputs
+    ]
+    if not keys or most < 1:
+        return ()
+    with torch.no_grad():
+        mine = network(feeds, keys)
+    theirs = dict(zip(keys, teacher.run(feeds, keys), strict=True))
+    found = []
+    for key in keys:
+        value = theirs[key]
+        kept = tuple((axis, np.setdiff1d(np.arange(value.shape[axis]), gone)) for axis, gone in removed.get(key, ()))
+        feature = Feature(key, kept, max(float(np.var(value, dtype=np.float64)), 1e-12))
+        if value.dtype.kind == "f" and feature.of_teacher(value).shape == tuple(mine[key].shape) and value.ndim >= 2:
+            found.append(feature)
+    chosen: Any = np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)) if found else []
+    return tuple(found[i] for i in chosen)
+
+
+def candidates(network: Network, teacher: ModelProto) -> list[str]:
+    """Names that both graphs give to outputs of operators worth comparing."""
+    known = {o for n in teacher.graph.node for o in n.output}
+    return [s.outputs[0] for s in network.program.body.steps if s.op in CANDIDATES and s.outputs[0] in known]
