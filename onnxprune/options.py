@@ -12,6 +12,8 @@ from onnxprune.core.errors import BadInputError
 from onnxprune.core.plan import Plan
 from onnxprune.stages.metric import load_score
 
+DEPTHS = ("off", "auto", "only")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -19,6 +21,7 @@ class Options:
 
     recover: `lsq`, `bias` or `none`; None takes `lsq`, but `none` where there is neither `data` nor a target of cost (`--ratio`).
     importance: `obs` needs calibration; None takes it where there is one, else `l2`. samples: at most so many are used.
+    depth: `off`, `auto` (layers and nodes go beside channels where that loses less) or `only`.
     """
 
     importance: str | None = None
@@ -32,6 +35,7 @@ class Options:
     input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     data: str | Path | None = None
     seed: int = 0
+    depth: str = "off"
     check: bool = True
     benchmark: bool = True
 
@@ -45,6 +49,8 @@ def options_of(options: dict[str, Any]) -> Options:
     settings = Options(**options)
     if settings.recover not in (None, "none", "bias", "lsq"):
         raise BadInputError(f"Unknown --recover '{settings.recover}'; choose lsq, bias or none.")
+    if settings.depth not in DEPTHS:
+        raise BadInputError(f"Unknown --depth '{settings.depth}'; choose {', '.join(DEPTHS)}.")
     if settings.metric not in METRICS:
         load_score(settings.metric)
     if settings.samples < 1:
@@ -55,10 +61,16 @@ def options_of(options: dict[str, Any]) -> Options:
 
 
 def completed(settings: Options, budget: Budget | None) -> Options:
-    """The defaults that depend on each other."""
+    """The defaults that depend on each other. Raises `BadInputError` where `depth` asks for what is not there."""
     measured = settings.data is not None or (budget is not None and budget.metric != "ratio")
     recover = settings.recover or ("lsq" if measured else "none")
     importance = settings.importance or ("obs" if recover != "none" else "l2")
+    if settings.depth != "off" and budget is not None:
+        if budget.metric in ("ratio", "max_drop"):
+            option = budget.metric.replace("_", "-")
+            raise BadInputError(f"--depth needs a target of cost (--macs, --params or --size), not --{option}.")
+        if recover == "none" and importance != "obs":
+            raise BadInputError("--depth needs calibration: leave out --recover none, or use --importance obs.")
     return replace(settings, recover=recover, importance=importance)
 
 
@@ -74,6 +86,7 @@ def settings_of(settings: Options, budget: Budget | None) -> dict[str, Any]:
         "include_inexact": settings.include_inexact,
         "input_shapes": {k: list(v) for k, v in settings.input_shapes.items()},
         "seed": settings.seed,
+        "depth": settings.depth,
     }
 
 
@@ -94,6 +107,7 @@ def replayed(settings: Options, plan: Plan) -> Options:
             or {str(k): tuple(int(d) for d in v) for k, v in stored.get("input_shapes", {}).items()},
             data=settings.data,
             seed=settings.seed,
+            depth=str(stored.get("depth", "off")),
             check=settings.check,
             benchmark=settings.benchmark,
         )
