@@ -33,6 +33,7 @@ from onnxprune.core.classes import Bools
 from onnxprune.core.errors import BadInputError, NothingPrunableError, TargetNotReachableError
 from onnxprune.core.graph import name_of, view
 from onnxprune.core.graphio import import_graph
+from onnxprune.core.observation import batch_of
 from onnxprune.core.patch import constants_at, inputs_at, with_constants
 from onnxprune.core.samples import Samples
 from onnxprune.deciding import decider, repaired
@@ -49,6 +50,7 @@ TRIALS = 10  # finished models at most, ...
 FAILURES = 3  # ... and so many in a row that did not help
 LOOKED = 6  # candidates per round that are repaired to see their damage, ...
 FITTED = 64  # ... on so many samples
+TRIAL_MACS, LOOK_MACS = 3e9, 3e9  # fewer of both for models with more MACs per sample than this over them
 TIE = 0.02  # damages that differ by less are equal: fewer layers are faster
 TAKEN, SPARED = "bypassed", "a later one made it needless"
 NEGLIGIBLE = 1e-5  # damage of a node that saves nothing but may go
@@ -204,6 +206,9 @@ class _Search:
         self.total = original.costs.measure(budget.metric)(None)
         self.links = Links(original.bare)
         self.looks: list[Look] = []
+        macs = max(1, original.costs.macs() // batch_of(original.bare.feeds[0]))
+        self.trials = int(min(TRIALS, max(FAILURES, TRIAL_MACS / macs)))
+        self.looked = int(min(LOOKED, max(2, LOOK_MACS / macs)))
         clock("depth")
         free = _freedom(self.links, settings)
         self.pool = candidates(original.bare, original.costs, self.few, budget.metric, free)
@@ -217,10 +222,10 @@ class _Search:
         if drops:
             choice, best = self._tried(drops, choice, best)
             drops = list(choice.subject.bypasses)
-        while waiting and trials < TRIALS and failures < FAILURES:
+        while waiting and trials < self.trials and failures < FAILURES:
             candidate, damage = waiting.pop(0)
             trials += 1
-            self.clock(f"depth, trial {trials} of at most {TRIALS}")
+            self.clock(f"depth, trial {trials} of at most {self.trials}")
             found, best = self._tried([*drops, candidate.bypass], choice, best)
             if found is choice:
                 failures += 1
@@ -311,7 +316,7 @@ class _Search:
                     found.append((candidate, saved - before))
         measured = []
         self.clock("depth")
-        for k, (candidate, saving) in enumerate(found[:LOOKED]):
+        for k, (candidate, saving) in enumerate(found[: self.looked]):
             damage = self._damage([*drops, candidate.bypass], repair=self.settings.recover != "none")
             measured.append((damage / saving, k, candidate, damage))
         return [(c, damage) for _, _, c, damage in sorted(measured, key=lambda x: x[:2])]

@@ -11,6 +11,7 @@ floats. In the rewritten model `Identity(by)` makes `tensor`, so that every name
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -152,6 +153,32 @@ class Links:
         """Keys of the nodes that a set of bypasses leaves without purpose, those it replaces included."""
         return frozenset(self.whole - self.alive(bypasses))
 
+    @cached_property
+    def _readers(self) -> Counter[str]:
+        """How many nodes (or outputs of the model) read each tensor; a node reads the outputs of its subgraphs."""
+        counts = Counter(x for node in self.nodes.values() if node.key in self.whole for x in _own_reads(node))
+        counts.update(self.analysis.view.graph.outputs)
+        return counts
+
+    def gone_with(self, bypass: Bypass) -> frozenset[str]:
+        """`gone` of a single one, looking no further than what dies."""
+        first = self.maker[bypass.tensor]
+        if first.key not in self.whole:
+            return frozenset()
+        left: dict[str, int] = {bypass.by: self._readers[bypass.by] + 1}
+        found = {first.key}
+        stack = [first]
+        while stack:
+            for name in _own_reads(stack.pop()):
+                left[name] = left.get(name, self._readers[name]) - 1
+                node = self.maker.get(name)
+                if node is None or left[name] or node.key in found:
+                    continue
+                if not any(left.get(o, self._readers[o]) for o in node.outputs if o):
+                    found.add(node.key)
+                    stack.append(node)
+        return frozenset(found)
+
     def ancestors(self, tensor: str) -> set[str]:
         """All tensors that a tensor is computed from."""
         found: set[str] = set()
@@ -214,6 +241,11 @@ def _reads(node: Node) -> set[str]:
         for inner in graph.nodes:
             found |= _reads(inner)
     return found
+
+
+def _own_reads(node: Node) -> set[str]:
+    """What a node reads itself, and what its subgraphs give it."""
+    return {x for x in (*node.inputs, *(o for g in node.subgraphs.values() for o in g.outputs)) if x}
 
 
 def _outputs(graph: Graph) -> set[str]:

@@ -11,8 +11,9 @@ once over all of them, and once over those that lead from a sum to a sum, as the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 
 import numpy as np
@@ -23,12 +24,13 @@ from onnxprune import ops
 from onnxprune.core.analysis import Analysis
 from onnxprune.core.bypass import Bypass, Links
 from onnxprune.core.calibration import Calibration
-from onnxprune.ops.base import Rule
 from onnxprune.ops.cost import CostModel
 from onnxprune.runtime import Session, folder_of
 
 HOPS = 8
 REACH = 16  # pairs per tensor
+VARIANTS = 8  # pairs with the same costly nodes between them
+MOST = 400  # pairs whose change is measured
 SAMPLES = 32
 SLIGHT = 1e-3  # change of a node without cost that is worth a trial
 
@@ -57,72 +59,67 @@ def candidates(
     """
     links = Links(analysis)
     reachable = {o for n in calibration.flat.graph.node for o in n.output}  # not in a loop, not in a branch not taken
+    variants: Counter[frozenset[str]] = Counter()
     found = []
-    for tensor, ancestors in _pairs(links, reachable).items():
-        for by in ancestors:
-            bypass = Bypass(tensor, by)
-            gone = links.gone([bypass])
-            if gone and is_free(gone):
-                found.append(Candidate(bypass, gone, costs.of_nodes("macs", gone), costs.of_nodes(metric, gone)))
+    for bypass, hops in possible(links, reachable):
+        gone = links.gone_with(bypass)
+        mark = gone & costs.node_macs.keys()
+        if not gone or not is_free(gone) or (hops > 1 and not mark) or (mark and variants[mark] >= VARIANTS):
+            continue
+        variants[mark] += 1
+        found.append(Candidate(bypass, gone, costs.of_nodes("macs", gone), costs.of_nodes(metric, gone)))
+    found = sorted(found, key=lambda c: len(c.gone))[:MOST]
     changes = _changes([c.bypass for c in found], calibration, folder_of(analysis.model))
-    measured = [Candidate(c.bypass, c.gone, c.macs, c.saved, x) for c, x in zip(found, changes, strict=True)]
-    return _chosen(links, measured, set(costs.node_macs))
+    measured = [replace(c, change=x) for c, x in zip(found, changes, strict=True)]
+    return _chosen(links, measured, frozenset(costs.node_macs))
 
 
-def _pairs(links: Links, reachable: set[str]) -> dict[str, list[str]]:
-    """Per tensor, what may stand in for it: the ends of hops in a row, nearest first."""
-    constant = _constant(links)
+def possible(links: Links, reachable: Container[str] | None = None) -> Iterator[tuple[Bypass, int]]:
+    """Every bypass along hops in a row, nearest first, with their number. reachable: leave alone what is not in it."""
+    varies = _varying(links)
     hops: dict[str, list[str]] = {}
     for node in links.nodes.values():
-        if rule_of(links, node.key).alias:
+        if ops.rule_for(node.op, node.domain).alias:
             continue
         for tensor in node.outputs:
-            if tensor in reachable and tensor in links.used:
-                inputs = [x for x in dict.fromkeys(node.inputs) if x and x not in constant]
+            if tensor in links.used and (reachable is None or tensor in reachable):
+                inputs = [x for x in dict.fromkeys(node.inputs) if x in varies]
                 hops[tensor] = [x for x in inputs if links.refusal(Bypass(tensor, x)) is None]
-    found: dict[str, list[str]] = {}
     for tensor in hops:
-        ends: dict[str, None] = {}
+        ends: dict[str, int] = {}
         front = [tensor]
-        for _ in range(HOPS):
-            front = [r for t in front for r in hops.get(t, ()) if r not in ends]
-            ends |= dict.fromkeys(front)
+        for number in range(1, HOPS + 1):
+            front = [r for r in dict.fromkeys(r for t in front for r in hops.get(t, ())) if r not in ends]
+            ends |= dict.fromkeys(front, number)
             if not front or len(ends) >= REACH:
                 break
-        found[tensor] = [r for r in list(ends)[:REACH] if links.refusal(Bypass(tensor, r)) is None]
-    return found
+        for by, number in list(ends.items())[:REACH]:
+            if links.refusal(Bypass(tensor, by)) is None:
+                yield Bypass(tensor, by), number
 
 
-def _constant(links: Links) -> set[str]:
-    """Tensors that depend on no input of the model."""
+def _varying(links: Links) -> set[str]:
+    """Tensors that depend on an input of the model."""
     varies = set(links.analysis.view.graph.inputs)
     for node in links.nodes.values():
         if links.reads[node.key] & varies:
-            varies.update(node.outputs)
-    return {t for t in links.analysis.view.tensors if t not in varies}
+            varies.update(o for o in node.outputs if o)
+    return varies
 
 
-def rule_of(links: Links, key: str) -> Rule:
-    node = links.nodes[key]
-    return ops.rule_for(node.op, node.domain)
-
-
-def _chosen(links: Links, found: Sequence[Candidate], costly: set[str]) -> list[Candidate]:
+def _chosen(links: Links, found: Sequence[Candidate], costly: frozenset[str]) -> list[Candidate]:
     """The best of those that save the same, and nodes that change almost nothing."""
     same: dict[tuple[frozenset[str], bool], Candidate] = {}
     free: dict[str, Candidate] = {}
     for c in found:
         if not isfinite(c.change):
             continue
-        if not c.saved:
-            if c.change <= SLIGHT and c.change < free.get(c.bypass.tensor, c).change + 1e-12:
-                free[c.bypass.tensor] = c
-            continue
-        mark = (c.gone & costly, _is_sum(links, c.bypass.tensor) and _is_sum(links, c.bypass.by))
-        if mark not in same or c.change < same[mark].change:
-            same[mark] = c
-    worth = [c for (gone, sums), c in same.items() if not sums or c.bypass != same.get((gone, False), c).bypass or True]
-    worth.sort(key=lambda c: c.change / c.saved)
+        if c.saved:
+            mark = (c.gone & costly, _is_sum(links, c.bypass.tensor) and _is_sum(links, c.bypass.by))
+            same[mark] = min(same.get(mark, c), c, key=lambda x: x.change)
+        elif c.change <= SLIGHT:
+            free[c.bypass.tensor] = min(free.get(c.bypass.tensor, c), c, key=lambda x: x.change)
+    worth = sorted(same.values(), key=lambda c: c.change / c.saved)
     return worth + sorted(free.values(), key=lambda c: c.change)
 
 
