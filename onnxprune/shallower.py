@@ -5,7 +5,8 @@
 Every damage is against the original's outputs, and every repair is fitted to the original's layers: those keep their names.
 
 - `auto`: the channels alone are pruned to the target first. Then one bypass more is tried at a time, the most promising first, with the
-  channels pruned to the same target; it is kept where the finished model's damage on held-out samples is no higher.
+  channels pruned to the same target; it is kept where the finished model's damage on held-out samples is not above that of the
+  channels alone: fewer layers are faster at the same cost.
 - `only`: bypasses until the target is met.
 
 Promising is what costs least damage, after a repair on some of the samples, for what it saves; measured anew after every bypass, as
@@ -89,12 +90,16 @@ class Look:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was decided: the subject and what to remove of it; looks: the candidates, in order; baseline: channels alone."""
+    """What was decided: the subject and what to remove of it; looks: the candidates, in order.
+
+    baseline, damage: of the channels alone, and of what was chosen instead, on held-out samples.
+    """
 
     subject: Subject
     removed: Bools
     looks: tuple[Look, ...] = ()
     baseline: float | None = None
+    damage: float = inf
 
 
 def whole(analysis: Analysis, costs: CostModel, calibration: Calibration | None) -> Subject:
@@ -214,30 +219,30 @@ class _Search:
         self.pool = candidates(original.bare, original.costs, self.few, budget.metric, free)
 
     def auto(self) -> Choice:
-        removed, best = self._finished(self.original)
-        choice = Choice(self.original, removed, baseline=best)
-        drops = self._idle()
+        removed, alone = self._finished(self.original)
+        choice = Choice(self.original, removed, baseline=alone)
+        idle = self._idle()
+        if idle:
+            choice = self._tried(idle, choice, alone)
+        waiting = self._ranked(choice.subject.bypasses, 1 - self.budget.amount)
         trials = failures = 0
-        waiting = self._ranked(drops, 1 - self.budget.amount)
-        if drops:
-            choice, best = self._tried(drops, choice, best)
-            drops = list(choice.subject.bypasses)
         while waiting and trials < self.trials and failures < FAILURES:
             candidate, damage = waiting.pop(0)
             trials += 1
             self.clock(f"depth, trial {trials} of at most {self.trials}")
-            found, best = self._tried([*drops, candidate.bypass], choice, best)
+            found = self._tried([*choice.subject.bypasses, candidate.bypass], choice, alone)
             if found is choice:
                 failures += 1
                 self._note(candidate, damage, "channels alone lose less at the same cost")
                 continue
-            choice, drops, failures = found, list(found.subject.bypasses), 0
+            choice, failures = found, 0
+            alone = alone if np.isfinite(alone) else found.damage  # the channels alone do not get there
             self._note(candidate, damage, TAKEN)
-            waiting = self._ranked(drops, 1 - self.budget.amount)
+            waiting = self._ranked(choice.subject.bypasses, 1 - self.budget.amount)
         for candidate, damage in waiting:
             self._note(candidate, damage, "not tried: others came first")
-        if not np.isfinite(best):
-            raise self._unreachable(drops)
+        if not np.isfinite(choice.baseline or 0.0) and choice.subject is self.original:
+            raise self._unreachable(())
         return replace(choice, looks=tuple(self.looks))
 
     def only(self) -> Choice:
@@ -258,13 +263,13 @@ class _Search:
 
     # -- one model
 
-    def _tried(self, drops: list[Bypass], choice: Choice, best: float) -> tuple[Choice, float]:
-        """The choice with these bypasses, where it is no worse, and the least damage so far."""
+    def _tried(self, drops: Sequence[Bypass], choice: Choice, most: float) -> Choice:
+        """These bypasses with the channels pruned to the target, where the damage is not above `most`; else the choice as it was."""
         subject = reduced(self.original, drops, self.settings, self.clock)
         removed, damage = self._finished(subject)
-        if not damage <= best * (1 + TIE) or not np.isfinite(damage):
-            return choice, best
-        return replace(choice, subject=subject, removed=removed), min(best, damage)
+        if not np.isfinite(damage) or damage > most * (1 + TIE):
+            return choice
+        return replace(choice, subject=subject, removed=removed, damage=damage)
 
     def _finished(self, subject: Subject) -> tuple[Bools, float]:
         """Channels pruned to the target, repaired: what went, and the damage; infinite where the target cannot be met."""
@@ -304,7 +309,7 @@ class _Search:
             self._note(candidate, damage, TAKEN if damage <= NEGLIGIBLE else "changes the outputs and saves nothing")
         return drops
 
-    def _ranked(self, drops: list[Bypass], most: float) -> list[tuple[Candidate, float]]:
+    def _ranked(self, drops: Sequence[Bypass], most: float) -> list[tuple[Candidate, float]]:
         """Candidates that save more, and no more than `most` of the cost together, the least damage per saving first."""
         before = self._saved(drops)
         refused = {x.candidate.bypass for x in self.looks}
@@ -348,7 +353,7 @@ class _Search:
     def _note(self, candidate: Candidate, damage: float | None, verdict: str) -> None:
         self.looks.append(Look(candidate, damage, verdict))
 
-    def _unreachable(self, drops: list[Bypass]) -> TargetNotReachableError:
+    def _unreachable(self, drops: Sequence[Bypass]) -> TargetNotReachableError:
         return TargetNotReachableError(
             f"--{self.budget.metric} {self.budget.amount:g} cannot be reached with --depth {self.settings.depth}: at most down to "
             f"{1 - self._saved(drops):.3f} of the original by layers"

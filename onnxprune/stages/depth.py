@@ -59,11 +59,12 @@ def candidates(
     """
     links = Links(analysis)
     reachable = {o for n in calibration.flat.graph.node for o in n.output}  # not in a loop, not in a branch not taken
+    costly = frozenset(costs.node_macs)
     variants: Counter[frozenset[str]] = Counter()
     found = []
     for bypass, hops in possible(links, reachable):
         gone = links.gone_with(bypass)
-        mark = gone & costs.node_macs.keys()
+        mark = gone & costly
         if not gone or not is_free(gone) or (hops > 1 and not mark) or (mark and variants[mark] >= VARIANTS):
             continue
         variants[mark] += 1
@@ -71,7 +72,7 @@ def candidates(
     found = sorted(found, key=lambda c: len(c.gone))[:MOST]
     changes = _changes([c.bypass for c in found], calibration, folder_of(analysis.model))
     measured = [replace(c, change=x) for c, x in zip(found, changes, strict=True)]
-    return _chosen(links, measured, frozenset(costs.node_macs))
+    return _chosen(links, measured, costly)
 
 
 def possible(links: Links, reachable: Container[str] | None = None) -> Iterator[tuple[Bypass, int]]:
