@@ -280,10 +280,10 @@ def test_random_bypasses_of_a_residual_net(seed: int) -> None:
         prove(residual(), bypasses)
 
 
-SMALL = [n for n, p in files().items() if p.stat().st_size < 60_000]
+SMALL = ["hf__gpt2__dynamo", "hf__mamba__dynamo"]
 
 
-@pytest.mark.parametrize("name", SMALL[:4])
+@pytest.mark.parametrize("name", SMALL)
 def test_random_bypasses_of_the_own_zoo(name: str) -> None:
     model = load_graph(files()[name])
     for bypasses in some_sets(model, 1, (1, 3)):
@@ -320,7 +320,7 @@ X = "float[N,4,6] x"
 IDLE = {
     "Identity": "t = Identity(a)",
     "Reshape": "t = Reshape(a, same)",
-    "Flatten": "t0 = Flatten<axis=2>(a)\n m = MatMul(t0, w)\n t1 = Flatten<axis=1>(m)\n t = Reshape(t1, same)",
+    "Flatten": "t0 = Flatten<axis=2>(a)\n m = MatMul(t0, w)\n t1 = Flatten<axis=1>(m)\n t = Reshape(t1, back)",
     "Transpose": "t = Transpose<perm=[0,1,2]>(a)",
     "Concat": "t = Concat<axis=1>(a)",
     "Sum": "t = Sum(a)",
@@ -344,6 +344,7 @@ BUSY = {
 }
 CONSTANTS = {
     "same": np.array([0, 4, -1]),
+    "back": np.array([-1, 4, 6]),
     "swapped": np.array([0, 6, 4]),
     "zero": np.array([0]),
     "large": np.array([np.iinfo(np.int64).max]),
@@ -371,7 +372,7 @@ def test_idle_nodes_go(op: str) -> None:
     model = pipe(IDLE[op])
     tidied = tidy(model)
     onnx.checker.check_model(tidied, full_check=True)
-    assert op == "Flatten" or ops(tidied) == ["Relu", "Neg"]
+    assert ops(tidied) == (["Relu", "Neg"] if op != "Flatten" else ["Relu", "Flatten", "MatMul", "Reshape", "Neg"])
     same(model, tidied)
 
 
@@ -454,7 +455,7 @@ def test_auto_drops_the_branch_that_does_little(images: Path) -> None:
     result = onnxprune.prune(residual(0.01), Budget("macs", 0.45), data=images, depth="auto", round_to=1)
     plan, depth = result.plan.document, result.report.data["depth"]
     assert {"tensor": "s2", "by": "s1"} in plan["bypassed"]
-    assert {"c2", "r2", "d2", "s2"} <= set(plan["nodes_removed"])
+    assert {"d2", "s2"} <= set(plan["nodes_removed"])
     assert plan["macs"][1] <= 0.45 * plan["macs"][0], "of the original's cost"
     assert result.report.data["repair"]["damage"][1] <= 1.02 * depth["channels_alone"]
     assert [g for g in plan["groups"] if g["removed"]], "channels went as well"
@@ -594,7 +595,7 @@ def test_plans_from_before_load(run: Path, tmp_path: Path) -> None:
 
 def test_digits_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, plan = tmp_path / "out.onnx", tmp_path / "plan.json"
-    call = ["prune", str(DIGITS), "-o", str(out), "--data", str(DATA), "--plan", str(plan)]
+    call = ["prune", str(DIGITS), "-o", str(out), "--data", str(DATA), "--plan", str(plan), "--samples", "32"]
     assert main([*call, "--macs", "0.7", "--depth", "only"], standalone_mode=False) is None
     told = capsys.readouterr().out
     assert "layers    " in told and "is now" in told
@@ -604,10 +605,11 @@ def test_digits_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     assert stopped.value.code == 3
 
 
-def test_digits_auto_is_no_worse() -> None:
+def test_digits_auto_is_no_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxprune.shallower.TRIALS", 1)
     result = onnxprune.prune(DIGITS, Budget("macs", 0.4), data=DATA, depth="auto", benchmark=False)
     depth = result.report.data["depth"]
-    assert result.report.data["repair"]["damage"][1] <= 1.02 * depth["channels_alone"] * 1.05
+    assert result.report.data["repair"]["damage"][1] <= 1.02 * depth["channels_alone"] * 1.001
     assert depth["declined"] or depth["bypassed"]
     before, after = result.plan.document["macs"]
     assert after <= 0.4 * before
