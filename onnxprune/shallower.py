@@ -54,6 +54,7 @@ FITTED = 64  # ... on so many samples
 TRIAL_MACS, LOOK_MACS = 3e9, 3e9  # fewer of both for models with more MACs per sample than this over them
 TIE = 0.02  # damages that differ by less are equal: fewer layers are faster
 TAKEN, SPARED = "bypassed", "a later one made it needless"
+OVERSHOOT = 0.05  # of the cost
 NEGLIGIBLE = 1e-5  # damage of a node that saves nothing but may go
 
 
@@ -248,7 +249,7 @@ class _Search:
     def only(self) -> Choice:
         drops = self._idle()
         while self._saved(drops) < 1 - self.budget.amount:
-            ranked = self._ranked(drops, 1.0)
+            ranked = self._ranked(drops, self._enough(drops))
             if not ranked:
                 raise self._unreachable(drops)
             candidate, damage = ranked[0]
@@ -317,7 +318,7 @@ class _Search:
         for candidate in self.pool:
             if candidate.saved and candidate.bypass not in refused:
                 saved = self._saved([*drops, candidate.bypass])
-                if before + 1e-9 < saved <= max(most, 0.0) + 1e-9 or (most >= 1 and saved > before + 1e-9):
+                if before + 1e-9 < saved <= most + 1e-9:
                     found.append((candidate, saved - before))
         measured = []
         self.clock("depth")
@@ -325,6 +326,14 @@ class _Search:
             damage = self._damage([*drops, candidate.bypass], repair=self.settings.recover != "none")
             measured.append((damage / saving, k, candidate, damage))
         return [(c, damage) for _, _, c, damage in sorted(measured, key=lambda x: x[:2])]
+
+    def _enough(self, drops: Sequence[Bypass]) -> float:
+        """The share that need be saved: the least that meets the target with one more bypass, and a little.
+
+        Damage has a ceiling: without this bound, dropping nearly everything would be the cheapest per saving.
+        """
+        shares = [self._saved([*drops, c.bypass]) for c in self.pool]
+        return min((x for x in shares if x >= 1 - self.budget.amount), default=1.0) + OVERSHOOT
 
     def _damage(self, drops: list[Bypass], repair: bool) -> float:
         """On held-out samples, after a repair on a few; infinite where the model does not run."""
