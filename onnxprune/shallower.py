@@ -248,13 +248,16 @@ class _Search:
 
     def only(self) -> Choice:
         drops = self._idle()
+        ranked: list[tuple[Candidate, float]] = []
         while self._saved(drops) < 1 - self.budget.amount:
             ranked = self._ranked(drops, self._enough(drops))
             if not ranked:
                 raise self._unreachable(drops)
-            candidate, damage = ranked[0]
+            candidate, damage = ranked.pop(0)
             drops = [*drops, candidate.bypass]
             self._note(candidate, damage, TAKEN)
+        for candidate, damage in ranked:
+            self._note(candidate, damage, "others lose less for what they save")
         needed = self._needed(drops)
         subject = reduced(self.original, needed, self.settings, self.clock, decides=False)
         looks = [

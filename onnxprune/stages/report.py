@@ -140,9 +140,8 @@ class Report:
         rows, others = depth["bypassed"], depth["declined"]
         whole = self.data["cost"]["macs"][0]
         share = f"{sum(r['macs'] for r in rows) / whole:.1%} of the MACs" if whole else "no MACs"
-        lines = [
-            f"{len(rows)} bypasses ({sum(r['nodes'] for r in rows)} nodes, {share}); {len(others)} others looked at"
-        ]
+        count = "1 bypass" if len(rows) == 1 else f"{len(rows)} bypasses"
+        lines = [f"{count} ({sum(r['nodes'] for r in rows)} nodes, {share}); {len(others)} others looked at"]
         for r in sorted(rows, key=lambda r: -r["macs"]):
             lines.append(f"- '{r['tensor']}' is now '{r['by']}': {r['nodes']} nodes, {r['macs']:,} MACs")
         return lines
