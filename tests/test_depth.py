@@ -593,7 +593,11 @@ def test_plans_from_before_load(run: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- the small model of the repository
 
 
-def test_digits_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_digits_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxprune.shallower.LOOKED", 2)
+    monkeypatch.setattr("onnxprune.deciding.AUGMENTED", 32)
     out, plan = tmp_path / "out.onnx", tmp_path / "plan.json"
     call = ["prune", str(DIGITS), "-o", str(out), "--data", str(DATA), "--plan", str(plan), "--samples", "32"]
     assert main([*call, "--macs", "0.7", "--depth", "only"], standalone_mode=False) is None
@@ -607,6 +611,7 @@ def test_digits_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_digits_auto_is_no_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxprune.shallower.TRIALS", 1)
+    monkeypatch.setattr("onnxprune.shallower.LOOKED", 2)
     result = onnxprune.prune(DIGITS, Budget("macs", 0.4), data=DATA, depth="auto", benchmark=False)
     depth = result.report.data["depth"]
     assert result.report.data["repair"]["damage"][1] <= 1.02 * depth["channels_alone"] * 1.001
