@@ -120,14 +120,7 @@ class Links:
 
     @cached_property
     def types(self) -> dict[str, str]:
-        found = kinds(self.analysis.view)
-        for node in self.nodes.values():
-            for graph in node.subgraphs.values():
-                if len(graph.outputs) == len(node.outputs):  # a node that gives what its branch gives
-                    for key, inner in zip(node.outputs, graph.outputs, strict=True):
-                        if key not in found and inner in found:
-                            found[key] = found[inner]
-        return found
+        return kinds(self.analysis.view)
 
     @cached_property
     def used(self) -> set[str]:
