@@ -92,6 +92,13 @@ def main() -> None:
     type=click.Choice(["int8"]),
     help="Quantize the pruned model with ONNX Runtime; the report compares all four.",
 )
+@click.option(
+    "--depth",
+    type=click.Choice(["off", "auto", "only"]),
+    default="off",
+    show_default=True,
+    help="Remove layers and nodes: beside channels where that loses less, or nothing else.",
+)
 @click.option("--samples", type=int, default=512, show_default=True, help="Use at most so many samples of --data.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only weights whose node or tensor name matches.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave nodes or tensors with these names alone.")
@@ -128,6 +135,7 @@ def prune(
     importance: str | None,
     recover: str | None,
     then_quantize: str | None,
+    depth: str,
     samples: int,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -180,6 +188,7 @@ def prune(
             importance=importance,
             recover=recover,
             then_quantize=then_quantize,
+            depth=depth,
             samples=samples,
             metric=metric,
             round_to=round_to,
@@ -221,6 +230,8 @@ def _show(report: Report, output: Path, verbose: bool) -> None:
         OUT.print(f"          - {d['units']}: {d['reason']}{remedy}", markup=False)
     if not verbose and len(declined) > 5:
         OUT.print(f"          - and {len(declined) - 5} more reasons (-v shows all)")
+    for k, line in enumerate(report.depth_lines()):
+        OUT.print(f"{'          ' if k else 'layers    '}{line}", markup=False)
     OUT.print(f"checked   {report.check_line()}")
     for line in report.repair_lines():
         OUT.print(f"repaired  {line}" if not line.startswith("warning") else line, markup=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,6 +12,7 @@ from onnxprune import runtime
 from onnxprune.clock import Clock
 from onnxprune.core.analysis import Analysis
 from onnxprune.core.budget import AUTO, Budget
+from onnxprune.core.bypass import Bypass
 from onnxprune.core.calibration import Calibration
 from onnxprune.core.classes import Bools
 from onnxprune.core.errors import BadInputError, TargetNotReachableError
@@ -150,9 +151,11 @@ def repaired(
     calibration: Calibration,
     settings: Options,
     clock: Clock,
+    bypasses: Sequence[Bypass] = (),
 ) -> tuple[onnx.ModelProto, Repair]:
     """The repaired model; the cut one where the repair does not help on held-out samples."""
-    found = compensate(analysis, removed, cut, calibration, settings.recover or "lsq", settings.seed, clock.share)
+    recover = settings.recover or "lsq"
+    found = compensate(analysis, removed, cut, calibration, recover, settings.seed, clock.share, bypasses)
     folder = runtime.folder_of(analysis.model)
     before, after = (judge(calibration, m, folder) for m in (cut, found.model))
     if not after < before:

@@ -15,12 +15,14 @@ from onnxprune.stages import feeds as feeding
 from onnxprune.stages.analyse import analyse
 
 
-def analysis_of(loaded: LoadedModel, settings: Options) -> Analysis:
-    _globs(loaded, settings)
+def analysis_of(loaded: LoadedModel, settings: Options, feeds: tuple[Feeds, Feeds] | None = None) -> Analysis:
+    """`feeds`: what to observe a part of a model with that has been observed as a whole."""
+    if feeds is None:
+        _globs(loaded, settings)
 
     def observed(wanted: set[str], typed: set[str]) -> Observation:
         probe = runtime.Probe(loaded, wanted, typed)
-        return probe.observation(feeds_of(loaded, settings, probe))
+        return probe.observation(feeds or feeds_of(loaded, settings, probe))
 
     return analyse(
         loaded,

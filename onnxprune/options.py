@@ -12,6 +12,8 @@ from onnxprune.core.errors import BadInputError
 from onnxprune.core.plan import Plan
 from onnxprune.stages.metric import load_score
 
+DEPTHS = ("off", "auto", "only")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -20,6 +22,7 @@ class Options:
     recover: `lsq`, `bias` or `none`; None takes `lsq`, but `none` where there is neither `data` nor a target of cost (`--ratio`).
     then_quantize: `int8` quantizes the pruned model; its plan is that of the pruning.
     importance: `obs` needs calibration; None takes it where there is one, else `l2`. samples: at most so many are used.
+    depth: `off`, `auto` (layers and nodes go beside channels where that loses less) or `only`.
     """
 
     importance: str | None = None
@@ -34,6 +37,7 @@ class Options:
     data: str | Path | None = None
     seed: int = 0
     then_quantize: str | None = None
+    depth: str = "off"
     check: bool = True
     benchmark: bool = True
 
@@ -49,6 +53,8 @@ def options_of(options: dict[str, Any]) -> Options:
         raise BadInputError(f"Unknown --recover '{settings.recover}'; choose lsq, bias or none.")
     if settings.then_quantize not in (None, "int8"):
         raise BadInputError(f"Unknown --then-quantize '{settings.then_quantize}'; choose int8.")
+    if settings.depth not in DEPTHS:
+        raise BadInputError(f"Unknown --depth '{settings.depth}'; choose {', '.join(DEPTHS)}.")
     if settings.metric not in METRICS:
         load_score(settings.metric)
     if settings.samples < 1:
@@ -59,10 +65,16 @@ def options_of(options: dict[str, Any]) -> Options:
 
 
 def completed(settings: Options, budget: Budget | None) -> Options:
-    """The defaults that depend on each other."""
+    """The defaults that depend on each other. Raises `BadInputError` where `depth` asks for what is not there."""
     measured = settings.data is not None or (budget is not None and budget.metric != "ratio")
     recover = settings.recover or ("lsq" if measured else "none")
     importance = settings.importance or ("obs" if recover != "none" else "l2")
+    if settings.depth != "off" and budget is not None:
+        if budget.metric in ("ratio", "max_drop"):
+            option = budget.metric.replace("_", "-")
+            raise BadInputError(f"--depth needs a target of cost (--macs, --params or --size), not --{option}.")
+        if recover == "none" and importance != "obs":
+            raise BadInputError("--depth needs calibration: leave out --recover none, or use --importance obs.")
     return replace(settings, recover=recover, importance=importance)
 
 
@@ -79,6 +91,7 @@ def settings_of(settings: Options, budget: Budget | None) -> dict[str, Any]:
         "include_inexact": settings.include_inexact,
         "input_shapes": {k: list(v) for k, v in settings.input_shapes.items()},
         "seed": settings.seed,
+        "depth": settings.depth,
     }
 
 
@@ -101,6 +114,7 @@ def replayed(settings: Options, plan: Plan) -> Options:
             seed=settings.seed,
             then_quantize=settings.then_quantize,
             metric=settings.metric,
+            depth=str(stored.get("depth", "off")),
             check=settings.check,
             benchmark=settings.benchmark,
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from statistics import median
@@ -14,12 +15,15 @@ import onnx
 from onnxprune import runtime
 from onnxprune.clock import Clock, Progress, silent
 from onnxprune.core.budget import Budget
+from onnxprune.core.bypass import checked, node_keys
 from onnxprune.core.classes import Bools
 from onnxprune.core.errors import BadInputError
 from onnxprune.core.files import check_writable, staged
 from onnxprune.core.graphio import save_model
 from onnxprune.core.model import LoadedModel
-from onnxprune.core.plan import Plan, make_plan, removed_by
+from onnxprune.core.patch import constants_at, inputs_at, with_constants
+from onnxprune.core.plan import Plan, make_plan, own_plan, removed_by
+from onnxprune.core.repair import Repair
 from onnxprune.core.variant import Variant
 from onnxprune.core.verdict import Verdict
 from onnxprune.core.version import __version__
@@ -30,12 +34,12 @@ from onnxprune.ops.cost import CostModel
 from onnxprune.options import Options, completed, options_of, replayed, settings_of
 from onnxprune.proving import latency, proved
 from onnxprune.quantizing import quantize
+from onnxprune.shallower import Choice, Subject, chosen, reduced, told, whole
 from onnxprune.stages.load import load
 from onnxprune.stages.report import Report, inspection
 from onnxprune.stages.rewrite import rewrite
-from onnxprune.stages.verify import (
-    check_refit,
-)
+from onnxprune.stages.tidy import tidy
+from onnxprune.stages.verify import check_refit
 
 Source: TypeAlias = str | PathLike[str] | onnx.ModelProto
 
@@ -93,23 +97,28 @@ def prune(
     analysis = analysis_of(loaded, settings)
     costs = CostModel(analysis)
     clock("calibrate")
-    calibration = calibrated(analysis, settings, costs, clock)
+    original = whole(analysis, costs, calibrated(analysis, settings, costs, clock))
     clock("score")
     if replay is not None:
-        removed = removed_by(replay, analysis, f"--apply {apply}" if isinstance(apply, str | PathLike) else "the plan")
+        what = f"--apply {apply}" if isinstance(apply, str | PathLike) else "the plan"
+        choice = _repeated(original, replay, what, settings, clock)
     else:
         assert budget is not None
-        decide = decider(analysis, calibration, budget, settings, costs, clock)
-        removed = least(analysis, calibration, budget, decide, settings, clock) if is_drop(budget) else decide(budget)
+        choice = _decided(original, budget, settings, clock)
+    subject, removed, calibration = choice.subject, choice.removed, choice.subject.against
     clock("rewrite")
-    cut = rewrite(analysis, removed)
+    bare = rewrite(subject.bare, removed)
+    finish = _finish(settings, loaded)
     clock("verify")
-    found = proved(analysis, removed, cut, settings.seed) if settings.check else None
+    found = None
+    if settings.check:
+        found = proved(subject.bare, removed, finish(bare), settings.seed, original=loaded, bypasses=subject.bypasses)
     clock("compensate")
-    pruned, repair = cut, None
+    pruned, repair = rewrite(subject.analysis, removed) if subject.changed else bare, None
     if calibration is not None and settings.recover != "none":
         calibration = replace(calibration, moments={})  # decided: their memory is needed for the fits
-        pruned, repair = repaired(analysis, removed, cut, calibration, settings, clock)
+        pruned, repair = repaired(subject.analysis, removed, pruned, calibration, settings, clock, subject.bypasses)
+    pruned, refit = _rebased(bare, pruned, subject, repair, finish)
     variants: tuple[Variant, ...] = ()
     if settings.then_quantize is not None:
         assert calibration is not None
@@ -118,13 +127,21 @@ def prune(
     clock("benchmark")
     times = latency(analysis, pruned) if settings.benchmark else None
     clock.stop()
-    refit = repair.changed if repair else ()
     if replay is not None:
         made = replay.repaired(settings.recover or "none", refit)
     else:
-        made = make_plan(analysis, removed, _costs(costs, removed), settings_of(settings, budget), __version__, refit)
+        made = make_plan(
+            subject.bare,
+            removed,
+            _costs(original, subject, removed),
+            settings_of(settings, budget),
+            __version__,
+            refit,
+            subject.bypasses,
+            _nodes_removed(loaded.proto, pruned) if settings.depth != "off" else (),
+        )
     text = Report.make(
-        analysis,
+        subject.bare,
         removed,
         made,
         pruned,
@@ -136,6 +153,7 @@ def prune(
         calibration,
         repair,
         variants,
+        told(original, choice, settings.depth),
     )
     result = PruneResult(pruned, made, text, loaded)
     texts: dict[Path, str] = {}
@@ -168,16 +186,64 @@ def verify(
         )
     settings = replayed(Options(data=data, seed=seed), made)
     analysis = analysis_of(loaded, settings)
-    removed = removed_by(made, analysis)
-    refit = made.refit
+    choice = _repeated(whole(analysis, CostModel(analysis), None), made, "the plan", settings, Clock(silent))
+    subject, removed, refit = choice.subject, choice.removed, made.refit
+    bypasses = subject.bypasses
     if not refit:
-        return proved(analysis, removed, other.proto, seed, other)
-    cut = rewrite(analysis, removed)
-    check_refit(cut, other.proto, refit, (runtime.folder_of(loaded), runtime.folder_of(other)))
-    return proved(analysis, removed, cut, seed)
+        return proved(subject.bare, removed, other.proto, seed, other, loaded, bypasses)
+    cut, finish = rewrite(subject.bare, removed), _finish(settings, loaded)
+    check_refit(cut, other.proto, refit, (runtime.folder_of(loaded), runtime.folder_of(other)), finish)
+    return proved(subject.bare, removed, finish(cut), seed, None, loaded, bypasses)
 
 
 # ---------------------------------------------------------------- the steps, once each
+
+
+def _decided(original: Subject, budget: Budget, settings: Options, clock: Clock) -> Choice:
+    if settings.depth != "off":
+        return chosen(original, budget, settings, clock)
+    analysis, calibration = original.analysis, original.calibration
+    decide = decider(analysis, calibration, budget, settings, original.costs, clock)
+    removed = least(analysis, calibration, budget, decide, settings, clock) if is_drop(budget) else decide(budget)
+    return Choice(original, removed)
+
+
+def _repeated(original: Subject, plan: Plan, what: str, settings: Options, clock: Clock) -> Choice:
+    own_plan(plan, original.bare, what)
+    bypasses = plan.bypasses
+    checked(original.bare, bypasses, what)
+    subject = reduced(original, bypasses, settings, clock, decides=False)
+    return Choice(subject, removed_by(plan, subject.bare, what))
+
+
+def _finish(settings: Options, loaded: LoadedModel) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+    """What is done last: where layers may go, what has no purpose goes with them."""
+    if settings.depth == "off":
+        return lambda model: model
+    return partial(tidy, folder=runtime.folder_of(loaded))
+
+
+def _rebased(
+    bare: onnx.ModelProto,
+    pruned: onnx.ModelProto,
+    subject: Subject,
+    repair: Repair | None,
+    finish: Callable[[onnx.ModelProto], onnx.ModelProto],
+) -> tuple[onnx.ModelProto, tuple[tuple[str, int], ...]]:
+    """The finished model, as the cut original with other constants, and where those are."""
+    refit = repair.changed if repair else ()
+    if subject.changed:
+        places = dict.fromkeys((*subject.changed, *refit))
+        values = constants_at(pruned, places, runtime.folder_of(subject.bare.model))
+        pruned, refit = with_constants(bare, values), tuple(p for p in places if p in values)
+    pruned = finish(pruned)
+    left = inputs_at(pruned, refit)
+    return pruned, tuple(p for p in refit if p in left)
+
+
+def _nodes_removed(original: onnx.ModelProto, pruned: onnx.ModelProto) -> list[str]:
+    left = set(node_keys(pruned.graph))
+    return [key for key in node_keys(original.graph) if key not in left]
 
 
 def _read_plan(plan: str | PathLike[str] | Plan) -> Plan:
@@ -191,8 +257,9 @@ def _read_plan(plan: str | PathLike[str] | Plan) -> Plan:
     return Plan.from_json(text, f"The plan {plan}")
 
 
-def _costs(costs: CostModel, removed: Bools) -> dict[str, list[int]]:
-    return {"macs": [costs.macs(), costs.macs(removed)], "params": [costs.params(), costs.params(removed)]}
+def _costs(original: Subject, subject: Subject, removed: Bools) -> dict[str, list[int]]:
+    before, after = original.costs, subject.costs
+    return {"macs": [before.macs(), after.macs(removed)], "params": [before.params(), after.params(removed)]}
 
 
 def bench(

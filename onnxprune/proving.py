@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import onnx
 
 from onnxprune import runtime
 from onnxprune.core.analysis import Analysis
+from onnxprune.core.bypass import Bypass
 from onnxprune.core.classes import Bools
 from onnxprune.core.errors import BadInputError, VerificationError
 from onnxprune.core.model import LoadedModel
@@ -20,6 +22,7 @@ from onnxprune.stages.verify import (
     is_vacuous,
     masked_keys,
     masked_original,
+    standing_in,
     tolerance_of,
     verdict,
 )
@@ -28,15 +31,26 @@ SCALES = (0.1, 10.0, 0.01)
 
 
 def proved(
-    analysis: Analysis, removed: Bools, pruned: onnx.ModelProto, seed: int, loaded: LoadedModel | None = None
+    analysis: Analysis,
+    removed: Bools,
+    pruned: onnx.ModelProto,
+    seed: int,
+    loaded: LoadedModel | None = None,
+    original: LoadedModel | None = None,
+    bypasses: Sequence[Bypass] = (),
 ) -> Verdict:
-    """Load, check and compare the pruned model; raise `VerificationError` where anything is off."""
+    """Load, check and compare the pruned model; raise `VerificationError` where anything is off.
+
+    original, bypasses: where the analysis is of what bypasses left of an original.
+    """
     model = analysis.model
     folder, own = runtime.folder_of(model), runtime.folder_of(loaded) if loaded else runtime.folder_of(model)
     check_interface(model.proto, pruned)
     types = runtime.observe(model, analysis.feeds, set(), masked_keys(analysis, removed)).dtypes
     try:
-        reference = runtime.Session(masked_original(analysis, removed, types), folder, what="the masked original")
+        base = replace(original, proto=standing_in(original.proto, bypasses)) if original and bypasses else None
+        masked = masked_original(analysis, removed, types, base)
+        reference = runtime.Session(masked, folder, what="the masked original")
         plain = runtime.Session(pruned, own, what="the pruned model")
         optimized = _optimized(model, pruned, folder, own)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -168,6 +168,18 @@ class Stepwise:
                 self._kept.setdefault(name, [np.empty(0)] * self.count)[i] = self._store(name, i, value)
         for name in inputs | set(outputs):
             self._drop(name)
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Hold on to these tensors once they are there, until `release`, however far the model runs."""
+        self._pinned.update(names)
+
+    def can(self, name: str) -> bool:
+        """Can the tensor still be had?"""
+        try:
+            self._ancestors(name, set())
+        except BadInputError:
+            return False
+        return name in self._kept or name in self.maker
 
     def release(self, name: str) -> None:
         """Let go of a tensor that `values` or `advance` kept."""

@@ -1,7 +1,7 @@
 """Element types of tensors, from what the operators' schemas say.
 
 Enough to know which activations hold numbers: `onnx.defs` names an output's type, or says that it is an input's. Where
-neither helps (custom operators, subgraphs) the type is unknown and taken for a float.
+neither helps (custom operators, loops) the type is unknown and taken for a float.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ def kinds(view: View) -> dict[str, str]:
         for key, kind in zip(node.outputs, _outputs(node, view, found), strict=False):
             if key and kind and not found.get(key):
                 found[key] = kind
+        for graph in node.subgraphs.values():
+            if len(graph.outputs) == len(node.outputs):  # a node that gives what its branch gives
+                for key, inner in zip(node.outputs, graph.outputs, strict=True):
+                    if key and not found.get(key) and found.get(inner):
+                        found[key] = found[inner]
     return {key: kind for key, kind in found.items() if kind}
 
 

@@ -56,6 +56,21 @@ def _collect(
             _collect(sub, f"{key}.{attribute}{SEPARATOR}", places, found)
 
 
+def inputs_at(proto: ModelProto, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str]:
+    """The names of inputs of nodes, by (node key, input); left out where there is none."""
+    found: dict[tuple[str, int], str] = {}
+    _names(proto.graph, "", set(places), found)
+    return found
+
+
+def _names(graph: GraphProto, path: str, places: set[tuple[str, int]], found: dict[tuple[str, int], str]) -> None:
+    for k, node in enumerate(graph.node):
+        key = path + next((o for o in node.output if o), f"#{k}")
+        found.update({(key, i): name for i, name in enumerate(node.input) if (key, i) in places})
+        for attribute, sub in subgraphs(node):
+            _names(sub, f"{key}.{attribute}{SEPARATOR}", places, found)
+
+
 def _count(graph: GraphProto, reads: Counter[str], names: set[str]) -> None:
     reads.update(o.name for o in graph.output)
     names.update(t.name for t in graph.initializer)

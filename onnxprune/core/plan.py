@@ -3,10 +3,12 @@
     {"version": 1, "model_sha256": "…", "onnxprune": "0.1.0", "settings": {…},
      "groups": [{"id": "g12", "kind": "channels", "units": 64, "removed": 24, "exact": true, "classes": [7, 9, …],
                  "members": [{"tensor": "conv1.weight", "axis": 0, "removed": [3, 7, …], "node": "/conv1/Conv"}, …]}],
-     "nodes_removed": [], "refit": [["/conv1/Conv_output_0", 1], …], "macs": [before, after], "params": [before, after]}
+     "bypassed": [{"tensor": "/add2", "by": "/add1"}], "nodes_removed": ["/add2", …],
+     "refit": [["/conv1/Conv_output_0", 1], …], "macs": [before, after], "params": [before, after]}
 
 Members are constants (with the node that uses them, as shared constants may be cut differently per use) and every activation
 of numbers (not flags) on which the removal is a slice of one axis.
+Where `bypassed` is not empty (`core/bypass.py`), groups are those of the model that is left; its tensors have the original's names.
 `classes` are the analysis' own numbers; `members` are what they mean, and a
 replay checks that both still agree.
 """
@@ -21,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.core.analysis import Analysis
+from onnxprune.core.bypass import Bypass
 from onnxprune.core.classes import Bools
 from onnxprune.core.errors import BadInputError
 from onnxprune.core.graph import name_of
@@ -46,6 +49,16 @@ class Plan:
         if not all(is_pair) or not all(0 <= i < 64 for _, i in found):
             raise BadInputError("The plan's 'refit' is not a list of [node, input].")
         return [(node, i) for node, i in found]
+
+    @property
+    def bypasses(self) -> list[Bypass]:
+        """What the plan bypasses, unchecked but for its form."""
+        found = self.document.get("bypassed", [])
+        if not isinstance(found, list) or not all(
+            isinstance(b, dict) and isinstance(b.get("tensor"), str) and isinstance(b.get("by"), str) for b in found
+        ):
+            raise BadInputError("The plan's 'bypassed' is not a list of {tensor, by}.")
+        return [Bypass(b["tensor"], b["by"]) for b in found]
 
     def repaired(self, recover: str, refit: Sequence[tuple[str, int]]) -> Plan:
         """The same removal with another repair."""
@@ -94,8 +107,13 @@ def make_plan(
     settings: dict[str, Any],
     version: str,
     refit: Sequence[tuple[str, int]] = (),
+    bypasses: Sequence[Bypass] = (),
+    nodes_removed: Sequence[str] = (),
 ) -> Plan:
-    """Describe a removal (bool per class) by the tensors it cuts. `refit`: (node key, input) of constants that were fitted anew."""
+    """Describe a removal (bool per class) by the tensors it cuts. `refit`: (node key, input) of constants that were fitted anew.
+
+    bypasses: those that made the model of the analysis; nodes_removed: keys of the original's nodes that are gone.
+    """
     owner = _owners(analysis, removed)
     members: dict[str, list[dict[str, Any]]] = {g.id: [] for g in analysis.groups}
     unit_owner = np.append(owner, -1)[analysis.solution.classes]
@@ -134,7 +152,8 @@ def make_plan(
             "model_sha256": analysis.model.sha256,
             "onnxprune": version,
             "settings": settings,
-            "nodes_removed": [],
+            "bypassed": [{"tensor": b.tensor, "by": b.by} for b in bypasses],
+            "nodes_removed": list(nodes_removed),
             "refit": [[node, i] for node, i in refit],
             **costs,
             "groups": groups,
@@ -182,13 +201,18 @@ def _slices(facet: Facet, owner: Ids) -> list[tuple[int, int, list[int]]]:
     return found
 
 
-def removed_by(plan: Plan, analysis: Analysis, what: str = "the plan") -> Bools:
-    """The classes a plan removes, checked against what the analysis of this file allows."""
+def own_plan(plan: Plan, analysis: Analysis, what: str = "the plan") -> None:
+    """Raise `BadInputError` where a plan was made for another file."""
     if plan.document["model_sha256"] != analysis.model.sha256:
         raise BadInputError(
             f"{what} was made for another file (sha256 {plan.document['model_sha256'][:12]}…, this one is "
             f"{analysis.model.sha256[:12]}…). Apply it to the model it was made from."
         )
+
+
+def removed_by(plan: Plan, analysis: Analysis, what: str = "the plan") -> Bools:
+    """The classes a plan removes, checked against what the analysis of this file allows."""
+    own_plan(plan, analysis, what)
     count = analysis.solution.count
     removed = np.zeros(count, bool)
     for group in plan.document["groups"]:

@@ -45,6 +45,7 @@ class Rule:
     encode: the codes that decode to (about) a value, from the decoder's attributes and inputs; None where there are none.
     random: the output is drawn anew in every run.
     weights: `(input, contracted axis)` of what it multiplies by, where `linear` does not cover it.
+    idle: does the node certainly give its first input back?
     """
 
     ops: tuple[str, ...]
@@ -66,6 +67,7 @@ class Rule:
     encode: Callable[[dict[str, Any], Array, list[Array]], Array | None] | None = None
     random: bool = False
     weights: Callable[[LinearContext], list[tuple[int, int]]] | None = None
+    idle: Callable[[IdleContext], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,37 @@ class CostContext:
     attrs: dict[str, Any]
     inputs: tuple[Shape | None, ...]
     outputs: tuple[Shape | None, ...]
+
+
+Dims = tuple[int | str | None, ...]
+
+
+@dataclass(frozen=True)
+class IdleContext:
+    """One node, for `idle`: attributes, which inputs it has, and what is certain of them.
+
+    value: of an input that is constant, else None. shape, out_shape: of the first input and output, sizes as numbers or symbols; None
+    where unknown. kind: element type of the first input.
+    """
+
+    attrs: dict[str, Any]
+    inputs: tuple[bool, ...]
+    value: Callable[[int], Array | None]
+    shape: Dims | None
+    out_shape: Dims | None
+    kind: int | None
+    opset: int
+
+    def has(self, i: int) -> bool:
+        return i < len(self.inputs) and self.inputs[i]
+
+    def keeps_shape(self) -> bool:
+        return self.shape is not None and self.shape == self.out_shape and None not in self.shape
+
+    def is_all(self, i: int, number: int) -> bool:
+        """Is input `i` a constant with no other entries than `number`?"""
+        value = self.value(i) if self.has(i) else None
+        return value is not None and bool((value == number).all())
 
 
 class MapContext:
@@ -325,7 +358,9 @@ def move(ctx: MapContext, i: int, operation: Callable[[Facet, Shape], Facet], ex
 __all__ = [
     "INEXACT_REMEDY",
     "CostContext",
+    "Dims",
     "Edit",
+    "IdleContext",
     "MapContext",
     "Rule",
     "move",

@@ -6,8 +6,9 @@ the first observation; the body of a loop counts once. Parameters are the entrie
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -23,6 +24,7 @@ from onnxprune.ops.base import CostContext, Rule
 
 @dataclass(frozen=True)
 class _Term:
+    node: str
     rule: Rule
     attrs: dict[str, Any]
     tensors: tuple[tuple[Maps, Shape] | None, ...]
@@ -52,7 +54,7 @@ class CostModel:
                         tensors.append(None)
                 except KeyError:
                     tensors.append(None)
-            self.terms.append(_Term(rule, node.attrs, tuple(tensors), len(node.inputs)))
+            self.terms.append(_Term(node.key, rule, node.attrs, tuple(tensors), len(node.inputs)))
         self.constants = {key: c for key, c in analysis.view.constants.items() if _counts(c)}
         self.cuts: dict[str, list[Maps]] = {}
         whole: set[str] = set()
@@ -66,12 +68,30 @@ class CostModel:
         self.whole = whole
 
     def macs(self, removed: Bools | None = None) -> int:
+        return int(sum(macs for _, macs in self._by_node(removed)))
+
+    def _by_node(self, removed: Bools | None) -> Iterator[tuple[str, int]]:
         shapes = self._shapes(removed)
-        total = 0
         for term in self.terms:
             sizes = tuple(None if t is None else shapes.of_maps(t[0], t[1]) for t in term.tensors)
-            total += term.rule.macs(CostContext(term.attrs, sizes[: term.inputs], sizes[term.inputs :]))  # type: ignore[misc]
-        return int(total)
+            macs = term.rule.macs(CostContext(term.attrs, sizes[: term.inputs], sizes[term.inputs :]))  # type: ignore[misc]
+            yield term.node, int(macs)
+
+    @cached_property
+    def node_macs(self) -> dict[str, int]:
+        """MACs per node key, of nodes that have any."""
+        return {node: macs for node, macs in self._by_node(None) if macs}
+
+    def of_nodes(self, metric: str, gone: Set[str]) -> int:
+        """What goes with whole nodes: their MACs, or the constants that only they read."""
+        if metric == "macs":
+            return sum(macs for node, macs in self.node_macs.items() if node in gone)
+        total = 0
+        for key, constant in (self.constants if metric == "params" else self.analysis.view.constants).items():
+            uses = self.analysis.readers.get(key)
+            if uses and all(node in gone for node, _ in uses):
+                total += prod(tuple(constant.shape)) * (1 if metric == "params" else _bytes(constant))
+        return total
 
     def measure(self, metric: str) -> Callable[[Bools | None], int]:
         """The cost that a target `macs`, `params` or `size` is about, as a function of what is removed."""

@@ -9,8 +9,9 @@ import numpy as np
 
 from onnxprune.core.maps import Facet, Maps, expand_axes, reshape, simplify, varying
 from onnxprune.core.observation import Array
-from onnxprune.ops.base import Edit, MapContext, Rule, move
+from onnxprune.ops.base import Edit, IdleContext, MapContext, Rule, move
 from onnxprune.ops.labelled import Operand, combine, named, operand
+from onnxprune.ops.pointwise import of_one
 
 # ---------------------------------------------------------------- same elements, other shape
 
@@ -439,19 +440,48 @@ def space_to_depth(ctx: MapContext) -> list[Maps]:
     return [simplify([np.tile(f, (1, b * b, 1, 1)) if f.shape[1] > 1 else f for f in flat])]
 
 
+# ---------------------------------------------------------------- nodes that move nothing
+
+
+def same_shape(ctx: IdleContext) -> bool:
+    """What keeps its order keeps everything, if it also keeps its shape."""
+    return ctx.keeps_shape()
+
+
+def same_axes(ctx: IdleContext) -> bool:
+    order = ctx.attrs.get("perm")
+    if order is None:
+        return ctx.shape is not None and len(ctx.shape) < 2
+    return list(order) == list(range(len(order)))
+
+
+def whole_slice(ctx: IdleContext) -> bool:
+    """All of every axis, not backwards."""
+    return ctx.keeps_shape() and (not ctx.has(4) or ctx.is_all(4, 1))
+
+
+def no_padding(ctx: IdleContext) -> bool:
+    amounts = ctx.attrs.get("pads", ctx.attrs.get("paddings"))
+    return not any(amounts) if amounts is not None else ctx.is_all(1, 0)
+
+
+def one_tile(ctx: IdleContext) -> bool:
+    return ctx.opset >= 6 and ctx.is_all(1, 1)
+
+
 RULES = [
-    Rule(("Reshape",), "movement", reshaped, params=(1,), adjust=follow_target),
-    Rule(("Flatten",), "movement", reshaped),
-    Rule(("Squeeze",), "movement", reshaped, params=(1,), adjust=squeeze_adjust),
-    Rule(("Unsqueeze",), "movement", reshaped, params=(1,)),
-    Rule(("Transpose",), "movement", transposed),
-    Rule(("Concat",), "movement", concat),
+    Rule(("Reshape",), "movement", reshaped, params=(1,), adjust=follow_target, idle=same_shape),
+    Rule(("Flatten",), "movement", reshaped, idle=same_shape),
+    Rule(("Squeeze",), "movement", reshaped, params=(1,), adjust=squeeze_adjust, idle=same_shape),
+    Rule(("Unsqueeze",), "movement", reshaped, params=(1,), idle=same_shape),
+    Rule(("Transpose",), "movement", transposed, idle=same_axes),
+    Rule(("Concat",), "movement", concat, idle=of_one),
     Rule(("Split",), "movement", split, params=(1,), adjust=split_adjust),
-    Rule(("Slice",), "movement", sliced, params=(1, 2, 3, 4), adjust=slice_adjust),
+    Rule(("Slice",), "movement", sliced, params=(1, 2, 3, 4), adjust=slice_adjust, idle=whole_slice),
     Rule(("Gather",), "movement", gather, params=(1,), adjust=gather_adjust),
-    Rule(("Expand",), "movement", expand, params=(1,), adjust=expand_adjust),
-    Rule(("Tile",), "movement", tile, params=(1,)),
-    Rule(("Pad",), "movement", pad, params=(1, 2, 3), adjust=pad_adjust),
+    Rule(("Expand",), "movement", expand, params=(1,), adjust=expand_adjust, idle=same_shape),
+    Rule(("Tile",), "movement", tile, params=(1,), idle=one_tile),
+    Rule(("Pad",), "movement", pad, params=(1, 2, 3), adjust=pad_adjust, idle=no_padding),
     Rule(("Resize", "Upsample"), "movement", resize, params=(1, 2, 3), adjust=resize_adjust),
     Rule(("ConstantOfShape",), "movement", constant_of_shape, params=(0,), adjust=follow_shape),
     Rule(("DepthToSpace",), "movement", depth_to_space),

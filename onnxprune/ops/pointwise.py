@@ -11,18 +11,18 @@ import numpy as np
 
 from onnxprune.core.maps import Maps, per_axis
 from onnxprune.core.observation import Array
-from onnxprune.ops.base import MapContext, Rule
+from onnxprune.ops.base import IdleContext, MapContext, Rule
 from onnxprune.ops.labelled import Operand, combine, named, operand, unnamed
 
 UNARY = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid "
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid "
     "HardSwish IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
     "Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu "
     "com.microsoft::FastGelu com.microsoft::Gelu com.microsoft::QuickGelu com.microsoft::BiasGelu"
 ).split()
 NARY = (
-    "And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or "
-    "Pow PRelu Sub Sum Where Xor"
+    "And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Mod Mul Or "
+    "Pow PRelu Sub Where Xor"
 ).split()
 
 
@@ -108,12 +108,35 @@ def encode(attrs: dict[str, Any], value: Array, inputs: list[Array]) -> Array | 
     return np.clip(found, limits.min, limits.max).astype(codes.dtype)
 
 
+def always(ctx: IdleContext) -> bool:
+    return True
+
+
+def of_one(ctx: IdleContext) -> bool:
+    """The sum, the mean, the largest of one tensor; a Concat of one."""
+    return len(ctx.inputs) == 1
+
+
+def is_inference(ctx: IdleContext) -> bool:
+    """Dropout does nothing unless it trains."""
+    if ctx.opset < 7:
+        return bool(ctx.attrs.get("is_test", 0))
+    return not ctx.has(2) or ctx.is_all(2, 0)
+
+
+def has_type(ctx: IdleContext) -> bool:
+    """A Cast to the type that its input has."""
+    return bool(ctx.kind) and ctx.kind == ctx.attrs.get("to")
+
+
 RULES = [
-    Rule(("Identity",), "pointwise", unary, alias=True, step=unchanged),
+    Rule(("Identity",), "pointwise", unary, alias=True, step=unchanged, idle=always),
+    Rule(("Cast",), "pointwise", unary, idle=has_type),
     Rule(tuple(UNARY), "pointwise", unary),
+    Rule(("Max", "Mean", "Min", "Sum"), "pointwise", unary, idle=of_one),
     Rule(tuple(NARY), "pointwise", unary),
     Rule(("Clip", "CastLike"), "pointwise", first_input, params=(1, 2)),
-    Rule(("Dropout",), "pointwise", dropout, params=(1, 2), step=unchanged),
+    Rule(("Dropout",), "pointwise", dropout, params=(1, 2), step=unchanged, idle=is_inference),
     Rule(("Add",), "pointwise", unary, adds=True),
     Rule(("QuantizeLinear",), "pointwise", quantize, note=SLICED, coded=True),
     Rule(("DequantizeLinear",), "pointwise", quantize, note=SLICED, coded=True, encode=encode),

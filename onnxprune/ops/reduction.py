@@ -20,7 +20,7 @@ import numpy as np
 
 from onnxprune.core.maps import Maps
 from onnxprune.core.observation import Array
-from onnxprune.ops.base import Edit, MapContext, MaskEdit, Rule
+from onnxprune.ops.base import Edit, IdleContext, MapContext, MaskEdit, Rule
 from onnxprune.ops.labelled import Operand, combine, named, operand, reduce_labels, unnamed
 
 
@@ -257,6 +257,19 @@ def group_norm_reference(edit: MaskEdit) -> None:
     edit.normalize_groups(int(edit.attrs.get("num_groups", 1)), float(edit.attrs.get("epsilon", 1e-5)))
 
 
+def of_size_one(ctx: IdleContext) -> bool:
+    """A window of one position, taken everywhere."""
+    window, stride, pads = (ctx.attrs.get(k) for k in ("kernel_shape", "strides", "pads"))
+    auto = ctx.attrs.get("auto_pad", b"NOTSET")
+    return (
+        window is not None
+        and all(k == 1 for k in window)
+        and all(k == 1 for k in stride or ())
+        and not any(pads or ())
+        and auto in (b"NOTSET", b"VALID", "NOTSET", "VALID")
+    )
+
+
 RULES = [
     Rule(("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"), "reduction (sum: exact)", reduce_sum, params=(1,)),
     Rule(("ReduceMean",), "reduction (mean: rescaled)", reduce_sum, params=(1,), adjust=rescale_mean, typed=True),
@@ -266,7 +279,8 @@ RULES = [
         reduce_order,
         params=(1,),
     ),
-    Rule(("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), "pooling", pooled),
+    Rule(("MaxPool", "AveragePool"), "pooling", pooled, idle=of_size_one),
+    Rule(("LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), "pooling", pooled),
     Rule(("Softmax", "LogSoftmax", "Hardmax"), "pins the axis", single_axis),
     Rule(("ArgMax", "ArgMin"), "pins the axis", arg),
     Rule(("TopK",), "pins the axis", top_k, params=(1,)),

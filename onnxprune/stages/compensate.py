@@ -5,14 +5,15 @@ of the same layer at the same positions (the channels that stayed):
 
     W = argmin |Y - X W - b|^2 + lambda |W - W0|^2        W0: the sliced weights; the bias is free
 
-Where the layer ends in an Add, Y also takes what the other operand is still missing. lambda is chosen on held-out samples, and
+Where the layer ends in an Add, Y also takes what the other operand is still missing; where layers behind it were bypassed
+(`core/bypass.py`), what they added. lambda is chosen on held-out samples, and
 the layer keeps its fit only if that beats the sliced weights there. (He et al. 2017, Channel
 Pruning, equation 3, without its selection; ridge towards the weights.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
@@ -22,6 +23,7 @@ from onnx import helper
 
 from onnxprune import ops
 from onnxprune.core.analysis import Analysis, Shapes, compress
+from onnxprune.core.bypass import Bypass
 from onnxprune.core.calibration import Calibration
 from onnxprune.core.classes import Bools
 from onnxprune.core.errors import BadInputError
@@ -56,9 +58,10 @@ def compensate(
     recover: str = "lsq",
     seed: int = 0,
     progress: Callable[[float], None] = lambda share: None,
+    bypasses: Sequence[Bypass] = (),
 ) -> Repaired:
-    """recover: `lsq` fits weights and biases, `bias` only biases."""
-    run = _Run(analysis, removed, pruned, calibration, recover, seed)
+    """recover: `lsq` fits weights and biases, `bias` only biases. bypasses: those that `pruned` has against the original."""
+    run = _Run(analysis, removed, pruned, calibration, recover, seed, bypasses)
     fits = []
     for k, layer in enumerate(run.layers):
         fit = run.repair(layer)
@@ -66,6 +69,16 @@ def compensate(
             fits.append(fit)
         progress((k + 1) / len(run.layers))
     return Repaired(with_constants(pruned, run.changes), Repair(recover, tuple(fits), tuple(run.changes)))
+
+
+@dataclass(frozen=True)
+class _Lack:
+    """(old - less) / scale is missing: both of the original, or `less` as it is `now`, in the pruned model."""
+
+    old: str
+    less: str
+    now: bool
+    scale: Array
 
 
 class _Run:
@@ -77,6 +90,7 @@ class _Run:
         calibration: Calibration,
         recover: str,
         seed: int,
+        bypasses: Sequence[Bypass],
     ) -> None:
         self.analysis, self.recover, self.seed = analysis, recover, seed
         self.gone = analysis.solution.of_units(removed)
@@ -102,7 +116,19 @@ class _Run:
         for k, reads in enumerate(self.new.reads):
             for name in reads:
                 self.readers.setdefault(name, []).append(k)
+        self.bypassed = {b.tensor: b.by for b in bypasses}
         self.pending = {x.node for x in self.layers}
+        if bypasses:
+            self.layers = [x for x in self.layers if removed.any() or self._is_behind(x)]
+            self.old.keep(x.y for x in self.layers)  # what was bypassed is asked for before what lies within
+        self.pending = {x.node for x in self.layers}
+
+    def _is_behind(self, layer: Layer) -> bool:
+        """Does a layer read, or lead up to, something that was bypassed? Others compute what they did."""
+        makers = {self.new.maker[t] for t in self.bypassed if t in self.new.maker}
+        lacks = self._lacks(layer)
+        read = [layer.x, *(x.less for x in lacks if x.now)]
+        return any(not x.now for x in lacks) or any(makers & self.new.before(t) for t in read)
 
     def repair(self, layer: Layer) -> Fit | None:
         """Fit one layer; every layer before it has been."""
@@ -141,41 +167,53 @@ class _Run:
     def _moments(self, layer: Layer, w: Floats) -> tuple[Moments, Moments]:
         """Of the layer's inputs in the pruned model and its wanted outputs: fitted samples, held-out samples."""
         linear = layer.linear
-        skip = self._skip(layer)
-        missing = repeat(np.zeros(())) if skip is None else self._missing(*skip)
+        lacks = self._lacks(layer)
+        missing = zip(*(self._missing(x) for x in lacks), strict=True) if lacks else repeat(())
         parts = [Moments.empty(*w.shape), Moments.empty(*w.shape)]
         maps = self.analysis.maps.get(layer.y, ())
         count = allotted(w.shape[1], w.shape[0], self.new.count)
         samples = zip(self.new.values(layer.x), self.old.values(layer.y), missing, strict=False)
         for k, (x, y, lack) in enumerate(samples):
-            y = compress(y, maps, self.gone) + lack.astype(y.dtype)
+            y = compress(y, maps, self.gone)
+            for part in lack:
+                y = y + part.astype(y.dtype)
             chosen = pick(linear.positions(y.shape), count, (self.seed, layer.node, k))
             parts[self.held[k]].unfold(linear, x, y.shape, chosen, y)
         self.new.release(layer.x)
         self.old.release(layer.y)
-        if skip is not None:
-            self.old.release(skip[0])
-            self.new.release(skip[0])
+        later = {x.y for x in self.layers if x.node in self.pending and x.node != layer.node}
+        for done in lacks:
+            for name in {done.old, done.less} - later:
+                self.old.release(name)
+            if done.now:
+                self.new.release(done.less)
         return parts[0], parts[1]
 
-    def _missing(self, other: str, scale: Array) -> Iterator[Array]:
-        """What the other operand of the Add behind a layer lacks, sample by sample, in the layer's own scale."""
-        maps = self.analysis.maps.get(other, ())
-        for theirs, ours in zip(self.old.values(other), self.new.values(other), strict=True):
-            yield (compress(theirs, maps, self.gone) - ours) / scale
+    def _missing(self, lack: _Lack) -> Iterator[Array]:
+        """What a layer's output should have more, sample by sample, in the layer's own scale."""
+        maps = [self.analysis.maps.get(x, ()) for x in (lack.old, lack.less)]
+        have = self.new.values(lack.less) if lack.now else self.old.values(lack.less)
+        for wanted, there in zip(self.old.values(lack.old), have, strict=True):
+            less = there if lack.now else compress(there, maps[1], self.gone)
+            yield (compress(wanted, maps[0], self.gone) - less) / lack.scale
 
-    def _skip(self, layer: Layer) -> tuple[str, Array] | None:
-        """The other operand of the Add that the layer's output ends in, and the scale of what lies between."""
+    def _lacks(self, layer: Layer) -> list[_Lack]:
+        """What the tensors that a layer's output ends in are missing: an Add's other operand, and what was bypassed."""
         nodes, tensor = self.new.nodes, layer.y
         scale: Array = np.ones(())
+        found: list[_Lack] = []
         for _ in range(6):
             readers = self.readers.get(tensor, [])
             if len(readers) != 1 or tensor in self.outputs:
-                return None
+                break
             node = nodes[readers[0]]
             rule = ops.rule_for(node.op_type, node.domain)
             constants = [n for n in node.input[1:] if n]
-            if rule.step is not None and len(node.output) == 1 and all(self.new.is_constant(n) for n in constants):
+            if self.bypassed.get(node.output[0]) == tensor:
+                if self.old.can(tensor) and self.old.can(node.output[0]):
+                    found.append(_Lack(node.output[0], tensor, False, scale.astype(np.float32)))
+                tensor = node.output[0]
+            elif rule.step is not None and len(node.output) == 1 and all(self.new.is_constant(n) for n in constants):
                 attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
                 step = rule.step(attrs, [self.new.constant(n).astype(np.float64) for n in constants])
                 step = np.where(np.abs(step) < 1e-2 * np.abs(step).max(initial=0.0), np.inf, step)
@@ -184,18 +222,21 @@ class _Run:
                 tensor = node.output[0]
             elif rule.adds and len(node.input) == 2:
                 other = node.input[1] if node.input[0] == tensor else node.input[0]
-                if self.new.is_constant(other):
-                    tensor = node.output[0]
-                    continue
-                return (other, scale.astype(np.float32)) if self._is_ready(layer, other, tensor) else None
+                if not self.new.is_constant(other):
+                    if any(x.now for x in found) or not self._is_ready(layer, other, tensor):
+                        break
+                    found.append(_Lack(other, other, True, scale.astype(np.float32)))
+                    if not self.bypassed:
+                        break
+                tensor = node.output[0]
             else:
-                return None
-        return None
+                break
+        return found
 
     def _is_ready(self, layer: Layer, other: str, mine: str) -> bool:
         """Can the other operand be had without this layer and layers that are still to be repaired?"""
         shapes = self.analysis.observation.shapes
-        if other not in self.old.maker or shapes.get(other) != shapes.get(mine):
+        if other not in self.old.maker or shapes.get(other) != shapes.get(mine) or not self.old.can(other):
             return False
         return not self.pending & self.new.before(other, self.pending.__contains__)
 

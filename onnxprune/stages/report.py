@@ -49,6 +49,7 @@ class Report:
         calibration: Calibration | None = None,
         repair: Repair | None = None,
         variants: Sequence[Variant] = (),
+        depth: dict[str, Any] | None = None,
     ) -> Report:
         after = {g["id"]: g for g in plan.document["groups"]}
         groups = [
@@ -101,6 +102,8 @@ class Report:
             }
         if variants:
             data["variants"] = [asdict(v) for v in variants]
+        if depth is not None:
+            data["depth"] = depth
         if times is not None:
             medians = [statistics.median(t) for t in times]
             data["latency_ms"] = {
@@ -135,6 +138,20 @@ class Report:
             return "not checked"
         kind = "exact groups only" if check["exact"] else "with approximate groups, against their own reference"
         return f"equals the masked original to {check['error']:.1e} of the output's scale (allowed {check['tolerance']:.0e}; {kind})"
+
+    def depth_lines(self) -> list[str]:
+        """Layers and nodes that went, the largest first; how many were looked at."""
+        depth = self.data.get("depth")
+        if depth is None:
+            return []
+        rows, others = depth["bypassed"], depth["declined"]
+        whole = self.data["cost"]["macs"][0]
+        share = f"{sum(r['macs'] for r in rows) / whole:.1%} of the MACs" if whole else "no MACs"
+        count = "1 bypass" if len(rows) == 1 else f"{len(rows)} bypasses"
+        lines = [f"{count} ({sum(r['nodes'] for r in rows)} nodes, {share}); {len(others)} others looked at"]
+        for r in sorted(rows, key=lambda r: -r["macs"]):
+            lines.append(f"- '{r['tensor']}' is now '{r['by']}': {r['nodes']} nodes, {r['macs']:,} MACs")
+        return lines
 
     def repair_lines(self) -> list[str]:
         """What the outputs were fitted with, and how far they are from the original's on samples that no fit saw."""
@@ -177,6 +194,7 @@ class Report:
             lines += ["", "## Beside quantization", "", "| | " + " | ".join(VARIANT_COLUMNS) + " |"]
             lines += ["|---|---:|---:|---:|---:|---:|"]
             lines += ["| " + " | ".join(row) + " |" for row in self.variant_rows()]
+        lines += self._depth_tables()
         lines += ["", "## Groups", ""]
         lines += ["| group | kind | where | units | removed | exact |", "|---|---|---|---:|---:|---|"]
         for g in self.data["groups"]:
@@ -195,6 +213,31 @@ class Report:
         lines += ["", "## Seconds per stage", ""]
         lines += [f"- {k}: {v:.2f}" for k, v in self.data["seconds"].items()]
         return "\n".join(lines) + "\n"
+
+    def _depth_tables(self) -> list[str]:
+        depth = self.data.get("depth")
+        if depth is None:
+            return []
+        lines = ["", "## Layers and nodes", ""]
+        if depth["channels_alone"] is not None:
+            lines += [
+                f"Channels alone, at the same cost: divergence {depth['channels_alone']:.3g} on held-out samples.",
+                "",
+            ]
+        lines += ["| tensor | is now | nodes gone | MACs gone | divergence when chosen |", "|---|---|---:|---:|---:|"]
+        for r in depth["bypassed"]:
+            names = f"| {_cell(r['tensor'])} | {_cell(r['by'])} "
+            lines.append(f"{names}| {r['nodes']} | {r['macs']:,} | {_number(r['damage'])} |")
+        lines += ["", "Looked at, and not bypassed:", "", "| tensor | could be | MACs | change | divergence | reason |"]
+        lines.append("|---|---|---:|---:|---:|---|")
+        for r in depth["declined"]:
+            names = f"| {_cell(r['tensor'])} | {_cell(r['by'])} | {r['macs']:,} "
+            lines.append(f"{names}| {_number(r['change'])} | {_number(r['damage'])} | {r['reason']} |")
+        return lines
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _cell(text: str) -> str:

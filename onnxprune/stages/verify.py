@@ -2,27 +2,34 @@
 
 In a copy of the original, every activation that carries removed units is set to zero there by a mask; the copy and the pruned model
 run on the same inputs in ONNX Runtime and their outputs must agree, relative to the output's own scale.
+
+Bypassing a tensor must equal choosing the other one wherever it is read: in that copy a Where takes `by` in its place, and all that
+is bypassed is still there and still computed (`standing_in`).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx import helper
 
 from onnxprune import ops
 from onnxprune.core.analysis import Analysis
+from onnxprune.core.bypass import Bypass, keyed
 from onnxprune.core.classes import Bools
 from onnxprune.core.errors import VerificationError
-from onnxprune.core.graph import Node, View, view
+from onnxprune.core.flat import SEPARATOR, subgraphs
+from onnxprune.core.graph import Node, View, name_of, view
 from onnxprune.core.graphio import export_model, import_graph
 from onnxprune.core.maps import Maps
+from onnxprune.core.model import LoadedModel
 from onnxprune.core.observation import Array
 from onnxprune.core.patch import constants_at, with_constants
 from onnxprune.core.save import tensors
@@ -50,10 +57,11 @@ def check_refit(
     pruned: onnx.ModelProto,
     refit: Sequence[tuple[str, int]],
     folders: tuple[str | None, str | None] = (None, None),
+    finish: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda model: model,
 ) -> None:
     """A repaired model must be the cut one with other numbers at the inputs that the plan names, and nothing else.
 
-    folders: where external data of either lies. Raises `VerificationError`.
+    finish: what was done to the repaired model last. folders: where external data of either lies. Raises `VerificationError`.
     """
     values = constants_at(pruned, refit, folders[1])
     lost = [f"{node}:{i}" for node, i in refit if (node, i) not in values]
@@ -62,7 +70,7 @@ def check_refit(
     bad = next((f"{node}:{i}" for (node, i), v in values.items() if not np.isfinite(v).all()), None)
     if bad is not None:
         raise VerificationError(f"The fitted constant at {bad} is not finite.")
-    wanted = with_constants(cut, values)
+    wanted = finish(with_constants(cut, values))
     if (
         wanted.SerializeToString() != pruned.SerializeToString()
         and digested(wanted, folders[0]).SerializeToString() != digested(pruned, folders[1]).SerializeToString()
@@ -93,17 +101,59 @@ def masked_keys(analysis: Analysis, removed: Bools) -> set[str]:
     return {key for key, maps in analysis.maps.items() if any(gone[f].any() for f in maps)}
 
 
-def masked_original(analysis: Analysis, removed: Bools, types: dict[str, Any]) -> onnx.ModelProto:
-    """The original with removed positions forced to zero. `types`: ONNX Runtime's type name per masked tensor."""
+def standing_in(proto: onnx.ModelProto, bypasses: Sequence[Bypass]) -> onnx.ModelProto:
+    """A copy in which a Where between the two, whose condition is always true, makes every bypassed tensor."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    opset = next((o.version for o in copy.opset_import if o.domain in ("", "ai.onnx")), 1)
+    _stand_in(copy.graph, "", {b.tensor: b.by for b in bypasses}, opset)
+    return copy
+
+
+def _stand_in(graph: onnx.GraphProto, path: str, wanted: dict[str, str], opset: int) -> None:
+    nodes = []
+    for node, key in keyed(graph, path):
+        for attribute, sub in subgraphs(node):
+            _stand_in(sub, f"{key}.{attribute}{SEPARATOR}", wanted, opset)
+        nodes.append(node)
+        for k, name in enumerate(node.output):
+            if name and path + name in wanted:
+                by, own = name_of(wanted[path + name]), f"{name}__own"
+                node.output[k] = own
+                nodes += _choice(by, own, name, opset)
+    made = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    del graph.node[:]
+    graph.node.extend(made)
+
+
+def _choice(by: str, own: str, name: str, opset: int) -> list[onnx.NodeProto]:
+    """`name` is `by`, for readers who cannot know; before there was a Where, by + (own - own)."""
+    if opset < 9:
+        nothing = f"{name}__nothing"
+        return [helper.make_node("Sub", [own, own], [nothing]), helper.make_node("Add", [by, nothing], [name])]
+    true = helper.make_tensor(f"{name}__true", onnx.TensorProto.BOOL, [], [True])
+    constant = helper.make_node("Constant", [], [true.name], value=true)
+    return [constant, helper.make_node("Where", [true.name, by, own], [name])]
+
+
+def masked_original(
+    analysis: Analysis, removed: Bools, types: dict[str, Any], base: LoadedModel | None = None
+) -> onnx.ModelProto:
+    """The original with removed positions forced to zero. `types`: ONNX Runtime's type name per masked tensor.
+
+    base: the original of a model whose `analysis` is of what bypasses left of it, with the Wheres of `standing_in`.
+    """
+    base = base or analysis.model
     gone = analysis.solution.of_units(removed)
-    graph = import_graph(analysis.model)
+    graph = import_graph(base)
+    known = {n.key for n in analysis.view.graph.walk()}
     index = view(graph, analysis.view.opsets)
     after: dict[int, list[gs.Node]] = defaultdict(list)
     before: dict[int, list[gs.Node]] = defaultdict(list)
     outputs = {id(t) for t in graph.outputs}
     opset = index.opsets.get("", index.opsets.get("ai.onnx", 1))
     for node in index.graph.walk():
-        reference = ops.rule_for(node.op, node.domain).reference
+        reference = ops.rule_for(node.op, node.domain).reference if node.key in known else None
         for key, tensor in zip(node.outputs, list(node.gs_node.outputs), strict=True):
             maps = analysis.maps.get(key, ())
             if not key or id(tensor) in outputs or not any(gone[f].any() for f in maps):
@@ -118,7 +168,7 @@ def masked_original(analysis: Analysis, removed: Bools, types: dict[str, Any]) -
     for sub in index.gs_graphs.values():
         if any(id(n) in after or id(n) in before for n in sub.nodes):
             sub.nodes = [x for n in sub.nodes for x in (*before.get(id(n), ()), n, *after.get(id(n), ()))]
-    return export_model(graph, analysis.model.proto)
+    return export_model(graph, base.proto)
 
 
 def _mask(node: gs.Node, tensor: gs.Tensor, maps: Maps, gone: Bools, dtype: Any, opset: int) -> list[gs.Node]:
