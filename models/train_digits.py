@@ -8,8 +8,8 @@ weights.
     pip install torch==2.13.0 onnx onnxscript scikit-learn
     python models/train_digits.py
 
-writes `digits.onnx`, `digits_test.npz` (`x` and `labels`) and `digits_calib.npz` (`x` alone: 128
-training images). The array `x` bears the name of the model's input, so both are feed files.
+writes `digits.onnx`, `digits_test.npz` and `digits_train.npz` (`x` and `labels`), and `digits_calib.npz` (`x` alone:
+128 training images). The array `x` bears the name of the model's input, so both are feed files.
 """
 
 from __future__ import annotations
@@ -186,6 +186,7 @@ def main() -> None:
     args.to.mkdir(parents=True, exist_ok=True)
     export(net, args.to / "digits.onnx")
     save_arrays(args.to / "digits_test.npz", {"x": split.test_x, "labels": split.test_y})
+    save_arrays(args.to / "digits_train.npz", {"x": split.train_x, "labels": split.train_y})
     save_arrays(args.to / "digits_calib.npz", {"x": split.train_x[:CALIBRATION_IMAGES]})
     print(f"test top-1 {accuracy(net, split):.4f} on {len(split.test_y)} images")
 

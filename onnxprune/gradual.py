@@ -94,6 +94,8 @@ def prune_during_training(
         result = _rounds(
             start, loaded, budget, data, rounds, steps, minutes, progress, training or {}, options, Path(folder)
         )
+        if loaded.has_external_data:  # the files that it refers to go with the folder
+            onnx.external_data_helper.load_external_data_for_model(result.model, str(result.last.source.folder))
         if output is not None:
             result.save(output)
     return result

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"(?:^<!-- (?P<note>[^\n]*) -->\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = ("bash", "console")
-NOT_RUN = 3  # blocks that the README marks so
+NOT_RUN = 2  # blocks that the README marks so
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 The folder holds the networks and `digits.npz` (see peers.py). Ours: `onnxprune prune --macs F` with 128 unlabelled images, then
 `onnxprune finetune` with the original as teacher and all training images, unlabelled. Torch-Pruning: its global Taylor pruner (labels
 and gradients) to the same MACs, then the same optimizer, schedule and augmentation with the labels and no teacher; it gets 1.7 times
-the steps, which is at least the time that ours spends on the teacher. The seconds are CPU time, whatever else the machine does.
+the steps, which is at least the time that ours spends on the teacher. "onnxprune, labels" is our start with the peer's training. The seconds are CPU time, whatever else the machine does.
 Either starts from what its own pruner leaves. Held-out samples are a tenth of the training images; the test images only score.
 """
 
@@ -94,12 +94,25 @@ def training_data(path: Path, target: Path) -> Path:
 
 def ours(net: peers.Net, target: float, training: Path, steps: int, folder: Path) -> Row:
     begin = time.process_time()
-    pruned = onnxprune.prune(net.path, onnxprune.Budget("macs", target), data=net.data.file, benchmark=False).model
-    start = folder / "pruned.onnx"
-    onnx.save(pruned, start)
+    start, pruned = our_start(net, target, folder)
     options: dict[str, Any] = {"steps": steps, "patience": 0}
     tuned = finetune(start, net.path, data=training, **options)
     return row(net, target, "onnxprune, no labels", pruned, tuned, time.process_time() - begin)
+
+
+def ours_with_labels(net: peers.Net, target: float, training: Path, steps: int, folder: Path) -> Row:
+    begin = time.process_time()
+    start, pruned = our_start(net, target, folder)
+    options: dict[str, Any] = {"steps": round(MORE * steps), "patience": 0, "labels": "labels"}
+    tuned = finetune(start, None, data=training, **options)
+    return row(net, target, "onnxprune, labels", pruned, tuned, time.process_time() - begin)
+
+
+def our_start(net: peers.Net, target: float, folder: Path) -> tuple[Path, onnx.ModelProto]:
+    pruned = onnxprune.prune(net.path, onnxprune.Budget("macs", target), data=net.data.file, benchmark=False).model
+    start = folder / "pruned.onnx"
+    onnx.save(pruned, start)
+    return start, pruned
 
 
 def torch_pruning(net: peers.Net, target: float, training: Path, steps: int, folder: Path) -> Row:
@@ -124,7 +137,11 @@ def row(net: peers.Net, target: float, method: str, pruned: onnx.ModelProto, tun
     return Row(net.name, target, method, kept, scores[0], scores[1], seconds, tuned.trained.steps)
 
 
-METHODS = {"onnxprune, no labels": ours, "Torch-Pruning, labels": torch_pruning}
+METHODS = {
+    "onnxprune, no labels": ours,
+    "onnxprune, labels": ours_with_labels,
+    "Torch-Pruning, labels": torch_pruning,
+}
 
 
 if __name__ == "__main__":
