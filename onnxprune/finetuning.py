@@ -13,7 +13,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -200,8 +200,8 @@ class _Run:
         self.teacher = self._teacher(teacher, first)
         self.objective = self._objective(first)
         self.augmentation = Augmentation() if settings.augment and self.pool.joins else NONE
-        self.portions = self.pool.bundles(self.held, PORTION)
-        self.wanted = [self.teacher.run(self._held(b), session.outputs) for b in self.portions] if self.teacher else []
+        self.judged = self._judged()
+        self.wanted = [self.teacher.run(self._fed(j), session.outputs) for j in self.judged] if self.teacher else []
         self.score = load_score(settings.metric) if settings.metric else None
         if settings.from_scratch:
             initialise(
@@ -334,14 +334,24 @@ class _Run:
         for target in targets:
             yield self.objective(target, self.network(target.feeds, keys))
 
+    def _judged(self) -> list[Feeds]:
+        """Held-out samples, labels included; with labels, also shifted and disturbed: data for fine-tuning is mostly what the original
+        was trained on, whose labels it knows by heart, so that on the samples as they are nothing can do better than it.
+        """
+        plain = [self.pool.joined(b) for b in self.pool.bundles(self.held, PORTION)]
+        if self.objective.supervised is None or not self.augmentation.is_on or self.settings.metric:
+            return plain
+        rng = np.random.default_rng([self.settings.seed, 3])
+        whole = replace(self.augmentation, mix=0.0, patch=0.0)  # what a sample is labelled with stays true
+        return plain + [{**j, **augmented(self._fed(j), rng, whole).feeds} for j in plain]
+
     def _judge(self) -> float:
         """The held-out loss of the network as it is, in ONNX Runtime; a score of the user's counts negative."""
         session = Session(self.network.export(), folder_of(self.student), optimized=True, threads=self.threads)
-        found = [session.run(self._held(b)) for b in self.portions]
-        joined = [self.pool.joined(b) for b in self.portions]
+        found = [session.run(self._fed(j)) for j in self.judged]
         if self.score is not None:
-            return -_scored(self.score, session.outputs, found, joined)
-        labels = [_plain(j[self.objective.supervised.labels]) for j in joined] if self.objective.supervised else []
+            return -_scored(self.score, session.outputs, found, self.judged)
+        labels = [_plain(j[self.objective.supervised.labels]) for j in self.judged] if self.objective.supervised else []
         return self.objective.held_out(self.wanted, found, session.outputs, labels)
 
 

@@ -77,14 +77,14 @@ class Supervised:
     classes_last: bool
     is_probability: bool
 
-    def __call__(self, found: Tensor, labels: Tensor) -> Tensor:
-        """Per sample, [N]."""
+    def __call__(self, found: Tensor, labels: Tensor, sharpness: float = 1.0) -> Tensor:
+        """Per sample, [N]. sharpness: factor on the scores of classes, the inverse of a temperature."""
         if labels.is_floating_point():
             return (found - labels).square().flatten(1).mean(1) if found.dim() > 1 else (found - labels).square()
         scores = found.movedim(-1, 1) if self.classes_last else found
         if self.is_probability:
             scores = torch.log(scores.clamp(TINY, 1))
-        return F.cross_entropy(scores, labels.long(), reduction="none").reshape(len(labels), -1).mean(1)
+        return F.cross_entropy(sharpness * scores, labels.long(), reduction="none").reshape(len(labels), -1).mean(1)
 
 
 def supervised(outputs: Mapping[str, Array], labels: Mapping[str, Array]) -> Supervised:
