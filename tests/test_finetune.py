@@ -28,7 +28,9 @@ from onnxprune.training import check as checking
 from onnxprune.training.augment import Augmentation, augmented, space
 from onnxprune.training.functions import FUNCTIONS
 from onnxprune.training.functions.base import Function
+from onnxprune.training.losses import Supervised
 from onnxprune.training.network import Network
+from onnxprune.training.objective import Objective
 from onnxprune.training.samples import batches, pool, split
 from tests.zoo import files, load_graph
 
@@ -402,9 +404,26 @@ def test_labels_alone_and_from_scratch(pruned: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "labels.npy", labels)
     with_labels = finetune(pruned, data=CALIBRATION, labels=tmp_path / "labels.npy", steps=20, threads=1)
     assert with_labels.trained.after <= with_labels.trained.before
-    scratch = finetune(pruned, data=CALIBRATION, labels=tmp_path / "labels.npy", steps=60, threads=1, from_scratch=True)
+    scratch = finetune(
+        pruned, data=CALIBRATION, labels=tmp_path / "labels.npy", steps=150, patience=0, threads=1, from_scratch=True
+    )
     assert scratch.trained.before > 1.5 and scratch.trained.after < scratch.trained.before
     assert scratch.model.SerializeToString() != onnx.load(pruned).SerializeToString()
+
+
+def test_labels_are_judged_at_the_best_sharpness() -> None:
+    """A modest network that is right loses to none that is sure and right, and beats one that is sure and wrong."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 200)
+    scores = np.eye(3, dtype=np.float32)[labels]
+    wrong = scores.copy()
+    wrong[:20] = np.roll(wrong[:20], 1, axis=1)
+    objective = Objective((), Supervised("y", "labels", False, False), (), 1.0, 1.0, 0.0)
+    right, modest, sure = (objective.held_out([], [[x]], ["y"], [labels]) for x in (4 * scores, 2 * scores, 4 * wrong))
+    plain = float(
+        Supervised("y", "labels", False, False)(torch.from_numpy(2 * scores), torch.from_numpy(labels)).mean()
+    )
+    assert right <= modest < plain / 4 and modest < sure / 10
 
 
 def test_rounds_of_pruning_and_training(tmp_path: Path) -> None:
