@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, numpy_helper
 from onnx.parser import parse_model
 
-from onnxprune import BadInputError, Budget, prune
+from onnxprune import BadInputError, Budget, prune, sparsify
 from onnxprune.cli import main
 from onnxprune.core.errors import UnsupportedModelError
 from onnxprune.finetuning import finetune
@@ -392,6 +392,17 @@ def test_zeros_stay(pruned: Path) -> None:
     tuned = finetune(sparse, DIGITS, data=CALIBRATION, steps=60, threads=1).model
     before, after = (Network(load(m)).parameters[key].detach() for m in (sparse, tuned))
     assert torch.equal(before == 0, after == 0) and not torch.equal(before, after)
+
+
+def test_sparse_initializers_are_trained_and_stay_sparse() -> None:
+    thin = sparsify(DIGITS, sparsity=0.8, store="sparse", benchmark=False).model
+    assert len(thin.graph.sparse_initializer) > 5
+    result = finetune(thin, DIGITS, data=CALIBRATION, steps=40, threads=1)
+    before, after = (Network(load(m)).parameters for m in (thin, result.model))
+    names = [t.values.name for t in thin.graph.sparse_initializer]
+    assert [t.values.name for t in result.model.graph.sparse_initializer] == names
+    for name in names:
+        assert torch.equal(before[name] == 0, after[name] == 0) and not torch.equal(before[name], after[name])
 
 
 def test_labels_alone_and_from_scratch(pruned: Path, tmp_path: Path) -> None:
