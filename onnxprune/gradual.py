@@ -83,6 +83,8 @@ def prune_during_training(
     """
     if budget.metric not in METRICS:
         raise BadInputError("--during-training needs a share of the MACs or of the parameters: --macs or --params.")
+    if options.get("then_quantize") is not None:
+        raise BadInputError("--during-training trains floats; leave out --then-quantize, and quantize what it writes.")
     if rounds < 1:
         raise BadInputError(f"--rounds must be at least 1, not {rounds}.")
     if output is not None:

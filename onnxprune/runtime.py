@@ -497,8 +497,18 @@ def quantize(proto: ModelProto, folder: str | None, samples: Sequence[Feeds], wh
             raise BadInputError(
                 f"ONNX Runtime {VERSION} cannot quantize {what}: {first_line(error)} Leave out --then-quantize."
             ) from None
+    _declare(result, proto)
     Session(result, None, optimized=True, what=f"{what}, quantized")
     return result
+
+
+def _declare(model: ModelProto, original: ModelProto) -> None:
+    """Inputs and outputs as the original declares them: the quantizer writes what it inferred, for sizes that may differ."""
+    for theirs, mine in ((original.graph.input, model.graph.input), (original.graph.output, model.graph.output)):
+        known = {v.name: v for v in theirs}
+        for value in mine:
+            if value.name in known:
+                value.CopyFrom(known[value.name])
 
 
 @contextmanager

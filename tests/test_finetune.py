@@ -436,6 +436,20 @@ def test_rounds_of_pruning_and_training(tmp_path: Path) -> None:
     ]
 
 
+def test_rounds_may_remove_layers() -> None:
+    result = prune_during_training(
+        DIGITS,
+        Budget("macs", 0.7),
+        data=CALIBRATION,
+        rounds=1,
+        steps=2,
+        training={"threads": 1},
+        depth="only",
+        samples=16,
+    )
+    assert len(result.model.graph.node) < len(onnx.load(DIGITS).graph.node)
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -497,6 +511,12 @@ def test_command_line(pruned: Path, tmp_path: Path) -> None:
     assert (
         CliRunner().invoke(main, [*gradual, "--data", str(CALIBRATION), "--plan", str(tmp_path / "p")]).exit_code == 2
     )
+    for unused in (["--then-quantize", "int8"], ["--metric", "cosine"]):
+        found = CliRunner().invoke(main, [*gradual, "--data", str(CALIBRATION), "--steps", "4", *unused])
+        assert found.exit_code == 2 and unused[0] in found.output
+    without = [x for x in gradual if x != "--during-training"]
+    found = CliRunner().invoke(main, [*without, "--steps", "4"])
+    assert found.exit_code == 2 and "--steps only goes with --during-training" in found.output
     assert not (tmp_path / "g.onnx").exists()
 
 

@@ -197,6 +197,19 @@ def test_the_command_line_shows_it_and_refuses_other_types(tmp_path: Path) -> No
         prune(DIGITS, Budget("macs", 0.5), then_quantize="int3")
 
 
+def test_outputs_are_declared_as_before() -> None:
+    """The quantizer infers that a is 8; the exporter did not say so."""
+    model = net(
+        "g (float[N,8] x) => (float[M,a] y) <float[8,16] w, float[16,8] v> { h = MatMul(x, w)  r = Relu(h)  y = MatMul(r, v) }"
+    )
+    result = prune(model, Budget("ratio", 0.5), then_quantize="int8", **QUIET)
+    for mine, theirs in (
+        (result.model.graph.output, model.graph.output),
+        (result.model.graph.input, model.graph.input),
+    ):
+        assert [v.SerializeToString() for v in mine] == [v.SerializeToString() for v in theirs]
+
+
 def test_what_the_quantizer_cannot_do_is_one_sentence() -> None:
     model = onnx.load(DIGITS)
     broken = onnx.ModelProto()
