@@ -460,6 +460,7 @@ def test_rounds_may_remove_layers() -> None:
         ({"steps": 0}, "--steps must be at least 1"),
         ({"rate": float("nan")}, "--rate must be above zero"),
         ({"label_weight": 2.0}, "--label-weight"),
+        ({"label_weight": 0.5}, "share of --labels"),
         ({"labels": "nosuch"}, "neither a file nor an array"),
         ({"from_scratch": True}, "needs --labels|give --labels"),
         ({"nonsense": 1}, "Unknown option 'nonsense'"),
@@ -514,6 +515,9 @@ def test_command_line(pruned: Path, tmp_path: Path) -> None:
     for unused in (["--then-quantize", "int8"], ["--metric", "cosine"]):
         found = CliRunner().invoke(main, [*gradual, "--data", str(CALIBRATION), "--steps", "4", *unused])
         assert found.exit_code == 2 and unused[0] in found.output
+    for unused in (["--steps", "0"], ["--minutes", "-1"], ["--seed", "-1", "--steps", "4"]):
+        found = CliRunner().invoke(main, [*gradual, "--data", str(CALIBRATION), *unused])
+        assert found.exit_code == 2 and f"{unused[0]} must be" in found.output and unused[1] in found.output
     without = [x for x in gradual if x != "--during-training"]
     found = CliRunner().invoke(main, [*without, "--steps", "4"])
     assert found.exit_code == 2 and "--steps only goes with --during-training" in found.output
