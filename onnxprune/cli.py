@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
@@ -165,6 +166,11 @@ def prune(
         raise BadInputError(f"--report {report} must end in .md or .json.")
     budget = Budget(*next(iter(targets.items()))) if targets else None  # type: ignore[arg-type]
     silent = quiet or as_json or not ERR.is_terminal
+    unused = _given(*(("metric",) if during_training else ("rounds", "steps", "minutes")))
+    if unused:
+        raise BadInputError(
+            f"--{unused[0]} {'does not go' if during_training else 'only goes'} with --during-training."
+        )
     if during_training:
         pruning: dict[str, Any] = {
             "importance": importance,
@@ -173,7 +179,7 @@ def prune(
             "round_to": round_to,
         }
         pruning |= {"include": include, "exclude": exclude, "include_inexact": include_inexact, "seed": seed}
-        pruning |= {"input_shapes": parse_shapes(input_shape)}
+        pruning |= {"input_shapes": parse_shapes(input_shape), "depth": depth, "then_quantize": then_quantize}
         _gradual(model, output, budget, data, (plan, report), (rounds, steps, minutes), pruning, quiet, as_json)
         return
     with ERR.status("load") if not silent else _nothing() as status:
@@ -203,6 +209,12 @@ def prune(
         click.echo(result.report.to_json(), nl=False)
     elif not quiet:
         _show(result.report, output, verbose)
+
+
+def _given(*names: str) -> list[str]:
+    """Those of the options that the user wrote."""
+    context = click.get_current_context()
+    return [n for n in names if context.get_parameter_source(n) is not ParameterSource.DEFAULT]
 
 
 class _nothing:

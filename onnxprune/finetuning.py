@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -143,7 +143,7 @@ def finetune(
     `FinetuneOptions`. Raises `BadInputError`, also where the graph cannot be evaluated in PyTorch.
     """
     settings = _options(options)
-    _files(pruned, teacher, output, settings)
+    _files((pruned, teacher, data, settings.labels, settings.plan), output, settings)
     progress("load")
     student = load(pruned)
     original = None if teacher is None else load(teacher)
@@ -385,6 +385,8 @@ def _options(options: dict[str, Any]) -> FinetuneOptions:
             raise BadInputError(f"--{name.replace('_', '-')} must not be negative.")
     if settings.label_weight is not None and not 0 <= settings.label_weight <= 1:
         raise BadInputError(f"--label-weight must lie between 0 and 1, not {settings.label_weight}.")
+    if settings.label_weight is not None and settings.labels is None:
+        raise BadInputError("--label-weight is the share of --labels; give them, or leave it out.")
     for name in ("samples", "threads"):
         value = getattr(settings, name)
         if value is not None and value < 1:
@@ -392,10 +394,8 @@ def _options(options: dict[str, Any]) -> FinetuneOptions:
     return settings
 
 
-def _files(
-    pruned: Source, teacher: Source | None, output: str | PathLike[str] | None, settings: FinetuneOptions
-) -> None:
-    inputs = tuple(Path(p) for p in (pruned, teacher) if isinstance(p, str | PathLike))
+def _files(read: Iterable[object], output: str | PathLike[str] | None, settings: FinetuneOptions) -> None:
+    inputs = tuple(Path(p) for p in read if isinstance(p, str | PathLike))
     for option, path in (("-o", output), ("--checkpoint", settings.checkpoint)):
         if path is not None:
             check_writable(Path(path), option, inputs)

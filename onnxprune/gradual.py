@@ -83,10 +83,16 @@ def prune_during_training(
     """
     if budget.metric not in METRICS:
         raise BadInputError("--during-training needs a share of the MACs or of the parameters: --macs or --params.")
+    if options.get("then_quantize") is not None:
+        raise BadInputError("--during-training trains floats; leave out --then-quantize, and quantize what it writes.")
     if rounds < 1:
         raise BadInputError(f"--rounds must be at least 1, not {rounds}.")
+    if steps < 1:
+        raise BadInputError(f"--steps must be at least 1, not {steps}.")
+    if minutes is not None and not 0 < minutes < float("inf"):
+        raise BadInputError(f"--minutes must be above zero, not {minutes}.")
     if output is not None:
-        inputs = (Path(model),) if isinstance(model, str | PathLike) else ()
+        inputs = tuple(Path(p) for p in (model, data) if isinstance(p, str | PathLike))
         check_writable(Path(output), "-o", inputs)
     loaded = load(model)
     with tempfile.TemporaryDirectory() as folder:
@@ -129,9 +135,10 @@ def _rounds(
                     progress=_told(progress, k, rounds),
                     **options | {"benchmark": False},
                 )
-            except TargetNotReachableError:
+            except TargetNotReachableError as problem:
                 if is_last:
-                    raise
+                    start = f"The last round starts from {kept:.3f} of the original: " if kept < 1 else ""
+                    raise TargetNotReachableError(f"{start}{problem}") from None
                 continue
             counts = _counted(counts, cut)
             kept = counts[budget.metric][1] / counts[budget.metric][0]

@@ -59,6 +59,8 @@ def options_of(options: dict[str, Any]) -> Options:
         load_score(settings.metric)
     if settings.samples < 1:
         raise BadInputError(f"--samples must be at least 1, not {settings.samples}.")
+    if settings.seed < 0:
+        raise BadInputError(f"--seed must be at least 0, not {settings.seed}.")
     if settings.round_to is not None and settings.round_to < 1:
         raise BadInputError(f"--round-to must be 1 (off) or more, not {settings.round_to}.")
     return settings

@@ -77,7 +77,7 @@ def prune(
     """
     settings = options_of(options)
     files = {"-o": output, "--plan": plan, "--report": report}
-    inputs = tuple(Path(p) for p in (model, apply) if isinstance(p, str | PathLike))
+    inputs = tuple(Path(p) for p in (model, apply, settings.data) if isinstance(p, str | PathLike))
     for option, path in files.items():
         if path is not None:
             check_writable(Path(path), option, inputs)
@@ -184,7 +184,7 @@ def verify(
             "The pruned model was quantized, so it equals no part of its original; "
             "verify what the same command writes without --then-quantize."
         )
-    settings = replayed(Options(data=data, seed=seed), made)
+    settings = replayed(options_of({"data": data, "seed": seed}), made)
     analysis = analysis_of(loaded, settings)
     choice = _repeated(whole(analysis, CostModel(analysis), None), made, "the plan", settings, Clock(silent))
     subject, removed, refit = choice.subject, choice.removed, made.refit

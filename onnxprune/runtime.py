@@ -22,6 +22,7 @@ from onnxprune.core.flat import SEPARATOR, captured, shell, show_shapes, subgrap
 from onnxprune.core.graphio import save_model
 from onnxprune.core.model import LoadedModel
 from onnxprune.core.observation import Array, Feeds, Observation
+from onnxprune.core.tensors import StoredSparseValues
 
 ort.set_default_logger_severity(4)
 
@@ -481,7 +482,9 @@ def quantize(proto: ModelProto, folder: str | None, samples: Sequence[Feeds], wh
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as temporary, _quiet():
         plain, ready, done = (f"{temporary}/{name}.onnx" for name in ("plain", "ready", "done"))
         try:
-            save_model(proto, Path(plain), folder=Path(folder) if folder else None, apart=folder is not None)
+            save_model(
+                _dense(proto, folder), Path(plain), folder=Path(folder) if folder else None, apart=folder is not None
+            )
             quant_pre_process(plain, ready, skip_symbolic_shape=True)
             quantize_static(
                 ready,
@@ -497,8 +500,32 @@ def quantize(proto: ModelProto, folder: str | None, samples: Sequence[Feeds], wh
             raise BadInputError(
                 f"ONNX Runtime {VERSION} cannot quantize {what}: {first_line(error)} Leave out --then-quantize."
             ) from None
+    _declare(result, proto)
     Session(result, None, optimized=True, what=f"{what}, quantized")
     return result
+
+
+def _dense(proto: ModelProto, folder: str | None) -> ModelProto:
+    """Without sparse initializers, which the quantizer does not look for."""
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    graphs = [copy.graph]
+    for graph in graphs:
+        for sparse in graph.sparse_initializer:
+            stored = StoredSparseValues(sparse, Path(folder) if folder else None)
+            graph.initializer.append(numpy_helper.from_array(stored.load(), sparse.values.name))
+        del graph.sparse_initializer[:]
+        graphs += [sub for node in graph.node for _, sub in subgraphs(node)]
+    return copy
+
+
+def _declare(model: ModelProto, original: ModelProto) -> None:
+    """Inputs and outputs as the original declares them: the quantizer writes what it inferred, for sizes that may differ."""
+    for theirs, mine in ((original.graph.input, model.graph.input), (original.graph.output, model.graph.output)):
+        known = {v.name: v for v in theirs}
+        for value in mine:
+            if value.name in known:
+                value.CopyFrom(known[value.name])
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def sparsify(
     chosen = _criterion(criterion, target, settings)
     if store not in STORES:
         raise BadInputError(f"Unknown --store '{store}'; choose {', '.join(STORES)}.")
-    _check_files(model, output, report)
+    _check_files((model, settings.data), output, report)
     clock = Clock(progress)
     clock("load")
     loaded = load(model)
@@ -162,8 +162,10 @@ def _criterion(criterion: str | None, target: Target, settings: Options) -> str:
     return criterion
 
 
-def _check_files(model: Source, output: str | PathLike[str] | None, report: str | PathLike[str] | None) -> None:
-    inputs = (Path(model),) if isinstance(model, str | PathLike) else ()
+def _check_files(
+    read: Sequence[Source | None], output: str | PathLike[str] | None, report: str | PathLike[str] | None
+) -> None:
+    inputs = tuple(Path(p) for p in read if isinstance(p, str | PathLike))
     for option, path in {"-o": output, "--report": report}.items():
         if path is not None:
             check_writable(Path(path), option, inputs)

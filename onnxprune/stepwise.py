@@ -26,6 +26,7 @@ from onnxprune.core.constants import tensor_in
 from onnxprune.core.errors import BadInputError
 from onnxprune.core.flat import captured, conditions, flatten, shell, subgraphs
 from onnxprune.core.observation import Array, Feeds
+from onnxprune.core.tensors import StoredSparseValues
 from onnxprune.ops import rule_for
 from onnxprune.runtime import Session
 
@@ -68,7 +69,9 @@ class Stepwise:
         self._shell = shell(proto)
         self.nodes = [_copy(n) for n in proto.graph.node]
         self.initializers = {t.name: t for t in proto.graph.initializer}
-        self._sparse = {t.values.name: t for t in proto.graph.sparse_initializer}
+        for sparse in proto.graph.sparse_initializer:
+            name, stored = sparse.values.name, StoredSparseValues(sparse, Path(folder) if folder else None)
+            self.initializers[name] = numpy_helper.from_array(stored.load(), name)
         self.reads = [read_by(n) for n in self.nodes]
         self.maker = {o: k for k, n in enumerate(self.nodes) for o in n.output if o}
         self._left: dict[str, int] = defaultdict(int)
@@ -92,7 +95,7 @@ class Stepwise:
 
     def _find_fixed(self) -> set[str]:
         """Tensors that depend on no input and nothing random."""
-        fixed = set(self.initializers) | set(self._sparse)
+        fixed = set(self.initializers)
         for node, reads in zip(self.nodes, self.reads, strict=True):
             if reads <= fixed and not rule_for(node.op_type, node.domain).random:
                 fixed.update(o for o in node.output if o)
@@ -245,7 +248,6 @@ class Stepwise:
         reads = {n for k in order for n in self.reads[k]}
         made = {o for k in order for o in self.nodes[k].output}
         graph.initializer.extend(self.initializers[n] for n in sorted(reads | set(outputs)) if n in self.initializers)
-        graph.sparse_initializer.extend(self._sparse[n] for n in sorted(reads) if n in self._sparse)
         given = [n for n in first if n not in made]
         for name in given:
             graph.input.append(_declared(name, first[name]))

@@ -757,6 +757,30 @@ def test_unwritable_output_folder(here: Path) -> None:
     refused(here, 2, "prune", "m.onnx", "-o", "locked/s.onnx", "--ratio", "0.5")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("prune", "m.onnx", "--ratio", "0.5"),
+        ("prune", "m.onnx", "--macs", "0.5", "--during-training"),
+        ("sparsify", "m.onnx", "--sparsity", "0.5"),
+        ("finetune", "m.onnx", "--teacher", "m.onnx"),
+    ],
+)
+def test_the_data_is_not_overwritten(here: Path, command: tuple[str, ...]) -> None:
+    np.savez("d.npz", image=np.zeros((4, 3, 6, 6), np.float32))
+    before = Path("d.npz").read_bytes()
+    found = run(*command, "--data", "d.npz", "-o", "d.npz")
+    assert found.exit_code == 2 and "is an input" in found.output and Path("d.npz").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "command", [("prune", "m.onnx", "--ratio", "0.5"), ("sparsify", "m.onnx", "--sparsity", "0.5")]
+)
+def test_a_negative_seed_is_refused(here: Path, command: tuple[str, ...]) -> None:
+    found = run(*command, "-o", "s.onnx", "--seed", "-1")
+    assert found.exit_code == 2 and "--seed must be" in found.output and not Path("s.onnx").exists()
+
+
 def test_output_that_cannot_be_written_after_all(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk fills up at the last moment: neither model nor plan nor report appears."""
     from onnxprune.core import save

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, numpy_helper
 from onnx.parser import parse_model
 
-from onnxprune import BadInputError, Budget, prune
+from onnxprune import BadInputError, Budget, prune, sparsify
 from onnxprune.cli import main
 from onnxprune.core.errors import UnsupportedModelError
 from onnxprune.finetuning import finetune
@@ -396,6 +396,17 @@ def test_zeros_stay(pruned: Path) -> None:
     assert torch.equal(before == 0, after == 0) and not torch.equal(before, after)
 
 
+def test_sparse_initializers_are_trained_and_stay_sparse() -> None:
+    thin = sparsify(DIGITS, sparsity=0.8, store="sparse", benchmark=False).model
+    assert len(thin.graph.sparse_initializer) > 5
+    result = finetune(thin, DIGITS, data=CALIBRATION, steps=40, threads=1)
+    before, after = (Network(load(m)).parameters for m in (thin, result.model))
+    names = [t.values.name for t in thin.graph.sparse_initializer]
+    assert [t.values.name for t in result.model.graph.sparse_initializer] == names
+    for name in names:
+        assert torch.equal(before[name] == 0, after[name] == 0) and not torch.equal(before[name], after[name])
+
+
 def test_labels_alone_and_from_scratch(pruned: Path, tmp_path: Path) -> None:
     with np.load(CALIBRATION) as data:
         names = [v.name for v in onnx.load(DIGITS).graph.input]
@@ -444,6 +455,20 @@ def test_rounds_of_pruning_and_training(tmp_path: Path) -> None:
     ]
 
 
+def test_rounds_may_remove_layers() -> None:
+    result = prune_during_training(
+        DIGITS,
+        Budget("macs", 0.7),
+        data=CALIBRATION,
+        rounds=1,
+        steps=2,
+        training={"threads": 1},
+        depth="only",
+        samples=16,
+    )
+    assert len(result.model.graph.node) < len(onnx.load(DIGITS).graph.node)
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -454,6 +479,7 @@ def test_rounds_of_pruning_and_training(tmp_path: Path) -> None:
         ({"steps": 0}, "--steps must be at least 1"),
         ({"rate": float("nan")}, "--rate must be above zero"),
         ({"label_weight": 2.0}, "--label-weight"),
+        ({"label_weight": 0.5}, "share of --labels"),
         ({"labels": "nosuch"}, "neither a file nor an array"),
         ({"from_scratch": True}, "needs --labels|give --labels"),
         ({"nonsense": 1}, "Unknown option 'nonsense'"),
@@ -505,6 +531,15 @@ def test_command_line(pruned: Path, tmp_path: Path) -> None:
     assert (
         CliRunner().invoke(main, [*gradual, "--data", str(CALIBRATION), "--plan", str(tmp_path / "p")]).exit_code == 2
     )
+    for unused in (["--then-quantize", "int8"], ["--metric", "cosine"]):
+        found = CliRunner().invoke(main, [*gradual, "--data", str(CALIBRATION), "--steps", "4", *unused])
+        assert found.exit_code == 2 and unused[0] in found.output
+    for unused in (["--steps", "0"], ["--minutes", "-1"], ["--seed", "-1", "--steps", "4"]):
+        found = CliRunner().invoke(main, [*gradual, "--data", str(CALIBRATION), *unused])
+        assert found.exit_code == 2 and f"{unused[0]} must be" in found.output and unused[1] in found.output
+    without = [x for x in gradual if x != "--during-training"]
+    found = CliRunner().invoke(main, [*without, "--steps", "4"])
+    assert found.exit_code == 2 and "--steps only goes with --during-training" in found.output
     assert not (tmp_path / "g.onnx").exists()
 
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-from onnxprune import BadInputError, Budget, prune, runtime, verify
+from onnxprune import BadInputError, Budget, prune, runtime, sparsify, verify
 from onnxprune.cli import main
 from onnxprune.observing import analysis_of
 from onnxprune.ops.pointwise import encode
@@ -195,6 +195,26 @@ def test_the_command_line_shows_it_and_refuses_other_types(tmp_path: Path) -> No
     assert found.exit_code == 2 and not out.exists()
     with pytest.raises(BadInputError, match="choose int8"):
         prune(DIGITS, Budget("macs", 0.5), then_quantize="int3")
+
+
+def test_a_sparse_stored_model_is_quantized() -> None:
+    thin = sparsify(DIGITS, sparsity=0.8, store="sparse", **QUIET).model
+    assert thin.graph.sparse_initializer
+    result = prune(thin, Budget("macs", 0.9), data=DATA, samples=16, then_quantize="int8", **QUIET)
+    assert len(result.report.data["variants"]) == 4 and not result.model.graph.sparse_initializer
+
+
+def test_outputs_are_declared_as_before() -> None:
+    """The quantizer infers that a is 8; the exporter did not say so."""
+    model = net(
+        "g (float[N,8] x) => (float[M,a] y) <float[8,16] w, float[16,8] v> { h = MatMul(x, w)  r = Relu(h)  y = MatMul(r, v) }"
+    )
+    result = prune(model, Budget("ratio", 0.5), then_quantize="int8", **QUIET)
+    for mine, theirs in (
+        (result.model.graph.output, model.graph.output),
+        (result.model.graph.input, model.graph.input),
+    ):
+        assert [v.SerializeToString() for v in mine] == [v.SerializeToString() for v in theirs]
 
 
 def test_what_the_quantizer_cannot_do_is_one_sentence() -> None:

@@ -13,12 +13,12 @@ from click.testing import CliRunner
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import BadInputError, NothingPrunableError, cli
+from onnxprune import BadInputError, Budget, NothingPrunableError, cli
 from onnxprune.core.moments import Moments
 from onnxprune.core.sparsity import Pattern, obeys, outside_pattern, smallest, smallest_per_output
 from onnxprune.core.surgery import by_count, by_mask, damped, factor, refined, sweep
+from onnxprune.core.tensors import sparse_of
 from onnxprune.stages.sparsify import _wanda
-from onnxprune.stages.store import sparse_of
 from tests.oracle import Array, net, session
 
 DIGITS = Path(__file__).parent.parent / "models" / "digits.onnx"
@@ -399,7 +399,38 @@ def test_sparse_storage_only_where_it_is_smaller() -> None:
     assert numpy_helper.to_array(sparse.values).tolist() == [2, 1] and sparse.values.name == "w"
 
 
+def test_a_sparse_stored_model_is_pruned_repaired_and_proved(tmp_path: Path) -> None:
+    thin, out, plan = (tmp_path / n for n in ("thin.onnx", "out.onnx", "plan.json"))
+    onnxprune.sparsify(DIGITS, sparsity=0.8, store="sparse", output=thin, benchmark=False)
+    result = onnxprune.prune(thin, Budget("macs", 0.6), data=CALIBRATION, output=out, plan=plan, benchmark=False)
+    left = {t.values.name for t in result.model.graph.sparse_initializer}
+    assert not left & {t.name for t in result.model.graph.initializer}, "what was fitted is stored once"
+    before, after = result.report.data["repair"]["damage"]
+    assert after < before
+    assert onnxprune.verify(thin, out, plan).error < TOLERANCE
+
+
 # ---------------------------------------------------------------- removal of what died
+
+
+def test_a_constant_vector_is_multiplied_by() -> None:
+    """As spectral normalisation leaves it: a matrix times a vector of its own."""
+    text = """g (float[N,12] x) => (float[N,4] y) <float[12,16] w, float[16] u, float[16,4] v, int64 axis> {
+        a = MatMul(x, w)
+        h = Relu(a)
+        z = MatMul(h, v)
+        s = MatMul(h, u)
+        t = Unsqueeze(s, axis)
+        y = Add(z, t)
+    }"""
+    axis = {"axis": np.array([1])}
+    drawn = values(net(text, constants=axis))
+    u, v = drawn["u"].copy(), drawn["v"].copy()
+    u[[3, 5]] = v[[3, 6]] = 0
+    model = net(text, constants=axis | {"u": u, "v": v})
+    result = onnxprune.sparsify(model, threshold=1e-9, then_prune=True, benchmark=False)
+    assert result.report.data["pruned"]["units"] == 1 and values(result.model)["u"].shape == (15,)
+    assert same(model, result.model)
 
 
 def test_neurons_that_are_zero_or_unread_are_removed() -> None:

@@ -1,7 +1,7 @@
 """Give nodes of a model other constants, wherever they are: at the top or inside a branch.
 
-A constant that only this input reads is changed where it is stored (initializer or Constant node) and keeps its name;
-otherwise the node gets one of its own.
+A constant that only this input reads is changed where it is stored (initializer or Constant node) and keeps its name, a sparse one
+becomes dense; otherwise the node gets one of its own.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ def _patch(
 ) -> None:
     """Write the changes. `stale`: names that lost a reader or their shape."""
     stored = {t.name: t for t in graph.initializer}
+    sparse = {t.values.name: t for t in graph.sparse_initializer}
     made = {n.output[0]: t for n in graph.node if (t := tensor_in(n)) is not None}
     inputs = {i.name for i in graph.input}
     for k, node in enumerate(list(graph.node)):
@@ -104,6 +105,10 @@ def _patch(
                 if tuple(stored[name].dims) != value.shape:
                     stale.add(name)
                 stored[name].CopyFrom(_tensor(value, name, stored[name].doc_string))
+                continue
+            if name in sparse and reads[name] == 1 and name not in inputs:
+                graph.sparse_initializer.remove(sparse[name])
+                graph.initializer.add().CopyFrom(_tensor(value, name, ""))
                 continue
             if name in made and reads[name] == 1:
                 made[name].CopyFrom(_tensor(value, made[name].name, made[name].doc_string))

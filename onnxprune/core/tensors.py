@@ -214,6 +214,17 @@ class StoredSparseValues(StoredValues):
         return dense
 
 
+def sparse_of(name: str, array: Array) -> onnx.SparseTensorProto:
+    """The array as values and flat positions."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    at = np.flatnonzero(flat)
+    sparse = onnx.SparseTensorProto()
+    sparse.values.CopyFrom(numpy_helper.from_array(flat[at], name))
+    sparse.indices.CopyFrom(numpy_helper.from_array(at.astype(np.int64), f"{name}_indices"))
+    sparse.dims.extend(array.shape)
+    return sparse
+
+
 def read(tensor: TensorProto, folder: Path | None) -> Array:
     """A tensor's values, of shape `tensor.dims`; external ones are read from `folder`."""
     if is_external(tensor):

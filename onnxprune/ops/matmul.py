@@ -12,7 +12,7 @@ from math import prod
 
 from onnxprune.core.linear import Linear, LinearContext, Product
 from onnxprune.core.maps import Maps
-from onnxprune.ops.base import CostContext, MapContext, Rule, weights_at
+from onnxprune.ops.base import CostContext, MapContext, Rule
 from onnxprune.ops.labelled import Operand, combine, named, operand, reduce_labels, unnamed
 
 
@@ -133,6 +133,12 @@ def gemm_linear(ctx: LinearContext) -> Linear | None:
     return Product(b[1 if transposed else 0], transposed, bool(ctx.attrs.get("transA", 0)), False, alpha, beta, 2)
 
 
+def matmul_weights(ctx: LinearContext) -> list[tuple[int, int]]:
+    """A vector on the right has one axis."""
+    is_vector = ctx.has(1) and len(ctx.shape(1)) == 1
+    return [(1, -1 if is_vector else -2), (0, -1)]
+
+
 def gemm_weights(ctx: LinearContext) -> list[tuple[int, int]]:
     return [(1, 1 if ctx.attrs.get("transB", 0) else 0), (0, 0 if ctx.attrs.get("transA", 0) else 1)]
 
@@ -155,7 +161,7 @@ RULES = [
         matmul,
         macs=matmul_macs,
         linear=matmul_linear,
-        weights=weights_at((1, -2), (0, -1)),
+        weights=matmul_weights,
     ),
     Rule(("Gemm",), "contraction", gemm, macs=gemm_macs, linear=gemm_linear, weights=gemm_weights),
     Rule(("Einsum",), "contraction", einsum, macs=einsum_macs, weights=einsum_weights),

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import numpy as np
-from onnx import GraphProto, ModelProto, SparseTensorProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
 from onnxprune.core.flat import SEPARATOR, subgraphs
-from onnxprune.core.observation import Array
-from onnxprune.core.tensors import is_external
+from onnxprune.core.tensors import is_external, sparse_of
 
 STORES = ("dense", "sparse", "auto")
 WORTH = 0.9  # `auto` stores sparse where the file shrinks to this share or less
@@ -56,17 +54,6 @@ def _is_smaller(graph: GraphProto, tensor: TensorProto) -> bool:
     if is_external(tensor) or any(i.name == tensor.name for i in graph.input):
         return False
     return bool(sparse_of(tensor.name, numpy_helper.to_array(tensor)).ByteSize() < tensor.ByteSize())
-
-
-def sparse_of(name: str, array: Array) -> SparseTensorProto:
-    """The array as values and flat positions."""
-    flat = np.ascontiguousarray(array).reshape(-1)
-    at = np.flatnonzero(flat)
-    sparse = SparseTensorProto()
-    sparse.values.CopyFrom(numpy_helper.from_array(flat[at], name))
-    sparse.indices.CopyFrom(numpy_helper.from_array(at.astype(np.int64), f"{name}_indices"))
-    sparse.dims.extend(array.shape)
-    return sparse
 
 
 def _with_sparse(proto: ModelProto, chosen: set[str]) -> ModelProto:

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, numpy_helper
 
 from onnxprune.core import attributes
 from onnxprune.core.constants import from_node, is_constant
 from onnxprune.core.flat import SEPARATOR, captured, subgraphs
 from onnxprune.core.model import LoadedModel
 from onnxprune.core.observation import Array
-from onnxprune.core.tensors import read
+from onnxprune.core.tensors import StoredSparseValues, read, sparse_of
 from onnxprune.training.functions import function_of
 from onnxprune.training.functions.base import Function
 
@@ -55,7 +55,7 @@ class Program:
     body: Body
     inputs: tuple[str, ...]
     constants: dict[str, Array]
-    origins: dict[str, TensorProto]
+    origins: dict[str, TensorProto | SparseTensorProto]
 
     def walk(self) -> list[Step]:
         """Every step, those of branches after their If."""
@@ -85,7 +85,7 @@ class _Compiler:
         self.folder: Path | None = model.folder
         self.opsets = {o.domain: int(o.version) for o in model.proto.opset_import}
         self.constants: dict[str, Array] = {}
-        self.origins: dict[str, TensorProto] = {}
+        self.origins: dict[str, TensorProto | SparseTensorProto] = {}
 
     def body(self, graph: GraphProto, path: str, outer: dict[str, str]) -> Body:
         scope = dict(outer)
@@ -96,7 +96,7 @@ class _Compiler:
             self.constants[key], self.origins[key] = read(tensor, self.folder), tensor
         for sparse in graph.sparse_initializer:
             key = scope[sparse.values.name] = path + sparse.values.name
-            self.constants[key] = _dense(sparse)
+            self.constants[key], self.origins[key] = StoredSparseValues(sparse, self.folder).load(), sparse
         steps = []
         for k, node in enumerate(graph.node):
             if is_constant(node):
@@ -138,17 +138,6 @@ class _Compiler:
         return value.decode() if isinstance(value, bytes) else value
 
 
-def _dense(sparse: Any) -> Array:
-    values = numpy_helper.to_array(sparse.values)
-    indices = numpy_helper.to_array(sparse.indices)
-    dense = np.zeros(tuple(sparse.dims), values.dtype)
-    if indices.ndim == 2:
-        dense[tuple(indices.T)] = values
-    else:
-        dense.reshape(-1)[indices] = values
-    return dense
-
-
 def uses(program: Program) -> dict[str, list[tuple[Step, int]]]:
     """Who reads each key, as which input; -1 where a subgraph captures it."""
     found: dict[str, list[tuple[Step, int]]] = {}
@@ -171,6 +160,9 @@ def written(program: Program, values: dict[str, Array]) -> ModelProto:
     again.body(copy.graph, "", {})
     for key, value in values.items():
         tensor, old = again.origins[key], program.constants[key]
+        if isinstance(tensor, SparseTensorProto):
+            tensor.CopyFrom(sparse_of(tensor.values.name, value.astype(old.dtype)))
+            continue
         fresh = numpy_helper.from_array(np.ascontiguousarray(value).astype(old.dtype), tensor.name)
         for data in (
             "raw_data",
