@@ -319,7 +319,7 @@ class _Run:
             keys = [d.name for d in self.objective.distances] + [f.key for f in self.objective.features]
             values = dict(zip(keys, self.teacher.run(mixture.feeds, keys), strict=True))
             values |= {f.key: f.of_teacher(values[f.key]) for f in self.objective.features}
-            said = {k: torch.from_numpy(np.ascontiguousarray(v, np.float32)) for k, v in values.items()}
+            said = {k: torch.from_numpy(np.array(v, np.float32, order="C")) for k, v in values.items()}
         return Target(
             feeds=mixture.feeds,
             teacher=said,

@@ -89,6 +89,8 @@ def prune(
     clock = Clock(progress)
     clock("load")
     loaded = load(model)
+    if settings.then_quantize is not None and is_quantized(loaded.proto.graph):
+        raise BadInputError("The model is quantized already; leave out --then-quantize, it stays so.")
     clock("analyse")
     replay = _read_plan(apply) if apply is not None else None
     if replay is not None:

@@ -304,6 +304,8 @@ class _Search:
     def _relative(self, subject: Subject) -> Budget:
         """The target, which is a share of the original's cost, as a share of the subject's."""
         own = subject.costs.measure(self.budget.metric)(None)
+        if not self.total:
+            return self.budget
         return replace(self.budget, amount=min(1.0, self.budget.amount * self.total / max(own, 1)))
 
     # -- which one next

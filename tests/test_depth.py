@@ -626,3 +626,9 @@ def test_digits_auto_is_no_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     assert depth["declined"] or depth["bypassed"]
     before, after = result.plan.document["macs"]
     assert after <= 0.4 * before
+
+
+def test_a_model_without_weights_is_refused_for_what_it_is() -> None:
+    model = net("g (float[N,8] x) => (float[N,8] y) { h = Relu(x)  y = Relu(h) }")
+    with pytest.raises((TargetNotReachableError, onnxprune.NothingPrunableError)):
+        onnxprune.prune(model, Budget("params", 0.7), depth="auto", benchmark=False)

@@ -455,6 +455,14 @@ def test_rounds_of_pruning_and_training(tmp_path: Path) -> None:
     ]
 
 
+def test_an_output_may_be_a_scalar() -> None:
+    proto = model(
+        "(float[N,4] x) => (float y) { h = MatMul (x, w) t = Tanh (h) y = ReduceMean <keepdims = 0> (t) }", w=(4, 4)
+    )
+    data = [{"x": np.random.default_rng(k).standard_normal((2, 4)).astype(np.float32)} for k in range(4)]
+    assert finetune(proto, proto, data=data, steps=2, threads=1).trained.steps > 0
+
+
 def test_rounds_may_remove_layers() -> None:
     result = prune_during_training(
         DIGITS,

@@ -197,6 +197,11 @@ def test_the_command_line_shows_it_and_refuses_other_types(tmp_path: Path) -> No
         prune(DIGITS, Budget("macs", 0.5), then_quantize="int3")
 
 
+def test_a_quantized_model_is_not_quantized_again(quantized: dict[str, Path]) -> None:
+    with pytest.raises(BadInputError, match="quantized already"):
+        prune(quantized["QDQ"], Budget("ratio", 0.2), then_quantize="int8", **QUIET)
+
+
 def test_a_sparse_stored_model_is_quantized() -> None:
     thin = sparsify(DIGITS, sparsity=0.8, store="sparse", **QUIET).model
     assert thin.graph.sparse_initializer
