@@ -105,15 +105,16 @@ class Stepwise:
         return name in self._fixed
 
     def is_plain(self, name: str) -> bool:
-        """A constant that is stored as the numbers it is, gets there by moving them about, or is decoded from codes that can be written."""
+        """A constant that can be written: stored as the numbers it is, made of such by moving them about, or decoded from stored codes."""
+        return self._is_stored(name) or (name in self._fixed and self.encoded(name, self.constant(name)) is not None)
+
+    def _is_stored(self, name: str) -> bool:
         if name in self.initializers:
             return True
         at = self.maker.get(name)
-        if at is None or name not in self._fixed:
+        if at is None or name not in self._fixed or rule_for(self.nodes[at].op_type, self.nodes[at].domain).coded:
             return False
-        if rule_for(self.nodes[at].op_type, self.nodes[at].domain).coded:
-            return self.encoded(name, self.constant(name)) is not None
-        return all(self.is_plain(n) for n in self.reads[at])
+        return all(self._is_stored(n) for n in self.reads[at])
 
     def encoded(self, name: str, value: Array) -> tuple[int, Array] | None:
         """The node that decodes a constant, and the codes that give `value`; None where it is not decoded from stored ones."""
