@@ -46,6 +46,8 @@ def proved(
     model = analysis.model
     folder, own = runtime.folder_of(model), runtime.folder_of(loaded) if loaded else runtime.folder_of(model)
     check_interface(model.proto, pruned)
+    if bypasses:
+        _check_shapes(pruned)
     types = runtime.observe(model, analysis.feeds, set(), masked_keys(analysis, removed)).dtypes
     try:
         base = replace(original, proto=standing_in(original.proto, bypasses)) if original and bypasses else None
@@ -78,6 +80,18 @@ def proved(
     except BadInputError as problem:
         raise VerificationError(f"The comparison does not run: {problem} Please report this model.") from None
     return verdict(analysis, removed, found, noise, apart)
+
+
+def _check_shapes(pruned: onnx.ModelProto) -> None:
+    """Tensors of one observed shape need not be of one inferred shape."""
+    try:
+        onnx.checker.check_model(pruned, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as problem:
+        raise VerificationError(
+            f"ONNX's shape inference refuses what these bypasses leave: {str(problem).splitlines()[0][:200]} Use --depth off."
+        ) from None
+    except ValueError:  # too large for the checker
+        return
 
 
 def _optimized(

@@ -231,8 +231,8 @@ def prove(model: ModelProto, bypasses: Sequence[Bypass], ratio: float = 0.4) -> 
     nothing = np.zeros(left.solution.count, bool)
     for removed in (nothing, chosen_channels(left, ratio)):
         cut = tidy(rewrite(left, removed))
-        onnx.checker.check_model(cut, full_check=True)
         verdict = proved(left, removed, cut, 0, original=original, bypasses=bypasses)
+        onnx.checker.check_model(cut, full_check=True)
         assert verdict.error <= verdict.tolerance
     plain = tidy(proto)
     for feeds in analysis.feeds:
@@ -285,7 +285,7 @@ def prove_or_nothing(model: ModelProto, bypasses: Sequence[Bypass]) -> None:
     try:
         prove(model, bypasses)
     except VerificationError as problem:
-        assert "not finite" in str(problem)
+        assert "not finite" in str(problem) or "shape inference refuses" in str(problem)
 
 
 SMALL = ["hf__gpt2__dynamo", "hf__mamba__dynamo"]
