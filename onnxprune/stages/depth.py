@@ -100,10 +100,10 @@ def possible(links: Links, reachable: Container[str] | None = None) -> Iterator[
 
 
 def _varying(links: Links) -> set[str]:
-    """Tensors that depend on an input of the model."""
+    """Tensors that depend on an input of the model, and not on its shape alone."""
     varies = set(links.analysis.view.graph.inputs)
     for node in links.nodes.values():
-        if links.reads[node.key] & varies:
+        if links.reads[node.key] & varies and not ops.rule_for(node.op, node.domain).carries_shape:
             varies.update(o for o in node.outputs if o)
     return varies
 
