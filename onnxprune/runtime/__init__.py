@@ -1,0 +1,20 @@
+"""ONNX Runtime, and nothing else of the package imports it: sessions, inputs, observation, quantization, latency."""
+
+from onnxprune.runtime.inputs import find_feeds, graph_inputs, rescaled, vary
+from onnxprune.runtime.probe import Probe, observe
+from onnxprune.runtime.quantize import quantize
+from onnxprune.runtime.session import VERSION, Session, folder_of, latency
+
+__all__ = [
+    "VERSION",
+    "Probe",
+    "Session",
+    "find_feeds",
+    "folder_of",
+    "graph_inputs",
+    "latency",
+    "observe",
+    "quantize",
+    "rescaled",
+    "vary",
+]

@@ -1,0 +1,200 @@
+"""Inputs that a model accepts: of the declared types, and of sizes that are found by trying."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from onnx import ModelProto, helper
+
+from onnxprune.core.errors import BadInputError
+from onnxprune.core.model import LoadedModel
+from onnxprune.core.observation import Feeds
+from onnxprune.runtime.probe import Probe
+from onnxprune.runtime.session import Session, folder_of
+
+SIZES = (16, 32, 64, 48, 128, 96, 224, 320, 512, 576, 1024, 8, 4, 2, 1)
+MAX_ELEMENTS = 1 << 30
+IMAGE_SIZES = (64, 128, 96, 48, 224, 256, 320, 32, 512, 640, 16, 1)
+
+
+def graph_inputs(proto: ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that must be fed: initializers that are listed as inputs are left out."""
+    known = {t.name for t in proto.graph.initializer} | {t.values.name for t in proto.graph.sparse_initializer}
+    return [v for v in proto.graph.input if v.name not in known]
+
+
+def symbols(value: onnx.ValueInfoProto) -> list[int | str]:
+    """Sizes of an input's axes: an int where static, else the dimension's symbol (made up where it has none)."""
+    dims: list[int | str] = []
+    for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+        if dim.HasField("dim_value") and dim.dim_value > 0:
+            dims.append(int(dim.dim_value))
+        else:
+            dims.append(dim.dim_param or ("batch" if axis == 0 else f"{value.name}:{axis}"))
+    return dims
+
+
+def random_feeds(
+    proto: ModelProto,
+    sizes: dict[str, int],
+    seed: int = 0,
+    high: int = 100,
+    shapes: dict[str, tuple[int, ...]] | None = None,
+) -> Feeds:
+    """Random inputs: normal floats, integers in [1, high), True; `sizes` gives every symbol's size, `shapes` whole shapes."""
+    rng = np.random.default_rng(seed)
+    feeds: Feeds = {}
+    for value in graph_inputs(proto):
+        if not value.type.HasField("tensor_type"):
+            raise BadInputError(f"Input '{value.name}' is not a tensor; onnxprune feeds tensors only.")
+        given = (shapes or {}).get(value.name)
+        dims = symbols(value)
+        if given and (
+            len(given) != len(dims) or any(isinstance(d, int) and d != g for d, g in zip(dims, given, strict=True))
+        ):
+            wanted = ",".join(str(d) for d in dims)
+            raise BadInputError(
+                f"--input-shape {value.name}:{','.join(map(str, given))} does not fit the model's {wanted}."
+            )
+        shape = given or tuple(s if isinstance(s, int) else sizes[s] for s in dims)
+        if math.prod(shape) > MAX_ELEMENTS:
+            raise BadInputError(
+                f"Input '{value.name}' of shape {list(shape)} is too large to try; give smaller --input-shape sizes."
+            )
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+        if dtype.kind == "O":
+            feeds[value.name] = np.full(shape, "a", dtype=object)
+        elif dtype.kind == "b":
+            feeds[value.name] = np.ones(shape, bool)
+        elif dtype.kind in "iu":
+            feeds[value.name] = rng.integers(min(1, high - 1), high, shape).astype(dtype)
+        else:
+            feeds[value.name] = rng.standard_normal(shape).astype(dtype)
+    return feeds
+
+
+def rescaled(pair: tuple[Feeds, Feeds], seed: int, scale: float) -> tuple[Feeds, Feeds]:
+    """New random values of the same shapes: uniform floats in [0, scale); other types stay."""
+    rng = np.random.default_rng(seed)
+
+    def redraw(feeds: Feeds) -> Feeds:
+        return {
+            n: (scale * rng.random(v.shape)).astype(v.dtype) if v.dtype.kind == "f" else v for n, v in feeds.items()
+        }
+
+    return redraw(pair[0]), redraw(pair[1])
+
+
+def candidate_sizes(proto: ModelProto) -> Iterator[dict[str, int]]:
+    """Sizes worth trying for the dynamic dimensions, likeliest first; the batch is 2, else 1."""
+    names: dict[str, tuple[int, ...]] = {}
+    for value in graph_inputs(proto):
+        dims = symbols(value)
+        for axis, dim in enumerate(dims):
+            if isinstance(dim, str):
+                options = SIZES if len(dims) < 4 else IMAGE_SIZES
+                names.setdefault(dim, (2, 1) if axis == 0 else options)
+    batch = [n for n, options in names.items() if options == (2, 1)]
+    others = [n for n in names if n not in batch]
+    if not names:
+        yield {}
+        return
+    length = max((len(names[n]) for n in others), default=1)
+    for first in (2, 1):
+        for k in range(length):
+            yield dict.fromkeys(batch, first) | {n: names[n][min(k, len(names[n]) - 1)] for n in others}
+    if 1 < len(others) <= 3:
+        for combination in itertools.product(*(names[n][:10] for n in others)):
+            yield dict.fromkeys(batch, 1) | dict(zip(others, combination, strict=True))
+
+
+def find_feeds(
+    model: LoadedModel,
+    shapes: dict[str, tuple[int, ...]] | None = None,
+    seed: int = 0,
+    session: Session | Probe | None = None,
+) -> tuple[Feeds, Feeds]:
+    """Two feeds that the model accepts and that differ in every dynamic dimension where it lets them.
+
+    `shapes` fixes the shape of the inputs it names (as `--input-shape` does); `session` runs the model (by default a new
+    one). Raises `BadInputError` with ONNX Runtime's own words when nothing runs.
+    """
+    proto = model.proto
+    for name in shapes or {}:
+        if name not in {v.name for v in graph_inputs(proto)}:
+            known = ", ".join(v.name for v in graph_inputs(proto))
+            raise BadInputError(
+                f"--input-shape names '{name}', which is no input of the model; its inputs are: {known}."
+            )
+    session = session or Session(proto, folder_of(model))
+    error: BadInputError | None = None
+    for high in (100, 10, 2, 1):
+        for sizes in candidate_sizes(proto):
+            first = random_feeds(proto, sizes, seed, high, shapes)
+            try:
+                session.run(first)
+            except BadInputError as failure:
+                error = error or failure
+                continue
+            observed = {name: array.shape for name, array in first.items()}
+            return first, vary(session, proto, observed, seed, high) or first
+        if all(v.dtype.kind not in "iu" for v in random_feeds(proto, sizes, seed, 2, shapes).values()):
+            break
+    hint = "" if shapes else " Give working shapes with --input-shape name:1,3,224,224 or inputs with --data."
+    raise BadInputError(f"No random input runs through the model. {error}{hint}")
+
+
+def vary(
+    session: Session | Probe, proto: ModelProto, shapes: dict[str, tuple[int, ...]], seed: int, high: int = 100
+) -> Feeds | None:
+    """Random feeds that differ from `shapes` in the dynamic dimensions, as far as the model accepts them."""
+    sizes: dict[str, int] = {}
+    for value in graph_inputs(proto):
+        for dim, size in zip(symbols(value), shapes[value.name], strict=True):
+            if isinstance(dim, str):
+                sizes.setdefault(dim, size)
+    # integers below `high`, or below less where those are out of some table's range
+    integers = any(v.dtype.kind in "iu" for v in random_feeds(proto, sizes, seed, 2).values())
+    for bound in [h for h in (high, high // 2, 10, 4, 2, 1) if 1 <= h <= high] if integers else [high]:
+        found = _second_feeds(session, proto, sizes, seed, bound)
+        if found is not None:
+            return found
+    return None
+
+
+def _second_feeds(
+    session: Session | Probe,
+    proto: ModelProto,
+    sizes: dict[str, int],
+    seed: int,
+    high: int,
+) -> Feeds | None:
+    """Feeds that differ in as many dynamic dimensions as the model accepts: all at once, else one after the other."""
+
+    def works(trial: dict[str, int]) -> Feeds | None:
+        feeds = random_feeds(proto, trial, seed + 1, high)
+        try:
+            session.run(feeds)
+        except BadInputError:
+            return None
+        return feeds
+
+    if not sizes:
+        return None
+    # twice the size first: one more pixel may leave all sizes behind a stride as they were, and they would pass for static
+    for factor, more in ((2, 0), (1, 32)):
+        feeds = works({name: n + 1 if n <= 2 else factor * n + more for name, n in sizes.items()})
+        if feeds is not None:
+            return feeds
+    current, found = dict(sizes), None
+    for name, n in sizes.items():
+        for other in (2 * n if n > 2 else n + 1, max(1, n // 2), n + 32, n + 1024, n + 1):
+            feeds = works(current | {name: other})
+            if feeds is not None:
+                current[name], found = other, feeds
+                break
+    return found

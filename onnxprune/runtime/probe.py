@@ -1,0 +1,197 @@
+"""What a model's tensors are in a run: shapes, some values, types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
+
+from onnxprune.core.errors import BadInputError
+from onnxprune.core.flat import SEPARATOR, captured, shell, show_shapes, subgraphs
+from onnxprune.core.model import LoadedModel
+from onnxprune.core.observation import Array, Feeds, Observation
+from onnxprune.runtime.session import Session, folder_of
+
+
+class Probe:
+    """A model in ONNX Runtime that tells the shape of every tensor and the value of the `wanted` ones (by key).
+
+    Shapes are read by `Shape` nodes inside the graph, so that no activation leaves the runtime. Subgraphs are run
+    as models of their own, on the values that they capture. Feeds that were tried already are not run again.
+    """
+
+    def __init__(self, model: LoadedModel, wanted: set[str], typed: set[str]) -> None:
+        self.model, self.wanted, self.typed = model, wanted, typed
+        if not model.proto.graph.output:
+            raise BadInputError("The model has no outputs, so there is nothing to keep; give a model that has some.")
+        try:
+            self._top = _Probed(model, model.proto.graph, None, {}, "", wanted, typed)
+        except BadInputError:
+            Session(model.proto, folder_of(model))  # says it in the model's own words, if it is the model's fault
+            raise
+
+    def run(self, feeds: Feeds) -> list[Array]:
+        """Run the model; raises `BadInputError` where it does not accept the feeds."""
+        return self._top.run(feeds)
+
+    def observation(self, feeds: tuple[Feeds, Feeds]) -> Observation:
+        """What both feeds show."""
+        both = [feeds[0]] if feeds[1] is feeds[0] else list(feeds)
+        seen = self._top.observe(both)
+        return Observation(seen[0][0], seen[-1][0], seen[0][1], seen[-1][1], seen[0][2], feeds)
+
+
+def observe(model: LoadedModel, feeds: tuple[Feeds, Feeds], wanted: set[str], typed: set[str]) -> Observation:
+    """Run the model on both feeds, see `Probe`."""
+    return Probe(model, wanted, typed).observation(feeds)
+
+
+Seen = tuple[dict[str, tuple[int, ...]], dict[str, Array], dict[str, Any]]
+
+
+class _Probed:
+    """One graph of the model with its shapes and wanted values as outputs.
+
+    `fed`: values that a subgraph gets (inputs and captured tensors), for their types; None for the model itself.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        graph: GraphProto,
+        fed: Feeds | None,
+        outer: dict[str, TensorProto],
+        path: str,
+        wanted: set[str],
+        typed: set[str],
+    ) -> None:
+        self.model, self.graph, self.path, self.wanted, self.typed = model, graph, path, wanted, typed
+        self.captured = captured(graph)
+        self.initializers = dict(outer) | {t.name: t for t in graph.initializer}
+        self.done: list[tuple[Feeds, list[Array]]] = []
+        proto = ModelProto()
+        proto.CopyFrom(shell(model.proto))
+        proto.graph.CopyFrom(graph)
+        del proto.graph.value_info[:]
+        for name in sorted(self.captured & set(outer)):
+            proto.graph.initializer.append(outer[name])
+        if fed is not None:
+            proto.graph.name = proto.graph.name or "subgraph"
+            del proto.graph.input[:]
+            for name, value in fed.items():
+                kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+                proto.graph.input.append(helper.make_tensor_value_info(name, kind, [None] * value.ndim))
+        needed: set[str] = set()
+        for node in graph.node:
+            for _, sub in subgraphs(node):
+                needed |= captured(sub) | set(node.input)
+        sequences = _sequences(model.proto, graph)
+        self.produced = [o for node in graph.node for o in node.output if o and o not in sequences]
+        self.values = [o for o in self.produced if o in needed or path + o in wanted]
+        dtyped = [o for o in self.produced if path + o in typed and o not in self.values]
+        del proto.graph.output[:]
+        self.outputs = [*show_shapes(proto.graph, self.produced), *self.values]
+        for name in self.values + dtyped:
+            proto.graph.output.append(helper.make_empty_tensor_value_info(name))
+        self.session = Session(proto, folder_of(model), what="the model with its intermediate results as outputs")
+        self.dtypes = {path + n: self.session.output_types[n] for n in dtyped + self.values}
+
+    def run(self, feeds: Feeds) -> list[Array]:
+        for known, results in self.done:
+            if known is feeds:
+                return results
+        results = self.session.run(feeds, self.outputs)
+        self.done.append((feeds, results))
+        return results
+
+    def observe(self, both: list[Feeds]) -> list[Seen]:
+        """Shapes, wanted values and types, for each of the feeds."""
+        path = self.path
+        constants = {path + t.name: tuple(t.dims) for t in self.graph.initializer}
+        seen: list[Seen] = []
+        known: list[Feeds] = []
+        for feeds in both:
+            results = self.run(feeds)
+            shapes = {path + n: tuple(int(d) for d in s) for n, s in zip(self.produced, results, strict=False)}
+            shapes |= {path + n: v.shape for n, v in feeds.items() if n not in self.captured} | constants
+            found = dict(zip(self.values, results[len(self.produced) :], strict=True))
+            seen.append((shapes, {path + n: v for n, v in found.items()}, self.dtypes))
+            known.append(found | feeds)
+        for node in self.graph.node:
+            first = next((o for o in node.output if o), "")
+            for name, sub in subgraphs(node):
+                inner = [
+                    {n: v[n] for n in captured(sub) if n in v} | _body_feeds(node, sub, v, self.initializers)
+                    for v in known
+                ]
+                more = self._inside(sub, inner, f"{path}{first}.{name}{SEPARATOR}")
+                for mine, theirs in zip(seen, more, strict=False):
+                    mine[0].update(theirs[0])
+                    mine[1].update(theirs[1])
+                    mine[2].update(theirs[2])
+        return seen
+
+    def _inside(self, sub: GraphProto, inner: list[Feeds], path: str) -> list[Seen]:
+        """The same of a subgraph; nothing where it does not run on these inputs: its rules pin."""
+        names = {v.name for v in sub.input} | captured(sub)
+        inner = [{n: v for n, v in feeds.items() if n in names} for feeds in inner]
+        try:
+            return _Probed(self.model, sub, inner[0], self.initializers, path, self.wanted, self.typed).observe(inner)
+        except BadInputError:
+            return []
+
+
+def _body_feeds(node: onnx.NodeProto, body: GraphProto, known: Feeds, initializers: dict[str, TensorProto]) -> Feeds:
+    """What a loop body is fed in its first iteration; {} for a body without inputs (If)."""
+
+    def value(name: str) -> Array | None:
+        if name in known:
+            return known[name]
+        return numpy_helper.to_array(initializers[name]) if name in initializers else None
+
+    if not body.input:
+        return {}
+    outer = [value(name) for name in node.input]
+    count = next((a.i for a in node.attribute if a.name == "num_scan_inputs"), None)
+    if count is None:  # Loop: iteration number, condition, then the carried values
+        start: list[Array | None] = [np.array(0, np.int64), np.array(True), *outer[2:]]
+    else:  # Scan: states, then one slice of each scanned input
+        axes = next((list(a.ints) for a in node.attribute if a.name == "scan_input_axes"), [0] * count)
+        states = len(outer) - count
+        scanned = [None if v is None else np.take(v, 0, axis=x) for v, x in zip(outer[states:], axes, strict=True)]
+        start = outer[:states] + scanned
+    return {i.name: v for i, v in zip(body.input, start, strict=False) if v is not None}
+
+
+def _sequences(proto: ModelProto, graph: GraphProto) -> set[str]:
+    """Outputs that are sequences or optionals, of which no Shape can be taken.
+
+    An output that may be either (Identity) is one if an input is.
+    """
+    found: set[str] = set()
+    for node in graph.node:
+        version = next((o.version for o in proto.opset_import if o.domain == node.domain), 1)
+        key = (node.op_type, version, node.domain)
+        if key not in _CONTAINERS:
+            _CONTAINERS[key] = _containers(*key)
+        always, sometimes = _CONTAINERS[key]
+        if always or (sometimes and any(i in found for i in node.input)):
+            found.update(node.output)
+    return found
+
+
+def _containers(op: str, version: int, domain: str) -> tuple[bool, bool]:
+    """Are an operator's outputs always, or sometimes, something else than tensors?"""
+    try:
+        schema = onnx.defs.get_schema(op, version, domain)
+    except onnx.defs.SchemaError:
+        return False, False
+    types = {c.type_param_str: list(c.allowed_type_strs) for c in schema.type_constraints}
+    allowed = [t for o in schema.outputs for t in types.get(o.type_str, [o.type_str])]
+    tensors = [t.startswith(("tensor(", "sparse_tensor(")) for t in allowed]
+    return not any(tensors), not all(tensors)
+
+
+_CONTAINERS: dict[tuple[str, int, str], tuple[bool, bool]] = {}
