@@ -150,6 +150,8 @@ def finetune(
     feeds = _data(student, data, settings)
     if original is None and settings.labels is None:
         raise BadInputError("Give --teacher (the original model), --labels, or both: there is nothing to learn from.")
+    if settings.features and original is None:
+        raise BadInputError("--features are compared with those of --teacher; give it, or leave them out.")
     if settings.from_scratch and settings.labels is None:
         raise BadInputError("--from-scratch is trained with labels; give --labels.")
     if original is not None:
@@ -387,6 +389,8 @@ def _options(options: dict[str, Any]) -> FinetuneOptions:
         raise BadInputError(f"--label-weight must lie between 0 and 1, not {settings.label_weight}.")
     if settings.label_weight is not None and settings.labels is None:
         raise BadInputError("--label-weight is the share of --labels; give them, or leave it out.")
+    if settings.plan is not None and not settings.features:
+        raise BadInputError("--plan says which features were sliced; give --features N, or leave it out.")
     for name in ("samples", "threads"):
         value = getattr(settings, name)
         if value is not None and value < 1:

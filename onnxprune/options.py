@@ -13,6 +13,7 @@ from onnxprune.core.plan import Plan
 from onnxprune.stages.metric import load_score
 
 DEPTHS = ("off", "auto", "only")
+DECIDED = ("importance", "depth", "samples", "round_to", "include", "exclude", "include_inexact")  # by a plan
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,15 @@ def completed(settings: Options, budget: Budget | None) -> Options:
     measured = settings.data is not None or (budget is not None and budget.metric != "ratio")
     recover = settings.recover or ("lsq" if measured else "none")
     importance = settings.importance or ("obs" if recover != "none" else "l2")
+    if (
+        settings.metric != "kl"
+        and budget is not None
+        and budget.metric != "max_drop"
+        and settings.then_quantize is None
+    ):
+        raise BadInputError(
+            "--metric says what --max-drop or --then-quantize measure; leave it out, or give one of them."
+        )
     if settings.depth != "off" and budget is not None:
         if budget.metric in ("ratio", "max_drop"):
             option = budget.metric.replace("_", "-")
@@ -98,6 +108,10 @@ def settings_of(settings: Options, budget: Budget | None) -> dict[str, Any]:
 
 
 def replayed(settings: Options, plan: Plan) -> Options:
+    """The options that a plan was made with. Raises `BadInputError` for others that ask for a decision."""
+    for name in DECIDED:
+        if getattr(settings, name) != getattr(Options(), name):
+            raise BadInputError(f"--{name.replace('_', '-')} does not go with --apply: the plan has decided that.")
     stored = plan.document.get("settings", {})
     if not isinstance(stored, dict):
         raise BadInputError("The plan's 'settings' are not an object.")

@@ -456,10 +456,21 @@ def test_help_and_version() -> None:
         ("--ratio", "0.5", "--input-shape", "image:1,4,6,6"),
         ("--ratio", "0.5", "--input-shape", "picture:1,3,6,6"),
         ("--ratio", "0.5", "--input-shape", "image:99999999999999999999,3,6,6"),
+        ("--ratio", "0.5", "--metric", "top1"),
     ],
 )
 def test_usage(here: Path, arguments: tuple[str, ...]) -> None:
     refused(here, 2, "prune", "m.onnx", "-o", "s.onnx", *arguments)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--depth", "auto"), ("--importance", "l1"), ("--round-to", "4"), ("--exclude", "last"), ("--include-inexact",)],
+)
+def test_a_plan_has_decided(here: Path, option: tuple[str, ...]) -> None:
+    assert run("prune", "m.onnx", "-o", "s.onnx", "--ratio", "0.5", "--plan", "p.json", "-q").exit_code == 0
+    line = refused(here, 2, "prune", "m.onnx", "-o", "t.onnx", "--apply", "p.json", *option)
+    assert option[0] in line and "has decided" in line
 
 
 @pytest.mark.parametrize(

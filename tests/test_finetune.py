@@ -488,6 +488,8 @@ def test_rounds_may_remove_layers() -> None:
         ({"rate": float("nan")}, "--rate must be above zero"),
         ({"label_weight": 2.0}, "--label-weight"),
         ({"label_weight": 0.5}, "share of --labels"),
+        ({"plan": "p.json", "features": 0}, "--features N"),
+        ({"teacher": None, "labels": "x"}, "give it, or leave them out"),
         ({"labels": "nosuch"}, "neither a file nor an array"),
         ({"from_scratch": True}, "needs --labels|give --labels"),
         ({"nonsense": 1}, "Unknown option 'nonsense'"),

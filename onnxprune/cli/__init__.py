@@ -1,0 +1,21 @@
+"""The command line: arguments to options to pipeline, and exit codes.
+
+0 done; 2 usage or bad input; 3 target not reachable; 4 verification failed; 5 nothing prunable. Only 0 writes anything.
+"""
+
+from __future__ import annotations
+
+import click
+
+from onnxprune.cli import finetune, look, prune, sparsify
+from onnxprune.core.version import __version__
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="onnxprune")
+def main() -> None:
+    """Prune ONNX models: channels, heads, neurons; proved in ONNX Runtime."""
+
+
+for command in (prune.prune, sparsify.sparsify, finetune.finetune, *look.COMMANDS):
+    main.add_command(command)

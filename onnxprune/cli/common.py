@@ -1,0 +1,116 @@
+"""What all commands share: the consoles, options with the same name, and one sentence instead of a traceback."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import click
+from click.core import ParameterSource
+from rich.console import Console
+from rich.table import Table
+
+from onnxprune.core.errors import BadInputError, OnnxPruneError
+
+OUT = Console(highlight=False, soft_wrap=True)
+ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+FILE = click.Path(path_type=Path)
+Command: TypeAlias = Callable[..., None]
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """One sentence and the right exit code instead of a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except OnnxPruneError as error:
+            ERR.print(f"onnxprune: {error}", markup=False)
+            sys.exit(error.exit_code)
+        except BrokenPipeError:
+            sys.exit(1)
+        except KeyboardInterrupt:
+            ERR.print("onnxprune: interrupted; nothing was written.")
+            sys.exit(130)
+        except (OSError, MemoryError) as error:
+            ERR.print(f"onnxprune: {type(error).__name__}: {error}; nothing was written.", markup=False)
+            sys.exit(2)
+
+    return run
+
+
+# ---------------------------------------------------------------- options
+
+
+def data_option(purpose: str, required: bool = False) -> Callable[[Command], Command]:
+    """purpose: what the inputs are for."""
+    return click.option("--data", type=FILE, metavar="FILE.npz|DIR", required=required, help=f"Inputs to {purpose}.")
+
+
+def output_option(what: str) -> Callable[[Command], Command]:
+    return click.option("-o", "--output", required=True, type=FILE, help=f"Where to write the {what} model.")
+
+
+input_shape_option = click.option(
+    "--input-shape", multiple=True, metavar="NAME:D,D,…", help="Shape of an input with dynamic dimensions."
+)
+samples_option = click.option(
+    "--samples", type=int, default=512, show_default=True, help="Use at most so many samples of --data."
+)
+include_option = click.option(
+    "--include", multiple=True, metavar="GLOB", help="Only weights whose node or tensor name matches."
+)
+exclude_option = click.option(
+    "--exclude", multiple=True, metavar="GLOB", help="Leave nodes or tensors with these names alone."
+)
+report_option = click.option("--report", type=FILE, metavar="FILE.md|.json", help="Write a report.")
+seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+
+
+def json_option(what: str = "Print as JSON.") -> Callable[[Command], Command]:
+    return click.option("--json", "as_json", is_flag=True, help=what)
+
+
+def given(*names: str) -> list[str]:
+    """Those of the options that the user wrote."""
+    context = click.get_current_context()
+    return [n for n in names if context.get_parameter_source(n) is not ParameterSource.DEFAULT]
+
+
+def check_report(report: Path | None) -> None:
+    if report is not None and report.suffix not in (".md", ".json"):
+        raise BadInputError(f"--report {report} must end in .md or .json.")
+
+
+# ---------------------------------------------------------------- output
+
+
+@contextmanager
+def progress(is_silent: bool) -> Iterator[Callable[[str], None]]:
+    """Shows the stage that is under way, where somebody looks."""
+    if is_silent or not ERR.is_terminal:
+        yield lambda stage: None
+        return
+    with ERR.status("load") as status:
+        yield status.update
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ()) -> Table:
+    """left: heads of the columns of text; the others are numbers."""
+    made = Table(box=None, pad_edge=False)
+    for head in heads:
+        made.add_column(head, justify="left" if head in left else "right")
+    for row in rows:
+        made.add_row(*map(plain, row))
+    return made
+
+
+def plain(text: str) -> str:
+    """Text that is no markup."""
+    return text.replace("[", "\\[")
