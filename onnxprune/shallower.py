@@ -123,32 +123,28 @@ def reduced(
     proto = bare.model.proto
     changed: tuple[tuple[str, int], ...] = ()
     if settings.recover != "none":
-        proto, changed = _prepared(original.bare, proto, against, settings, bypasses, clock)
-    mended = replace(bare.model, proto=proto)
-    analysis = replace(bare, model=mended, view=view(import_graph(mended), bare.view.opsets))
+        mended = _fitted(original.bare, proto, against, settings, bypasses, clock)
+        proto, changed = _in_place(proto, mended, runtime.folder_of(original.bare.model))
+    loaded = replace(bare.model, proto=proto)
+    analysis = replace(bare, model=loaded, view=view(import_graph(loaded), bare.view.opsets))
     against = replace(against, moments={})
     own = calibrate(analysis, against.samples, settings.seed, against.made_up, clock.share) if decides else against
     against = replace(own, flat=against.flat, outputs=against.outputs, moments={})
     return Subject(tuple(bypasses), bare, analysis, CostModel(bare), own, against, changed)
 
 
-def _prepared(
-    analysis: Analysis,
-    proto: onnx.ModelProto,
-    against: Calibration,
-    settings: Options,
-    bypasses: Sequence[Bypass],
-    clock: Clock,
+def _in_place(
+    proto: onnx.ModelProto, fitted: Repaired, folder: str | None
 ) -> tuple[onnx.ModelProto, tuple[tuple[str, int], ...]]:
-    """The bypassed model with its constants fitted in place, so that scores and widths are decided on a model that works.
+    """The bypassed model with its constants fitted, so that scores and widths are decided on a model that works.
 
     A constant that the model does not have yet would change what the analysis sees, and is left to the final repair.
     """
-    model = _fitted(analysis, proto, against, settings, bypasses, clock)
-    names, now = (inputs_at(m, model.repair.changed) for m in (proto, model.model))
+    changed = fitted.repair.changed
+    names, now = (inputs_at(m, changed) for m in (proto, fitted.model))
     other = {node for (node, i), name in now.items() if names.get((node, i)) != name}
-    kept = [p for p in model.repair.changed if p[0] not in other]
-    return with_constants(proto, constants_at(model.model, kept, runtime.folder_of(analysis.model))), tuple(kept)
+    kept = [p for p in changed if p[0] not in other]
+    return with_constants(proto, constants_at(fitted.model, kept, folder)), tuple(kept)
 
 
 def _fitted(

@@ -27,6 +27,12 @@ def graph_inputs(proto: ModelProto) -> list[onnx.ValueInfoProto]:
     return [v for v in proto.graph.input if v.name not in known]
 
 
+def declared_batch(value: onnx.ValueInfoProto) -> int:
+    """The declared size of an input's first axis; 0 where it is dynamic, or there is none."""
+    dims = value.type.tensor_type.shape.dim
+    return int(dims[0].dim_value) if dims and dims[0].HasField("dim_value") and dims[0].dim_value > 0 else 0
+
+
 def symbols(value: onnx.ValueInfoProto) -> list[int | str]:
     """Sizes of an input's axes: an int where static, else the dimension's symbol (made up where it has none)."""
     dims: list[int | str] = []

@@ -13,6 +13,7 @@ from onnx import helper
 from onnxprune.core.errors import BadInputError
 from onnxprune.core.observation import Array, Feeds, batch_of
 from onnxprune.core.samples import Samples
+from onnxprune.runtime import declared_batch
 
 
 def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
@@ -117,7 +118,7 @@ PATCH = 0.5
 
 def merged(feeds: list[Feeds], inputs: list[onnx.ValueInfoProto]) -> list[Feeds]:
     """Single feeds of equal shapes stacked along the batch axis, where every input has a dynamic one."""
-    if any(_declared(v) or feeds[0][v.name].ndim == 0 for v in inputs):
+    if any(declared_batch(v) or feeds[0][v.name].ndim == 0 for v in inputs):
         return feeds
     alike: dict[tuple[tuple[int, ...], ...], list[Feeds]] = {}
     for feed in feeds:
@@ -149,7 +150,7 @@ def portions(feeds: list[Feeds], inputs: list[onnx.ValueInfoProto], limit: int |
                 result.append(feed)
                 left -= max(count, 1)
             continue
-        fixed = any(_declared(v) for v in inputs if sizes[v.name])
+        fixed = any(declared_batch(v) for v in inputs if sizes[v.name])
         count = min(count, left)
         left -= count
         elements = sum(feed[v.name].size // feed[v.name].shape[0] * sizes[v.name] for v in inputs if sizes[v.name])
@@ -164,15 +165,9 @@ def portions(feeds: list[Feeds], inputs: list[onnx.ValueInfoProto], limit: int |
     return result
 
 
-def _declared(value: onnx.ValueInfoProto) -> int:
-    """The declared size of the first axis; 0 where it is dynamic."""
-    dims = value.type.tensor_type.shape.dim
-    return int(dims[0].dim_value) if dims and dims[0].HasField("dim_value") and dims[0].dim_value > 0 else 0
-
-
 def _step(array: Array, value: onnx.ValueInfoProto) -> int:
     """Rows of one sample; 0 for an array that has no batch axis or is one sample already."""
-    declared = _declared(value)
+    declared = declared_batch(value)
     if array.ndim == 0 or array.shape[0] <= declared:
         return 0
     return declared or 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import inf
@@ -19,6 +18,7 @@ from onnxprune.core.classes import Bools
 from onnxprune.core.grouping import Group
 from onnxprune.core.plan import Plan
 from onnxprune.core.repair import Repair
+from onnxprune.core.timing import summary
 from onnxprune.core.units import Pin
 from onnxprune.core.variant import Variant
 from onnxprune.core.verdict import Verdict
@@ -105,14 +105,7 @@ class Report:
         if depth is not None:
             data["depth"] = depth
         if times is not None:
-            medians = [statistics.median(t) for t in times]
-            data["latency_ms"] = {
-                "before": round(medians[0], 3),
-                "after": round(medians[1], 3),
-                "speedup": round(medians[0] / medians[1], 3),
-                "runs": len(times[0]),
-                "spread": [[round(min(t), 3), round(max(t), 3)] for t in times],
-            }
+            data["latency_ms"] = summary(times)
         return Report(data)
 
     def to_json(self) -> str:

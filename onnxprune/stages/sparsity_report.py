@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import statistics
 from dataclasses import dataclass
 from typing import Any
 
 from onnxprune.core.plan import Plan
 from onnxprune.core.sparsity import Pattern, Target
+from onnxprune.core.timing import summary
 from onnxprune.core.verdict import Verdict
 from onnxprune.core.weights import Left, Weight
 
@@ -78,13 +78,7 @@ class SparsityReport:
         if removed is not None:
             data["pruned"] = _pruned(removed)
         if times is not None:
-            before, after = (statistics.median(t) for t in times)
-            data["latency_ms"] = {
-                "before": round(before, 3),
-                "after": round(after, 3),
-                "runs": len(times[0]),
-                "spread": [[round(min(t), 3), round(max(t), 3)] for t in times],
-            }
+            data["latency_ms"] = summary(times)
         return SparsityReport(data)
 
     def to_json(self) -> str:
@@ -133,9 +127,7 @@ class SparsityReport:
         rows = [(names[key], f"{a:,}", f"{b:,}", f"{b / max(a, 1):.1%}") for key, (a, b) in self.data["bytes"].items()]
         if "latency_ms" in self.data:
             t = self.data["latency_ms"]
-            rows.append(
-                ("ms per run", f"{t['before']:.3f}", f"{t['after']:.3f}", f"{t['before'] / t['after']:.2f}x as fast")
-            )
+            rows.append(("ms per run", f"{t['before']:.3f}", f"{t['after']:.3f}", f"{t['speedup']:.2f}x as fast"))
         return rows
 
     def to_markdown(self) -> str:

@@ -25,11 +25,11 @@ from onnxprune.core.layers import Layer
 from onnxprune.core.linear import Floats
 from onnxprune.core.observation import Array
 from onnxprune.core.order import Order
+from onnxprune.core.surgery import SINGLE
 from onnxprune.core.units import Ids
 
 DAMPING = 1e-3
 BATCH = 24  # a step takes this fraction of what is left
-SINGLE = 1500  # inputs above which single precision has to do
 GONE = -2
 SHRINK = 0.7
 

@@ -9,6 +9,7 @@ import numpy as np
 from onnx import ValueInfoProto
 
 from onnxprune.core.observation import Feeds
+from onnxprune.runtime import declared_batch
 
 HELD = 0.1
 MAX_HELD = 1024
@@ -54,7 +55,7 @@ def pool(feeds: Sequence[Feeds], inputs: Sequence[ValueInfoProto], accepts: Call
         parts, names_cut = _cut(feed, inputs)
         units += parts
         cut |= names_cut
-    fixed = any(_declared(v) for v in inputs)
+    fixed = any(declared_batch(v) for v in inputs)
     if not accepts({n: units[0][n] for n in names}):
         units, cut, fixed = list(feeds), set(names), True
     found = Pool(tuple(units), frozenset(cut), not fixed and len(units) > 1)
@@ -64,15 +65,9 @@ def pool(feeds: Sequence[Feeds], inputs: Sequence[ValueInfoProto], accepts: Call
     return found
 
 
-def _declared(value: ValueInfoProto) -> int:
-    """The declared size of the first axis; 0 where it is dynamic."""
-    dims = value.type.tensor_type.shape.dim
-    return int(dims[0].dim_value) if dims and dims[0].HasField("dim_value") and dims[0].dim_value > 0 else 0
-
-
 def _cut(feed: Feeds, inputs: Sequence[ValueInfoProto]) -> tuple[list[Feeds], set[str]]:
     """One feed per sample, and the arrays that were cut."""
-    rows = {v.name: _declared(v) or 1 for v in inputs if feed[v.name].ndim}
+    rows = {v.name: declared_batch(v) or 1 for v in inputs if feed[v.name].ndim}
     counts = {feed[n].shape[0] // r for n, r in rows.items()}
     if len(counts) != 1:
         return [feed], set(rows)
