@@ -23,6 +23,7 @@ from models.tasks.base import ORT_ERRORS, Feed, ScoreError, Task, first_line
 
 TASKS: dict[str, Task] = {
     "digits": digits.TASK,
+    "digits_vit": digits.TASK,
     "ch_PP-OCRv4_rec": text.RECOGNITION,
     "ch_ppocr_mobile_v2.0_cls": text.ORIENTATION,
     "magika_standard_v3_3": filetype.TASK,

@@ -1,14 +1,14 @@
-"""Train the small residual network `digits.onnx` and write its feed files.
+"""Train the small residual network `digits.onnx` and the small transformer `digits_vit.onnx`, and write their feed files.
 
-A conv stem, three residual stages (16, 32 and 64 channels), global average pooling and a Gemm, on
-scikit-learn's `load_digits` (1797 images of 8 x 8, ten classes), enlarged to 16 x 16 by repeating
-pixels. One seed and one thread: the same versions on the same kind of machine write the same
-weights.
+A conv stem, three residual stages (16, 32 and 64 channels), global average pooling and a Gemm; and 16 patches of 4 x 4,
+three blocks of attention (4 heads of 12) and a hidden layer of 144, the mean of the patches and a Gemm; both on
+scikit-learn's `load_digits` (1797 images of 8 x 8, ten classes), enlarged to 16 x 16 by repeating pixels. One seed
+and one thread: the same versions on the same kind of machine write the same weights.
 
     pip install torch==2.13.0 onnx onnxscript scikit-learn
     python models/train_digits.py
 
-writes `digits.onnx`, `digits_test.npz` and `digits_train.npz` (`x` and `labels`), and `digits_calib.npz` (`x` alone:
+writes `digits.onnx`, `digits_vit.onnx`, `digits_test.npz` and `digits_train.npz` (`x` and `labels`), and `digits_calib.npz` (`x` alone:
 128 training images). The array `x` bears the name of the model's input, so both are feed files.
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +81,45 @@ class DigitsNet(nn.Module):
         return logits
 
 
+class Block(nn.Module):
+    """Attention, then a hidden layer, each behind a LayerNorm and beside a shortcut."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[N, patches, width]` to the same."""
+        n, patches, width = x.shape
+        parts = self.qkv(self.norm1(x)).reshape(n, patches, 3, self.heads, width // self.heads)
+        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        seen = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.proj(seen.transpose(1, 2).reshape(n, patches, width))
+        out: torch.Tensor = x + self.fc2(nn.functional.gelu(self.fc1(self.norm2(x))))
+        return out
+
+
+class DigitsTransformer(nn.Module):
+    """`[N, 1, 16, 16]` to logits `[N, 10]`."""
+
+    def __init__(self, width: int = 48, heads: int = 4, hidden: int = 144, blocks: int = 3) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, 4, 4)
+        self.position = nn.Parameter(torch.randn(1, 16, width) * 0.02)
+        self.blocks = nn.Sequential(*(Block(width, heads, hidden) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[N, 1, 16, 16]` to logits `[N, 10]`."""
+        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.position
+        logits: torch.Tensor = self.head(self.norm(self.blocks(tokens)).mean(dim=1))
+        return logits
+
+
 def load_split() -> Split:
     """The fixed split: 450 test images, the rest for training, classes in equal shares."""
     digits = load_digits()
@@ -104,7 +143,7 @@ def shifted(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return padded[:, :, dy : dy + height, dx : dx + width]
 
 
-def train(split: Split, epochs: int, seed: int) -> DigitsNet:
+def train(network: Callable[[], nn.Module], split: Split, epochs: int, seed: int) -> nn.Module:
     """A trained network in evaluation mode."""
     random.seed(seed)
     np.random.seed(seed)
@@ -113,7 +152,7 @@ def train(split: Split, epochs: int, seed: int) -> DigitsNet:
     torch.use_deterministic_algorithms(True)
     generator = torch.Generator().manual_seed(seed)
 
-    net = DigitsNet()
+    net = network()
     x, y = torch.from_numpy(split.train_x), torch.from_numpy(split.train_y)
     batch = 64
     batches = -(-len(x) // batch)
@@ -130,7 +169,7 @@ def train(split: Split, epochs: int, seed: int) -> DigitsNet:
     return net.eval()
 
 
-def export(net: DigitsNet, path: Path) -> None:
+def export(net: nn.Module, path: Path) -> None:
     """Write the network with a dynamic batch, opset 18, and nothing of this machine in it."""
     program = torch.onnx.export(
         net,
@@ -160,7 +199,7 @@ def without_provenance(model: onnx.ModelProto) -> onnx.ModelProto:
     return bare
 
 
-def accuracy(net: DigitsNet, split: Split) -> float:
+def accuracy(net: nn.Module, split: Split) -> float:
     """Top-1 accuracy on the test images."""
     with torch.no_grad():
         predicted = net(torch.from_numpy(split.test_x)).argmax(1).numpy()
@@ -175,20 +214,21 @@ def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
 def main() -> None:
     """Train, export and write the feed files."""
     here = Path(__file__).resolve().parent
-    parser = argparse.ArgumentParser(description="Train digits.onnx and write its feed files.")
+    parser = argparse.ArgumentParser(description="Train digits.onnx and digits_vit.onnx, and write their feed files.")
     parser.add_argument("--to", type=Path, default=here, help="folder to write to")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     split = load_split()
-    net = train(split, args.epochs, args.seed)
     args.to.mkdir(parents=True, exist_ok=True)
-    export(net, args.to / "digits.onnx")
+    for network, name in ((DigitsNet, "digits"), (DigitsTransformer, "digits_vit")):
+        net = train(network, split, args.epochs * (3 if network is DigitsTransformer else 1), args.seed)
+        export(net, args.to / f"{name}.onnx")
+        print(f"{name}: test top-1 {accuracy(net, split):.4f} on {len(split.test_y)} images")
     save_arrays(args.to / "digits_test.npz", {"x": split.test_x, "labels": split.test_y})
     save_arrays(args.to / "digits_train.npz", {"x": split.train_x, "labels": split.train_y})
     save_arrays(args.to / "digits_calib.npz", {"x": split.train_x[:CALIBRATION_IMAGES]})
-    print(f"test top-1 {accuracy(net, split):.4f} on {len(split.test_y)} images")
 
 
 if __name__ == "__main__":

@@ -185,6 +185,7 @@ class _Run:
     ) -> None:
         self.settings, self.progress, self.student = settings, progress, student
         self.threads = settings.threads or _threads()
+        self.plan = None if settings.plan is None else _read_plan(settings.plan)
         self.inputs = runtime.graph_inputs(student.proto)
         self.names = [v.name for v in self.inputs]
         progress("check")
@@ -270,7 +271,8 @@ class _Run:
     def _teacher(self, teacher: LoadedModel | None, feeds: Feeds) -> Session | None:
         if teacher is None:
             return None
-        keys = candidates(self.network, teacher.proto) if self.settings.features else []
+        mixed = set(self.plan.mixed) if self.plan else set()
+        keys = [k for k in candidates(self.network, teacher.proto) if k not in mixed] if self.settings.features else []
         proto = with_outputs(teacher.proto, keys)
         session = Session(proto, folder_of(teacher), optimized=True, threads=self.threads, what="the teacher")
         session.run(feeds, [o.name for o in teacher.proto.graph.output])
@@ -285,7 +287,7 @@ class _Run:
             bundles = self.pool.bundles(self.training[:256], PORTION)
             outputs = [self.teacher.run(self._held(b), names) for b in bundles]
             distances = tuple(losses.distances({n: [o[k] for o in outputs] for k, n in enumerate(names)}))
-            found = features(self.network, self.teacher, feeds, _removed(settings.plan), settings.features)
+            found = features(self.network, self.teacher, feeds, _removed(self.plan), settings.features)
         supervised = self._supervised(names) if settings.labels is not None else None
         if not distances and supervised is None:
             raise BadInputError("The teacher has no floating output to learn from; give --labels.")
@@ -456,16 +458,18 @@ def _same_interface(student: onnx.ModelProto, teacher: onnx.ModelProto) -> None:
             )
 
 
-def _removed(plan: str | Path | None) -> dict[str, list[tuple[int, list[int]]]]:
-    """Positions that left each tensor of the original, by axis, from a plan's file."""
-    if plan is None:
-        return {}
+def _read_plan(plan: str | Path) -> Plan:
     try:
         text = Path(plan).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise BadInputError(f"The plan {plan} cannot be read.") from None
+    return Plan.from_json(text, f"The plan {plan}")
+
+
+def _removed(plan: Plan | None) -> dict[str, list[tuple[int, list[int]]]]:
+    """Positions that left each tensor of the original, by axis."""
     found: dict[str, dict[int, set[int]]] = {}
-    for group in Plan.from_json(text, f"The plan {plan}").document["groups"]:
+    for group in plan.document["groups"] if plan else ():
         for member in group["members"]:
             if "node" not in member:
                 found.setdefault(member["tensor"], {}).setdefault(int(member["axis"]), set()).update(member["removed"])

@@ -13,7 +13,7 @@ from onnxprune.core.plan import Plan
 from onnxprune.stages.metric import load_score
 
 DEPTHS = ("off", "auto", "only")
-DECIDED = ("importance", "depth", "samples", "round_to", "include", "exclude", "include_inexact")  # by a plan
+DECIDED = ("importance", "depth", "samples", "round_to", "include", "exclude", "include_inexact", "mix")  # by a plan
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Options:
     then_quantize: `int8` quantizes the pruned model; its plan is that of the pruning.
     importance: `obs` needs calibration; None takes it where there is one, else `l2`. samples: at most so many are used.
     depth: `off`, `auto` (layers and nodes go beside channels where that loses less) or `only`.
+    mix: where only linear maps touch units (queries and keys, values), prune principal directions; needs `recover` `lsq`.
     """
 
     importance: str | None = None
@@ -39,6 +40,7 @@ class Options:
     seed: int = 0
     then_quantize: str | None = None
     depth: str = "off"
+    mix: bool = True
     check: bool = True
     benchmark: bool = True
 
@@ -104,6 +106,7 @@ def settings_of(settings: Options, budget: Budget | None) -> dict[str, Any]:
         "input_shapes": {k: list(v) for k, v in settings.input_shapes.items()},
         "seed": settings.seed,
         "depth": settings.depth,
+        "mix": settings.mix,
     }
 
 
@@ -131,6 +134,7 @@ def replayed(settings: Options, plan: Plan) -> Options:
             then_quantize=settings.then_quantize,
             metric=settings.metric,
             depth=str(stored.get("depth", "off")),
+            mix=bool(stored.get("mix", False)),
             check=settings.check,
             benchmark=settings.benchmark,
         )

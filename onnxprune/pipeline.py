@@ -27,19 +27,20 @@ from onnxprune.core.repair import Repair
 from onnxprune.core.variant import Variant
 from onnxprune.core.verdict import Verdict
 from onnxprune.core.version import __version__
-from onnxprune.deciding import calibrated, decider, is_drop, least, repaired
+from onnxprune.deciding import decider, is_drop, least, repaired
 from onnxprune.observing import analysis_of, feeds_of
 from onnxprune.ops import is_quantized
 from onnxprune.ops.cost import CostModel
 from onnxprune.options import Options, completed, options_of, replayed, settings_of
 from onnxprune.proving import latency, proved
 from onnxprune.quantizing import quantize
-from onnxprune.shallower import Choice, Subject, chosen, reduced, told, whole
+from onnxprune.shallower import Choice, chosen, reduced, told
 from onnxprune.stages.load import load
 from onnxprune.stages.report import Report, inspection
 from onnxprune.stages.rewrite import rewrite
 from onnxprune.stages.tidy import tidy
 from onnxprune.stages.verify import check_refit
+from onnxprune.subject import Subject, uncalibrated, whole
 
 Source: TypeAlias = str | PathLike[str] | onnx.ModelProto
 
@@ -97,9 +98,7 @@ def prune(
         settings = replayed(settings, replay)
     settings = completed(settings, budget)
     analysis = analysis_of(loaded, settings)
-    costs = CostModel(analysis)
-    clock("calibrate")
-    original = whole(analysis, costs, calibrated(analysis, settings, costs, clock))
+    original = whole(analysis, settings, clock)
     clock("score")
     if replay is not None:
         what = f"--apply {apply}" if isinstance(apply, str | PathLike) else "the plan"
@@ -141,6 +140,7 @@ def prune(
             refit,
             subject.bypasses,
             _nodes_removed(loaded.proto, pruned) if settings.depth != "off" else (),
+            subject.mixed,
         )
     text = Report.make(
         subject.bare,
@@ -156,6 +156,7 @@ def prune(
         repair,
         variants,
         told(original, choice, settings.depth),
+        subject.blocks,
     )
     result = PruneResult(pruned, made, text, loaded)
     texts: dict[Path, str] = {}
@@ -188,7 +189,7 @@ def verify(
         )
     settings = replayed(options_of({"data": data, "seed": seed}), made)
     analysis = analysis_of(loaded, settings)
-    choice = _repeated(whole(analysis, CostModel(analysis), None), made, "the plan", settings, Clock(silent))
+    choice = _repeated(uncalibrated(analysis), made, "the plan", settings, Clock(silent))
     subject, removed, refit = choice.subject, choice.removed, made.refit
     bypasses = subject.bypasses
     if not refit:

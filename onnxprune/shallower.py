@@ -32,8 +32,7 @@ from onnxprune.core.bypass import Bypass, Links, bypassed
 from onnxprune.core.calibration import Calibration
 from onnxprune.core.classes import Bools
 from onnxprune.core.errors import BadInputError, NothingPrunableError, TargetNotReachableError
-from onnxprune.core.graph import name_of, view
-from onnxprune.core.graphio import import_graph
+from onnxprune.core.graph import name_of
 from onnxprune.core.observation import batch_of
 from onnxprune.core.patch import constants_at, inputs_at, with_constants
 from onnxprune.core.samples import Samples
@@ -46,6 +45,7 @@ from onnxprune.stages.compensate import Repaired, compensate
 from onnxprune.stages.depth import Candidate, candidates
 from onnxprune.stages.rewrite import rewrite
 from onnxprune.stages.sense import judge
+from onnxprune.subject import Subject, with_model
 
 TRIALS = 10  # finished models at most, ...
 FAILURES = 3  # ... and so many in a row that did not help
@@ -57,24 +57,6 @@ CLEAR = 0.8  # of the damage of the channels alone
 TAKEN, SPARED = "bypassed", "a later one made it needless"
 OVERSHOOT = 0.05  # of the cost
 NEGLIGIBLE = 1e-5  # damage of a node that saves nothing but may go
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What channels are pruned from: the original, or what a set of bypasses leaves of it.
-
-    bare: before its repair, which the oracle is about. calibration: what its own layers see and say; against: the same with
-    the outputs and the layers of the original, which repairs and damages are measured with. changed: constants that the repair
-    of the bypassed model fitted.
-    """
-
-    bypasses: tuple[Bypass, ...]
-    bare: Analysis
-    analysis: Analysis
-    costs: CostModel
-    calibration: Calibration | None
-    against: Calibration | None
-    changed: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,33 +86,30 @@ class Choice:
     damage: float = inf
 
 
-def whole(analysis: Analysis, costs: CostModel, calibration: Calibration | None) -> Subject:
-    """The original as a subject."""
-    return Subject((), analysis, analysis, costs, calibration, calibration)
-
-
 def reduced(
     original: Subject, bypasses: Sequence[Bypass], settings: Options, clock: Clock, decides: bool = True
 ) -> Subject:
     """The original without what the bypasses make needless, repaired. `decides`: what deciding about channels needs is measured."""
     if not bypasses:
         return original
-    model = original.bare.model
+    model, basis = original.bare.model, original.analysis.model
     bare = analysis_of(replace(model, proto=bypassed(model.proto, bypasses)), settings, original.bare.observation.feeds)
     against = original.against
     if against is None:
         return Subject(tuple(bypasses), bare, bare, CostModel(bare), None, None)
-    proto = bare.model.proto
-    changed: tuple[tuple[str, int], ...] = ()
+    proto = bypassed(basis.proto, bypasses)
+    changed = original.changed
     if settings.recover != "none":
-        mended = _fitted(original.bare, proto, against, settings, bypasses, clock)
-        proto, changed = _in_place(proto, mended, runtime.folder_of(original.bare.model))
-    loaded = replace(bare.model, proto=proto)
-    analysis = replace(bare, model=loaded, view=view(import_graph(loaded), bare.view.opsets))
+        mended = _fitted(original.analysis, proto, against, settings, bypasses, clock)
+        proto, fitted = _in_place(proto, mended, runtime.folder_of(model))
+        changed = tuple(dict.fromkeys((*inputs_at(proto, changed), *fitted)))
+    analysis = with_model(bare, proto)
     against = replace(against, moments={})
     own = calibrate(analysis, against.samples, settings.seed, against.made_up, clock.share) if decides else against
     against = replace(own, flat=against.flat, outputs=against.outputs, moments={})
-    return Subject(tuple(bypasses), bare, analysis, CostModel(bare), own, against, changed)
+    return Subject(
+        tuple(bypasses), bare, analysis, CostModel(bare), own, against, changed, original.mixed, original.blocks
+    )
 
 
 def _in_place(
@@ -343,11 +322,11 @@ class _Search:
 
     def _damage(self, drops: list[Bypass], repair: bool) -> float:
         """On held-out samples, after a repair on a few; infinite where the model does not run."""
-        proto = bypassed(self.original.bare.model.proto, drops)
+        proto = bypassed(self.original.analysis.model.proto, drops)
         try:
             if repair:
                 silent = Clock(lambda stage: None)
-                proto = _fitted(self.original.bare, proto, self.few, self.settings, drops, silent).model
+                proto = _fitted(self.original.analysis, proto, self.few, self.settings, drops, silent).model
             damage = judge(self.against, proto, self.folder)
         except BadInputError:
             return inf

@@ -22,6 +22,7 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 ROWS: list[tuple[str, str, float, bool]] = [
     ("digits", "small residual CNN", 0.5, True),
     ("digits", "", 0.7, False),
+    ("digits_vit", "small transformer", 0.3, True),
     ("ch_ppocr_mobile_v2.0_cls", "MobileNetV3, text orientation", 0.5, True),
     ("ch_PP-OCRv4_rec", "text recognition, attention", 0.5, True),
     ("magika_standard_v3_3", "file types, tf2onnx export", 0.5, True),
@@ -66,7 +67,7 @@ def row(name: str, about: str, macs: float, has_data: bool) -> str:
 
 def inputs(name: str, folder: Path) -> Path:
     """64 unlabelled inputs as a folder of .npz files; for the model in the repository the file beside it."""
-    if name == "digits":
+    if name not in fetch.MANIFEST:
         return scores.HERE / "digits_calib.npz"
     folder.mkdir()
     for k, feed in enumerate(scores.calibration(name, 64)):

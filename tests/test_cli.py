@@ -820,7 +820,8 @@ def start(folder: Path, patch: str, *arguments: str) -> subprocess.Popen[bytes]:
 
 
 SLOW_WRITE = """
-import os, pathlib
+import os, pathlib, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a shell ignore it
 from onnxprune.core import save
 settle = save._settle
 def slow(file):

@@ -28,13 +28,14 @@ from onnxprune.observing import analysis_of
 from onnxprune.ops.cost import CostModel
 from onnxprune.options import Options, completed
 from onnxprune.proving import proved
-from onnxprune.shallower import reduced, whole
+from onnxprune.shallower import reduced
 from onnxprune.stages.allocate import allocate
 from onnxprune.stages.depth import candidates, possible
 from onnxprune.stages.load import load
 from onnxprune.stages.rewrite import rewrite
 from onnxprune.stages.score import score
 from onnxprune.stages.tidy import tidy
+from onnxprune.subject import whole
 from tests.oracle import Array, deviation, net, session
 from tests.zoo import SHARED, files, load_graph
 
@@ -446,8 +447,8 @@ def test_the_layer_before_takes_over_what_was_linear(images: Path) -> None:
     )
     settings = completed(Options(data=images), Budget("macs", 0.5))
     analysis = analysis_of(load(model), settings)
-    costs, clock = CostModel(analysis), Clock(lambda stage: None)
-    original = whole(analysis, costs, calibrated(analysis, settings, costs, clock))
+    clock = Clock(lambda stage: None)
+    original = whole(analysis, settings, clock)
     subject = reduced(original, [Bypass("s1", "s0")], settings, clock)
     x = {"x": np.load(images)["x"][:8]}
     wanted = session(model).run(None, x)

@@ -887,6 +887,7 @@ def test_the_report_says_what_was_fitted_and_on_what(pruned: tuple[onnxprune.Pru
         "passes": 1,
         "tapped_tensors": data["calibration"]["tapped_tensors"],
         "made_up": False,
+        "mixed_blocks": 0,
     }
     repair = data["repair"]
     layers = [n for n in onnx.load(DIGITS).graph.node if n.op_type in ("Conv", "Gemm")]
@@ -1008,7 +1009,6 @@ def test_a_network_inside_a_branch_is_pruned_repaired_and_verified(apart: bool, 
         apply=tmp_path / "plan.json",
         data=tmp_path / "data.npz",
         output=tmp_path / "again.onnx",
-        round_to=1,
         benchmark=False,
     )
     again = onnx.load(tmp_path / "again.onnx")

@@ -1,4 +1,4 @@
-"""Digits (the small network in this folder): top-1 accuracy on handwritten digits."""
+"""Digits (the small networks in this folder): top-1 accuracy on handwritten digits."""
 
 from __future__ import annotations
 

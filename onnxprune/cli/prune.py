@@ -76,6 +76,12 @@ from onnxprune.stages.score import CALIBRATED, IMPORTANCE
     show_default=True,
     help="Remove layers and nodes: beside channels where that loses less, or nothing else.",
 )
+@click.option(
+    "--mix/--no-mix",
+    default=True,
+    show_default=True,
+    help="Prune principal directions of units that only linear maps touch, such as queries and keys.",
+)
 @samples_option
 @include_option
 @exclude_option

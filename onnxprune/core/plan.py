@@ -4,10 +4,11 @@
      "groups": [{"id": "g12", "kind": "channels", "units": 64, "removed": 24, "exact": true, "classes": [7, 9, …],
                  "members": [{"tensor": "conv1.weight", "axis": 0, "removed": [3, 7, …], "node": "/conv1/Conv"}, …]}],
      "bypassed": [{"tensor": "/add2", "by": "/add1"}], "nodes_removed": ["/add2", …],
-     "refit": [["/conv1/Conv_output_0", 1], …], "macs": [before, after], "params": [before, after]}
+     "mixed": ["/q/MatMul_output_0", …], "refit": [["/conv1/Conv_output_0", 1], …], "macs": [before, after], "params": [before, after]}
 
 Members are constants (with the node that uses them, as shared constants may be cut differently per use) and every activation
 of numbers (not flags) on which the removal is a slice of one axis.
+`mixed` tensors have their units in other bases than the original's (`stages/basis.py`): what was removed are directions, not slices.
 Where `bypassed` is not empty (`core/bypass.py`), groups are those of the model that is left; its tensors have the original's names.
 `classes` are the analysis' own numbers; `members` are what they mean, and a
 replay checks that both still agree.
@@ -60,6 +61,14 @@ class Plan:
             raise BadInputError("The plan's 'bypassed' is not a list of {tensor, by}.")
         return [Bypass(b["tensor"], b["by"]) for b in found]
 
+    @property
+    def mixed(self) -> list[str]:
+        """Tensors whose units are in other bases than the original's."""
+        found = self.document.get("mixed", [])
+        if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
+            raise BadInputError("The plan's 'mixed' is not a list of tensors.")
+        return found
+
     def repaired(self, recover: str, refit: Sequence[tuple[str, int]]) -> Plan:
         """The same removal with another repair."""
         settings = self.document.get("settings", {})
@@ -109,10 +118,12 @@ def make_plan(
     refit: Sequence[tuple[str, int]] = (),
     bypasses: Sequence[Bypass] = (),
     nodes_removed: Sequence[str] = (),
+    mixed: Sequence[str] = (),
 ) -> Plan:
     """Describe a removal (bool per class) by the tensors it cuts. `refit`: (node key, input) of constants that were fitted anew.
 
-    bypasses: those that made the model of the analysis; nodes_removed: keys of the original's nodes that are gone.
+    bypasses: those that made the model of the analysis; nodes_removed: keys of the original's nodes that are gone; mixed: tensors
+    in other bases.
     """
     owner = _owners(analysis, removed)
     members: dict[str, list[dict[str, Any]]] = {g.id: [] for g in analysis.groups}
@@ -154,6 +165,7 @@ def make_plan(
             "settings": settings,
             "bypassed": [{"tensor": b.tensor, "by": b.by} for b in bypasses],
             "nodes_removed": list(nodes_removed),
+            "mixed": list(mixed),
             "refit": [[node, i] for node, i in refit],
             **costs,
             "groups": groups,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -46,6 +46,9 @@ class Rule:
     random: the output is drawn anew in every run.
     weights: `(input, contracted axis)` of what it multiplies by, where `linear` does not cover it.
     idle: does the node certainly give its first input back?
+    mixing: how units of one axis pass, where a linear map of them passes too (`stages/basis.py`): `copy` (values move), `sum` (each unit
+        of the output is the same sum over that unit of all inputs), `scale` (units are multiplied by what does not tell them
+        apart), `product` (of matrices).
     """
 
     ops: tuple[str, ...]
@@ -68,6 +71,7 @@ class Rule:
     random: bool = False
     weights: Callable[[LinearContext], list[tuple[int, int]]] | None = None
     idle: Callable[[IdleContext], bool] | None = None
+    mixing: Literal["copy", "sum", "scale", "product"] | None = None
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,8 @@ RULES = [
         macs=matmul_macs,
         linear=matmul_linear,
         weights=matmul_weights,
+        mixing="product",
     ),
-    Rule(("Gemm",), "contraction", gemm, macs=gemm_macs, linear=gemm_linear, weights=gemm_weights),
-    Rule(("Einsum",), "contraction", einsum, macs=einsum_macs, weights=einsum_weights),
+    Rule(("Gemm",), "contraction", gemm, macs=gemm_macs, linear=gemm_linear, weights=gemm_weights, mixing="product"),
+    Rule(("Einsum",), "contraction", einsum, macs=einsum_macs, weights=einsum_weights, mixing="product"),
 ]

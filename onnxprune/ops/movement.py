@@ -470,22 +470,22 @@ def one_tile(ctx: IdleContext) -> bool:
 
 
 RULES = [
-    Rule(("Reshape",), "movement", reshaped, params=(1,), adjust=follow_target, idle=same_shape),
-    Rule(("Flatten",), "movement", reshaped, idle=same_shape),
-    Rule(("Squeeze",), "movement", reshaped, params=(1,), adjust=squeeze_adjust, idle=same_shape),
-    Rule(("Unsqueeze",), "movement", reshaped, params=(1,), idle=same_shape),
-    Rule(("Transpose",), "movement", transposed, idle=same_axes),
-    Rule(("Concat",), "movement", concat, idle=of_one),
-    Rule(("Split",), "movement", split, params=(1,), adjust=split_adjust),
-    Rule(("Slice",), "movement", sliced, params=(1, 2, 3, 4), adjust=slice_adjust, idle=whole_slice),
-    Rule(("Gather",), "movement", gather, params=(1,), adjust=gather_adjust),
-    Rule(("Expand",), "movement", expand, params=(1,), adjust=expand_adjust, idle=same_shape),
-    Rule(("Tile",), "movement", tile, params=(1,), idle=one_tile),
-    Rule(("Pad",), "movement", pad, params=(1, 2, 3), adjust=pad_adjust, idle=no_padding),
-    Rule(("Resize", "Upsample"), "movement", resize, params=(1, 2, 3), adjust=resize_adjust),
+    Rule(("Reshape",), "movement", reshaped, params=(1,), adjust=follow_target, idle=same_shape, mixing="copy"),
+    Rule(("Flatten",), "movement", reshaped, idle=same_shape, mixing="copy"),
+    Rule(("Squeeze",), "movement", reshaped, params=(1,), adjust=squeeze_adjust, idle=same_shape, mixing="copy"),
+    Rule(("Unsqueeze",), "movement", reshaped, params=(1,), idle=same_shape, mixing="copy"),
+    Rule(("Transpose",), "movement", transposed, idle=same_axes, mixing="copy"),
+    Rule(("Concat",), "movement", concat, idle=of_one, mixing="copy"),
+    Rule(("Split",), "movement", split, params=(1,), adjust=split_adjust, mixing="copy"),
+    Rule(("Slice",), "movement", sliced, params=(1, 2, 3, 4), adjust=slice_adjust, idle=whole_slice, mixing="copy"),
+    Rule(("Gather",), "movement", gather, params=(1,), adjust=gather_adjust, mixing="copy"),
+    Rule(("Expand",), "movement", expand, params=(1,), adjust=expand_adjust, idle=same_shape, mixing="copy"),
+    Rule(("Tile",), "movement", tile, params=(1,), idle=one_tile, mixing="copy"),
+    Rule(("Pad",), "movement", pad, params=(1, 2, 3), adjust=pad_adjust, idle=no_padding, mixing="copy"),
+    Rule(("Resize", "Upsample"), "movement", resize, params=(1, 2, 3), adjust=resize_adjust, mixing="sum"),
     Rule(("ConstantOfShape",), "movement", constant_of_shape, params=(0,), adjust=follow_shape),
-    Rule(("DepthToSpace",), "movement", depth_to_space),
-    Rule(("SpaceToDepth",), "movement", space_to_depth),
+    Rule(("DepthToSpace",), "movement", depth_to_space, mixing="copy"),
+    Rule(("SpaceToDepth",), "movement", space_to_depth, mixing="copy"),
 ]
 
 __all__ = ["RULES", "expand_axes", "follow_target"]

@@ -16,13 +16,13 @@ from onnxprune.ops.labelled import Operand, combine, named, operand, unnamed
 
 UNARY = (
     "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid "
-    "HardSwish IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
+    "HardSwish IsInf IsNaN LeakyRelu Log Mish Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
     "Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu "
     "com.microsoft::FastGelu com.microsoft::Gelu com.microsoft::QuickGelu com.microsoft::BiasGelu"
 ).split()
 NARY = (
-    "And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Mod Mul Or "
-    "Pow PRelu Sub Where Xor"
+    "And BitShift BitwiseAnd BitwiseOr BitwiseXor Equal Greater GreaterOrEqual Less LessOrEqual Mod Or Pow PRelu "
+    "Where Xor"
 ).split()
 
 
@@ -130,14 +130,17 @@ def has_type(ctx: IdleContext) -> bool:
 
 
 RULES = [
-    Rule(("Identity",), "pointwise", unary, alias=True, step=unchanged, idle=always),
-    Rule(("Cast",), "pointwise", unary, idle=has_type),
+    Rule(("Identity",), "pointwise", unary, alias=True, step=unchanged, idle=always, mixing="copy"),
+    Rule(("Cast",), "pointwise", unary, idle=has_type, mixing="sum"),
     Rule(tuple(UNARY), "pointwise", unary),
-    Rule(("Max", "Mean", "Min", "Sum"), "pointwise", unary, idle=of_one),
+    Rule(("Max", "Min"), "pointwise", unary, idle=of_one),
+    Rule(("Mean", "Sum"), "pointwise", unary, idle=of_one, mixing="sum"),
+    Rule(("Neg", "Sub"), "pointwise", unary, mixing="sum"),
+    Rule(("Div", "Mul"), "pointwise", unary, mixing="scale"),
     Rule(tuple(NARY), "pointwise", unary),
     Rule(("Clip", "CastLike"), "pointwise", first_input, params=(1, 2)),
-    Rule(("Dropout",), "pointwise", dropout, params=(1, 2), step=unchanged, idle=is_inference),
-    Rule(("Add",), "pointwise", unary, adds=True),
+    Rule(("Dropout",), "pointwise", dropout, params=(1, 2), step=unchanged, idle=is_inference, mixing="sum"),
+    Rule(("Add",), "pointwise", unary, adds=True, mixing="sum"),
     Rule(("QuantizeLinear",), "pointwise", quantize, note=SLICED, coded=True),
     Rule(("DequantizeLinear",), "pointwise", quantize, note=SLICED, coded=True, encode=encode),
 ]

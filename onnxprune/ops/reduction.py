@@ -271,16 +271,27 @@ def of_size_one(ctx: IdleContext) -> bool:
 
 
 RULES = [
-    Rule(("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"), "reduction (sum: exact)", reduce_sum, params=(1,)),
-    Rule(("ReduceMean",), "reduction (mean: rescaled)", reduce_sum, params=(1,), adjust=rescale_mean, typed=True),
+    Rule(("ReduceSum",), "reduction (sum: exact)", reduce_sum, params=(1,), mixing="sum"),
+    Rule(("ReduceL1", "ReduceL2", "ReduceSumSquare"), "reduction (sum: exact)", reduce_sum, params=(1,)),
+    Rule(
+        ("ReduceMean",),
+        "reduction (mean: rescaled)",
+        reduce_sum,
+        params=(1,),
+        adjust=rescale_mean,
+        typed=True,
+        mixing="sum",
+    ),
     Rule(
         ("ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp"),
         "reduction (pins the axis)",
         reduce_order,
         params=(1,),
     ),
-    Rule(("MaxPool", "AveragePool"), "pooling", pooled, idle=of_size_one),
-    Rule(("LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), "pooling", pooled),
+    Rule(("MaxPool",), "pooling", pooled, idle=of_size_one),
+    Rule(("AveragePool",), "pooling", pooled, idle=of_size_one, mixing="sum"),
+    Rule(("GlobalAveragePool",), "pooling", pooled, mixing="sum"),
+    Rule(("LpPool", "GlobalMaxPool", "GlobalLpPool"), "pooling", pooled),
     Rule(("Softmax", "LogSoftmax", "Hardmax"), "pins the axis", single_axis),
     Rule(("ArgMax", "ArgMin"), "pins the axis", arg),
     Rule(("TopK",), "pins the axis", top_k, params=(1,)),

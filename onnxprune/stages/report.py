@@ -50,7 +50,9 @@ class Report:
         repair: Repair | None = None,
         variants: Sequence[Variant] = (),
         depth: dict[str, Any] | None = None,
+        mixed: int = 0,
     ) -> Report:
+        """mixed: blocks of units that were cut as principal directions."""
         after = {g["id"]: g for g in plan.document["groups"]}
         groups = [
             row | {"removed": after[row["id"]]["removed"] if row["id"] in after else 0} for row in group_rows(analysis)
@@ -87,6 +89,7 @@ class Report:
                 "passes": calibration.passes,
                 "tapped_tensors": len(calibration.tapped),
                 "made_up": calibration.made_up,
+                "mixed_blocks": mixed,
             }
         if repair is not None:
             fitted = [f for f in repair.fits if f.ridge is not None]
@@ -154,6 +157,8 @@ class Report:
             source = "made-up" if calibration["made_up"] else "calibration"
             more = f" and {calibration['made_samples']} patched from them" if calibration["made_samples"] else ""
             lines.append(f"{calibration['samples']} {source} samples{more}, {calibration['held_out']} of all held out")
+        if calibration is not None and calibration["mixed_blocks"]:
+            lines.append(f"{calibration['mixed_blocks']} blocks of units mixed into principal directions")
         if repair is not None:
             before, after = repair["damage"]
             lines.append(

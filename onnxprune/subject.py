@@ -1,0 +1,105 @@
+"""What channels are pruned from: the original, in the bases that suit it (`stages/basis.py`), or what bypasses leave of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import onnx
+
+from onnxprune import runtime
+from onnxprune.clock import Clock
+from onnxprune.core.analysis import Analysis
+from onnxprune.core.bypass import Bypass
+from onnxprune.core.calibration import Calibration
+from onnxprune.core.graph import view
+from onnxprune.core.graphio import import_graph
+from onnxprune.core.patch import with_constants
+from onnxprune.deciding import calibrated
+from onnxprune.ops.cost import CostModel
+from onnxprune.options import Options
+from onnxprune.stages.basis import Basis, bases, changes
+from onnxprune.stages.calibrate import calibrate
+from onnxprune.stages.verify import error, tolerance_of
+
+COMPARED = 4  # samples, beside the feeds of the analysis
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What channels are pruned from.
+
+    bare: before any constant was changed, which the oracle is about. calibration: what its own layers see and say; against: the same
+    with the outputs and the layers of the original, which repairs and damages are measured with. changed: constants that a change
+    of basis, or the repair of what bypasses leave, wrote. mixed: tensors whose units are in other bases than the original's,
+    in so many blocks.
+    """
+
+    bypasses: tuple[Bypass, ...]
+    bare: Analysis
+    analysis: Analysis
+    costs: CostModel
+    calibration: Calibration | None
+    against: Calibration | None
+    changed: tuple[tuple[str, int], ...] = ()
+    mixed: tuple[str, ...] = ()
+    blocks: int = 0
+
+
+def uncalibrated(analysis: Analysis) -> Subject:
+    """The original as it is."""
+    return Subject((), analysis, analysis, CostModel(analysis), None, None)
+
+
+def whole(analysis: Analysis, settings: Options, clock: Clock) -> Subject:
+    """The original, calibrated where anything asks for it, and in other bases where its weights may be changed."""
+    costs = CostModel(analysis)
+    clock("calibrate")
+    calibration = calibrated(analysis, settings, costs, clock)
+    plain = Subject((), analysis, analysis, costs, calibration, calibration)
+    if calibration is None or settings.recover != "lsq" or not settings.mix:
+        return plain
+    clock("mix")
+    chosen = _exact(analysis, calibration, bases(analysis, calibration))
+    if not chosen:
+        return plain
+    new = changes(analysis, chosen)
+    turned = with_model(analysis, with_constants(analysis.model.proto, new))
+    mixed = tuple(dict.fromkeys(t for basis in chosen for t in basis.block.tensors))
+    samples, made_up = calibration.samples, calibration.made_up
+    own = calibrate(turned, samples, settings.seed, made_up, clock.share)
+    return Subject((), analysis, turned, costs, own, own, tuple(new), mixed, len(chosen))
+
+
+def with_model(analysis: Analysis, proto: onnx.ModelProto) -> Analysis:
+    """The same analysis of a model that differs in its constants only."""
+    loaded = replace(analysis.model, proto=proto)
+    return replace(analysis, model=loaded, view=view(import_graph(loaded), analysis.view.opsets))
+
+
+def _exact(analysis: Analysis, calibration: Calibration, found: Sequence[Basis]) -> list[Basis]:
+    """Those that leave the outputs what they were, as far as floats do."""
+    if not found:
+        return []
+    proto, folder = analysis.model.proto, runtime.folder_of(analysis.model)
+    feeds = [*analysis.feeds, *calibration.samples.feeds[:COMPARED]]
+    original = runtime.Session(proto, folder)
+    wanted = [original.run(f) for f in feeds]
+    allowed = tolerance_of(proto, 0.0)
+
+    def is_exact(some: Sequence[Basis]) -> bool:
+        session = runtime.Session(
+            with_constants(proto, changes(analysis, some)), folder, what="the model in other bases"
+        )
+        return all(error(w, session.run(f)) <= allowed for w, f in zip(wanted, feeds, strict=True))
+
+    def exact(some: list[Basis]) -> list[Basis]:
+        if not some or is_exact(some):
+            return some
+        if len(some) == 1:
+            return []
+        half = len(some) // 2
+        left = [*exact(some[:half]), *exact(some[half:])]
+        return left if is_exact(left) else []
+
+    return exact(list(found))
