@@ -24,7 +24,8 @@ class Options:
     then_quantize: `int8` quantizes the pruned model; its plan is that of the pruning.
     importance: `obs` needs calibration; None takes it where there is one, else `l2`. samples: at most so many are used.
     depth: `off`, `auto` (layers and nodes go beside channels where that loses less) or `only`.
-    mix: where only linear maps touch units (queries and keys, values), prune principal directions; needs `recover` `lsq`.
+    mix: where only linear maps touch units (queries and keys, values), prune principal directions. That fits weights: it needs
+    `recover` `lsq`, and channels to cut; None takes it where it can be.
     """
 
     importance: str | None = None
@@ -40,7 +41,7 @@ class Options:
     seed: int = 0
     then_quantize: str | None = None
     depth: str = "off"
-    mix: bool = True
+    mix: bool | None = None
     check: bool = True
     benchmark: bool = True
 
@@ -74,22 +75,25 @@ def completed(settings: Options, budget: Budget | None) -> Options:
     measured = settings.data is not None or (budget is not None and budget.metric != "ratio")
     recover = settings.recover or ("lsq" if measured else "none")
     importance = settings.importance or ("obs" if recover != "none" else "l2")
-    if (
-        settings.metric != "kl"
-        and budget is not None
-        and budget.metric != "max_drop"
-        and settings.then_quantize is None
-    ):
+    if settings.metric != "kl" and (budget is None or budget.metric != "max_drop") and settings.then_quantize is None:
         raise BadInputError(
             "--metric says what --max-drop or --then-quantize measure; leave it out, or give one of them."
         )
     if settings.depth != "off" and budget is not None:
-        if budget.metric in ("ratio", "max_drop"):
-            option = budget.metric.replace("_", "-")
-            raise BadInputError(f"--depth needs a target of cost (--macs, --params or --size), not --{option}.")
+        if budget.metric == "ratio":
+            raise BadInputError(
+                "--depth needs a target of cost (--macs, --params or --size) or --max-drop, not --ratio."
+            )
         if recover == "none" and importance != "obs":
             raise BadInputError("--depth needs calibration: leave out --recover none, or use --importance obs.")
-    return replace(settings, recover=recover, importance=importance)
+    can_mix = recover == "lsq" and settings.depth != "only"
+    if settings.mix and not can_mix:
+        raise BadInputError("--mix needs --recover lsq, and channels to cut: give --data, and leave out --depth only.")
+    return replace(settings, recover=recover, importance=importance, mix=can_mix and settings.mix is not False)
+
+
+def _flag(name: str) -> str:
+    return "--mix/--no-mix" if name == "mix" else f"--{name.replace('_', '-')}"
 
 
 def settings_of(settings: Options, budget: Budget | None) -> dict[str, Any]:
@@ -114,7 +118,7 @@ def replayed(settings: Options, plan: Plan) -> Options:
     """The options that a plan was made with. Raises `BadInputError` for others that ask for a decision."""
     for name in DECIDED:
         if getattr(settings, name) != getattr(Options(), name):
-            raise BadInputError(f"--{name.replace('_', '-')} does not go with --apply: the plan has decided that.")
+            raise BadInputError(f"{_flag(name)} does not go with --apply: the plan has decided that.")
     stored = plan.document.get("settings", {})
     if not isinstance(stored, dict):
         raise BadInputError("The plan's 'settings' are not an object.")
@@ -130,11 +134,11 @@ def replayed(settings: Options, plan: Plan) -> Options:
             input_shapes=settings.input_shapes
             or {str(k): tuple(int(d) for d in v) for k, v in stored.get("input_shapes", {}).items()},
             data=settings.data,
-            seed=settings.seed,
+            seed=settings.seed or int(stored.get("seed", 0)),
             then_quantize=settings.then_quantize,
             metric=settings.metric,
             depth=str(stored.get("depth", "off")),
-            mix=bool(stored.get("mix", False)),
+            mix=None if stored.get("mix") else False,
             check=settings.check,
             benchmark=settings.benchmark,
         )

@@ -27,7 +27,8 @@ from onnxprune.core.repair import Repair
 from onnxprune.core.variant import Variant
 from onnxprune.core.verdict import Verdict
 from onnxprune.core.version import __version__
-from onnxprune.deciding import decider, is_drop, least, repaired
+from onnxprune.deciding import decider, repaired
+from onnxprune.dropping import audited, is_drop, least
 from onnxprune.observing import analysis_of, feeds_of
 from onnxprune.ops import is_quantized
 from onnxprune.ops.cost import CostModel
@@ -98,10 +99,14 @@ def prune(
         settings = replayed(settings, replay)
     settings = completed(settings, budget)
     analysis = analysis_of(loaded, settings)
-    original = whole(analysis, settings, clock)
+    original = whole(analysis, settings, clock, is_drop(budget) or (replay is not None and replay.has_limit))
     clock("score")
     if replay is not None:
         what = f"--apply {apply}" if isinstance(apply, str | PathLike) else "the plan"
+        if set(replay.mixed) != set(original.mixed):
+            raise BadInputError(
+                f"{what} cuts principal directions of units, and here these are of other tensors; give the same --data and --recover."
+            )
         choice = _repeated(original, replay, what, settings, clock)
     else:
         assert budget is not None
@@ -125,6 +130,11 @@ def prune(
         assert calibration is not None
         clock("quantize")
         pruned, variants = quantize(analysis, pruned, calibration, settings)
+    drop = None
+    if budget is not None and is_drop(budget):
+        assert original.calibration is not None
+        clock("audit")
+        drop = audited(analysis, original.calibration, pruned, budget, settings)
     clock("benchmark")
     times = latency(analysis, pruned) if settings.benchmark else None
     clock.stop()
@@ -157,6 +167,7 @@ def prune(
         variants,
         told(original, choice, settings.depth),
         subject.blocks,
+        drop,
     )
     result = PruneResult(pruned, made, text, loaded)
     texts: dict[Path, str] = {}
@@ -203,12 +214,12 @@ def verify(
 
 
 def _decided(original: Subject, budget: Budget, settings: Options, clock: Clock) -> Choice:
+    if is_drop(budget):
+        return least(original, budget, settings, clock)
     if settings.depth != "off":
         return chosen(original, budget, settings, clock)
-    analysis, calibration = original.analysis, original.calibration
-    decide = decider(analysis, calibration, budget, settings, original.costs, clock)
-    removed = least(analysis, calibration, budget, decide, settings, clock) if is_drop(budget) else decide(budget)
-    return Choice(original, removed)
+    decide = decider(original.analysis, original.calibration, budget, settings, original.costs, clock)
+    return Choice(original, decide(budget))
 
 
 def _repeated(original: Subject, plan: Plan, what: str, settings: Options, clock: Clock) -> Choice:

@@ -52,7 +52,8 @@ def _measured(
         for (name, m), f in zip(models.items(), folders, strict=True)
     ]
     times = runtime.latency(sessions, analysis.feeds[0])
-    metric, chosen = metric_of(settings.metric, calibration)
+    chosen = calibration.samples.own_held
+    metric = metric_of(settings.metric, calibration, chosen)
     sizes = [analysis.model.size_bytes, *(m.ByteSize() for m in list(models.values())[1:])]
     return tuple(
         Variant(

@@ -149,6 +149,15 @@ def chosen(original: Subject, budget: Budget, settings: Options, clock: Clock) -
     return search.auto() if settings.depth == "auto" else search.only()
 
 
+def finished(choice: Choice, settings: Options, clock: Clock) -> onnx.ModelProto:
+    """What a choice makes of the original: cut, and repaired where weights may be changed. Not tidied."""
+    subject, removed = choice.subject, choice.removed
+    cut = rewrite(subject.analysis, removed)
+    if settings.recover == "none" or subject.against is None:
+        return cut
+    return repaired(subject.analysis, removed, cut, subject.against, settings, clock, subject.bypasses)[0]
+
+
 def told(original: Subject, choice: Choice, mode: str) -> dict[str, Any] | None:
     """What a report says of layers: those that went, and candidates that did not, with reasons; None where none was looked for."""
     bypasses = choice.subject.bypasses
@@ -267,14 +276,9 @@ class _Search:
                 removed = decider(*own)(target)
         except (TargetNotReachableError, NothingPrunableError):
             return nothing, inf
-        cut = rewrite(subject.analysis, removed)
-        if self.settings.recover == "none":
-            return removed, judge(subject.against, cut, self.folder)
         self.clock("compensate")
-        found = repaired(subject.analysis, removed, cut, subject.against, self.settings, self.clock, subject.bypasses)
-        damage = found[1].after
-        assert damage is not None
-        return removed, damage
+        model = finished(Choice(subject, removed), self.settings, self.clock)
+        return removed, judge(subject.against, model, self.folder)
 
     def _relative(self, subject: Subject) -> Budget:
         """The target, which is a share of the original's cost, as a share of the subject's."""

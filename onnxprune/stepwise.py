@@ -250,11 +250,15 @@ class Stepwise:
         made = {o for k in order for o in self.nodes[k].output}
         graph.initializer.extend(self.initializers[n] for n in sorted(reads | set(outputs)) if n in self.initializers)
         given = [n for n in first if n not in made]
-        for name in given:
-            graph.input.append(_declared(name, first[name]))
+        graph.input.extend(_declared(name, first[name]) for name in given)
         for name in outputs:
             graph.output.append(helper.make_empty_tensor_value_info(name))
-        session = Session(proto, self.folder, optimized=True, what="a part of the model")
+        try:
+            session = Session(proto, self.folder, optimized=True, what="a part of the model")
+        except BadInputError:  # Attention's shape inference divides the last size into heads
+            del graph.input[:]
+            graph.input.extend(_declared(name, first[name], with_last=True) for name in given)
+            session = Session(proto, self.folder, optimized=True, what="a part of the model")
         for values in chain([first], feeds):
             yield session.run({n: values[n] for n in given}, outputs)
 
@@ -290,12 +294,13 @@ class Stepwise:
         self.reads[node] = read_by(self.nodes[node])
 
 
-def _declared(name: str, value: Array | list[Array]) -> onnx.ValueInfoProto:
-    """An input that takes the value: a tensor, or a sequence of them."""
+def _declared(name: str, value: Array | list[Array], with_last: bool = False) -> onnx.ValueInfoProto:
+    """An input that takes the value: a tensor, or a sequence of them. with_last: of this size along the last axis."""
     first = value if isinstance(value, np.ndarray) else value[0] if value else np.empty(0, np.float32)
     kind = helper.np_dtype_to_tensor_dtype(first.dtype)
     if isinstance(value, np.ndarray):
-        return helper.make_tensor_value_info(name, kind, [None] * value.ndim)
+        dims = [None] * (value.ndim - 1) + [value.shape[-1] if with_last else None] if value.ndim else []
+        return helper.make_tensor_value_info(name, kind, dims)
     return helper.make_tensor_sequence_value_info(name, kind, None)
 
 

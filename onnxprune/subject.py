@@ -14,7 +14,7 @@ from onnxprune.core.bypass import Bypass
 from onnxprune.core.calibration import Calibration
 from onnxprune.core.graph import view
 from onnxprune.core.graphio import import_graph
-from onnxprune.core.patch import with_constants
+from onnxprune.core.patch import inputs_at, with_constants
 from onnxprune.deciding import calibrated
 from onnxprune.ops.cost import CostModel
 from onnxprune.options import Options
@@ -23,6 +23,7 @@ from onnxprune.stages.calibrate import calibrate
 from onnxprune.stages.verify import error, tolerance_of
 
 COMPARED = 4  # samples, beside the feeds of the analysis
+HALF = 5e-3  # of the outputs' scale, for 16-bit floats
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,19 @@ def uncalibrated(analysis: Analysis) -> Subject:
     return Subject((), analysis, analysis, CostModel(analysis), None, None)
 
 
-def whole(analysis: Analysis, settings: Options, clock: Clock) -> Subject:
-    """The original, calibrated where anything asks for it, and in other bases where its weights may be changed."""
+def whole(analysis: Analysis, settings: Options, clock: Clock, aside: bool = False) -> Subject:
+    """The original, calibrated where anything asks for it, and in other bases where its weights may be changed.
+
+    aside: keep samples for the last word.
+    """
     costs = CostModel(analysis)
     clock("calibrate")
-    calibration = calibrated(analysis, settings, costs, clock)
+    calibration = calibrated(analysis, settings, costs, clock, aside)
     plain = Subject((), analysis, analysis, costs, calibration, calibration)
-    if calibration is None or settings.recover != "lsq" or not settings.mix:
+    if calibration is None or not settings.mix:
         return plain
     clock("mix")
-    chosen = _exact(analysis, calibration, bases(analysis, calibration))
+    chosen = _exact(analysis, calibration, _in_place(analysis, bases(analysis, calibration)))
     if not chosen:
         return plain
     new = changes(analysis, chosen)
@@ -72,9 +76,18 @@ def whole(analysis: Analysis, settings: Options, clock: Clock) -> Subject:
 
 
 def with_model(analysis: Analysis, proto: onnx.ModelProto) -> Analysis:
-    """The same analysis of a model that differs in its constants only."""
+    """The same analysis of a model that differs in the values of its constants only: they have the same names, too."""
     loaded = replace(analysis.model, proto=proto)
     return replace(analysis, model=loaded, view=view(import_graph(loaded), analysis.view.opsets))
+
+
+def _in_place(analysis: Analysis, found: Sequence[Basis]) -> list[Basis]:
+    """Those whose constants can be changed where they are stored: new ones are nothing that the analysis knows."""
+    proto = analysis.model.proto
+    new = changes(analysis, found)
+    before, after = (inputs_at(m, new) for m in (proto, with_constants(proto, new)))
+    moved = {use for use in new if before.get(use) != after.get(use)}
+    return [b for b in found if not any(c.use in moved for c in b.block.constants)]
 
 
 def _exact(analysis: Analysis, calibration: Calibration, found: Sequence[Basis]) -> list[Basis]:
@@ -85,7 +98,7 @@ def _exact(analysis: Analysis, calibration: Calibration, found: Sequence[Basis])
     feeds = [*analysis.feeds, *calibration.samples.feeds[:COMPARED]]
     original = runtime.Session(proto, folder)
     wanted = [original.run(f) for f in feeds]
-    allowed = tolerance_of(proto, 0.0)
+    allowed = min(tolerance_of(proto, 0.0), HALF)
 
     def is_exact(some: Sequence[Basis]) -> bool:
         session = runtime.Session(

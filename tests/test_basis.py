@@ -6,6 +6,7 @@ Seen red: a factor that tells units apart (rotary embeddings), lines of queries 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 import onnxprune
-from onnxprune import Budget
+from onnxprune import BadInputError, Budget
 from onnxprune.cli import main
 from onnxprune.clock import Clock
 from onnxprune.core.analysis import Analysis
@@ -270,6 +271,66 @@ def test_two_readers_have_no_closed_form() -> None:
     assert len(chosen) == 3 and all(b.block.product for b in chosen)
 
 
+def test_graph_inputs_with_defaults_stay(tmp_path: Path) -> None:
+    """A constant that a caller may feed cannot be changed where it is."""
+    model = net(BOTTLENECK.replace("MIDDLE", "m = Identity(h)"), opset=13)
+    model.ir_version = 3
+    for t in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims))
+    onnxprune.prune(model, Budget("macs", 0.7), benchmark=False)
+    settings = completed(Options(), Target("macs", 0.5))
+    assert whole(analysis_of(load(model), settings), settings, SILENT).changed == ()
+
+
+@pytest.mark.parametrize("name", ["wq", "wk", "wv", "wo"])
+def test_dead_sides(name: str) -> None:
+    shape = (24, 16) if name == "wo" else (16, 24)
+    onnxprune.prune(attention(**{name: np.zeros(shape, np.float32)}), Budget("macs", 0.7), benchmark=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.7, 100.1])
+def test_inputs_that_never_change(value: float, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=np.full((32, 9, 16), value, np.float32))
+    onnxprune.prune(attention(), Budget("macs", 0.7), data=tmp_path / "data.npz", benchmark=False)
+
+
+def test_what_a_layer_adds_has_the_units_too() -> None:
+    text = """g (float[N,8] x) => (float[N,8] y) <float[8,12] a, float[BIAS] b, float[12,8] c, float[8,8] d> {
+        h = Gemm(x, a, b)
+        m = Gemm(h, c)
+        r = Relu(m)
+        y = Gemm(r, d)
+    }"""
+    for size, count in ((12, 1), (1, 0)):
+        analysis, chosen = found(net(text.replace("BIAS", str(size))))
+        assert len(chosen) == count and apart(analysis, mixed(analysis, chosen)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("middle", "count"),
+    [
+        ("m = Cast<to=1>(h)", 1),
+        ("i = Cast<to=6>(h)\n m = Cast<to=1>(i)", 0),
+        ('m = Resize<mode="linear">(h, , twice)', 1),
+        (
+            'm = Resize<mode="linear", coordinate_transformation_mode="tf_crop_and_resize", extrapolation_value=3.0>(h, region, twice)',
+            0,
+        ),
+        ("m = Pad(h, pads, three)", 0),
+    ],
+)
+def test_operators_that_are_linear_with_some_attributes(middle: str, count: int) -> None:
+    constants = {
+        "twice": np.array([1, 1, 2, 2], np.float32),
+        "region": np.array([0, 0, -1, -1, 1, 1, 2, 2], np.float32),
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+        "three": np.array(3, np.float32),
+    }
+    text = BOTTLENECK.replace("MIDDLE", middle).replace("(float[N,8,6,6] y)", "(float[N,8,a,b] y)")
+    analysis, chosen = found(net(text, constants=constants))
+    assert len(chosen) == count and apart(analysis, mixed(analysis, chosen)) < 1e-5
+
+
 def with_own_constants(model: ModelProto) -> ModelProto:
     """Untrained exports share constants that happen to be equal; trained ones do not."""
     stored = {t.name: t for t in model.graph.initializer}
@@ -392,10 +453,26 @@ def test_plan_replay_and_verify(tmp_path: Path) -> None:
     assert tuned.features and not set(tuned.features) & set(result.plan.mixed)
 
 
-def test_not_mixed_where_weights_are_not_fitted() -> None:
-    for options in ({"recover": "bias"}, {"recover": "none"}, {"mix": False}):
-        result = onnxprune.prune(VIT, Budget("macs", 0.5), data=DATA, benchmark=False, check=False, **options)
-        assert result.plan.mixed == []
+@pytest.mark.parametrize("options", [{"recover": "bias"}, {"recover": "none"}, {"depth": "only"}])
+def test_not_mixed_where_weights_are_not_fitted_or_no_channel_is_cut(options: dict[str, Any]) -> None:
+    result = onnxprune.prune(VIT, Budget("macs", 0.5), data=DATA, benchmark=False, check=False, **options)
+    assert result.plan.mixed == []
+    with pytest.raises(BadInputError, match="--mix needs --recover lsq"):
+        onnxprune.prune(VIT, Budget("macs", 0.5), data=DATA, mix=True, **options)
+
+
+@pytest.mark.parametrize("recover", ["bias", "none"])
+def test_directions_are_no_channels(recover: str, tmp_path: Path) -> None:
+    """A replay that does not mix would cut whatever has the same numbers."""
+    onnxprune.prune(VIT, Budget("macs", 0.5), data=DATA, plan=tmp_path / "p.json", benchmark=False)
+    with pytest.raises(BadInputError, match="principal directions"):
+        onnxprune.prune(VIT, apply=tmp_path / "p.json", data=DATA, recover=recover, benchmark=False)
+
+
+def test_a_plan_brings_its_seed(tmp_path: Path) -> None:
+    first = onnxprune.prune(VIT, Budget("macs", 0.5), data=DATA, seed=3, plan=tmp_path / "p.json", benchmark=False)
+    again = onnxprune.prune(VIT, apply=tmp_path / "p.json", data=DATA, benchmark=False)
+    assert first.model.SerializeToString() == again.model.SerializeToString()
 
 
 def test_command_line(tmp_path: Path) -> None:

@@ -497,7 +497,6 @@ def test_excluded_nodes_stay(images: Path) -> None:
     ("budget", "options", "words"),
     [
         (Budget("ratio", 0.5), {"depth": "auto"}, "--depth needs a target of cost"),
-        (Budget("max_drop", 0.1), {"depth": "auto"}, "not --max-drop"),
         (Budget("macs", 0.5), {"depth": "only", "recover": "none"}, "--depth needs calibration"),
         (Budget("macs", 0.5), {"depth": "deep"}, "Unknown --depth 'deep'"),
     ],

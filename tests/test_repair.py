@@ -38,6 +38,7 @@ from onnxprune.stages.compensate import Repaired, compensate
 from onnxprune.stages.feeds import merged, portions, samples_of
 from onnxprune.stages.load import load
 from onnxprune.stages.rewrite import rewrite
+from onnxprune.stages.score import score
 from onnxprune.stages.sense import closed_form, curve, judge, sense
 from onnxprune.stages.surgeon import operate, ranked
 from onnxprune.stages.synthesize import synthesize
@@ -1037,3 +1038,35 @@ def test_a_target_of_cost_without_data_is_met_with_made_up_inputs() -> None:
     onnxprune.verify(model, result.model, result.plan)
     plain = onnxprune.prune(model, Budget("ratio", 0.5), round_to=1, benchmark=False)
     assert "calibration" not in plain.report.data and plain.plan.refit == []
+
+
+def test_attention_as_one_operator_is_repaired() -> None:
+    """Cut off from what comes before it, ONNX Runtime wants to know how wide its inputs are."""
+    model = net(
+        """g (float[N,9,16] x) => (float[N,9,16] y) <float[16,24] wq, float[16,24] wk, float[16,24] wv, float[24,16] wo> {
+            q = MatMul(x, wq)
+            k = MatMul(x, wk)
+            v = MatMul(x, wv)
+            a = Attention<q_num_heads=3, kv_num_heads=3>(q, k, v)
+            y = MatMul(a, wo)
+        }""",
+        opset=23,
+    )
+    result = onnxprune.prune(model, Budget("macs", 0.6), benchmark=False)
+    before, after = result.report.data["repair"]["damage"]
+    assert after < before
+
+
+def test_masks_of_the_least_number_score_without_warnings(recwarn: pytest.WarningsRecorder) -> None:
+    values = np.ones((16, 4), np.float32)
+    values[0] = np.finfo(np.float32).min
+    analysis = analysis_of(
+        load(
+            net(
+                "g (float[N,4] x) => (float[N,4] y) <float[16,4] b> { h = Gemm<transB=1>(x, w) y = Gemm(h, b) }",
+                constants={"w": values},
+            )
+        ),
+        Options(),
+    )
+    assert np.isfinite(score(analysis, "l2")).all() and not recwarn.list

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 
 import onnxprune
 from onnxprune import BadInputError, Budget, TargetNotReachableError
+from onnxprune.cli import main
 from onnxprune.core.damage import angle, disagreement
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,6 +61,69 @@ def test_the_users_own_score_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_metrics_that_are_none(metric: str) -> None:
     with pytest.raises(BadInputError, match="--metric"):
         onnxprune.prune(DIGITS, Budget("max_drop", 0.1), data=CALIB, metric=metric)
+
+
+def test_the_reported_drop_is_on_samples_that_nothing_looked_at(tmp_path: Path) -> None:
+    """Other values in them change what is reported, and not one byte of the model."""
+    x = np.load(CALIB)["x"]
+    first = onnxprune.prune(DIGITS, Budget("max_drop", 0.2), data=CALIB, benchmark=False)
+    drop = first.report.data["drop"]
+    assert drop["metric"] == "kl" and drop["samples"] == 32 and 0 < drop["measured"] <= 0.2
+    assert first.report.data["calibration"]["samples"] == 96
+    assert "32 samples that no step has seen" in first.report.to_markdown()
+    for k in (2, 7):  # every fifth portion of 16
+        x[16 * k : 16 * k + 16] *= 0.95
+    np.savez(tmp_path / "other.npz", x=x)
+    second = onnxprune.prune(DIGITS, Budget("max_drop", 0.2), data=tmp_path / "other.npz", benchmark=False, metric="kl")
+    assert first.model.SerializeToString() == second.model.SerializeToString()
+    assert second.report.data["drop"]["measured"] != drop["measured"]
+
+
+def test_a_drop_that_unseen_samples_do_not_confirm(tmp_path: Path) -> None:
+    """In those that are set aside a digit is hidden under noise: what was found on the others does not hold there."""
+    x = np.load(CALIB)["x"]
+    rng = np.random.default_rng(0)
+    for k in (2, 7):
+        x[16 * k : 16 * k + 16] = rng.uniform(-20, 20, x[:16].shape).astype(np.float32)
+    np.savez(tmp_path / "noisy.npz", x=x)
+    command = [
+        "prune",
+        str(DIGITS),
+        "-o",
+        str(tmp_path / "s.onnx"),
+        "--max-drop",
+        "0.1",
+        "--data",
+        str(tmp_path / "noisy.npz"),
+    ]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 3 and "was not kept" in result.stderr and "no step has seen" in result.stderr
+    assert not (tmp_path / "s.onnx").exists()
+
+
+def test_a_drop_wants_samples_to_set_aside(tmp_path: Path) -> None:
+    np.savez(tmp_path / "few.npz", x=np.load(CALIB)["x"][:4])
+    with pytest.raises(BadInputError, match="give at least 5 with --data, not"):
+        onnxprune.prune(DIGITS, Budget("max_drop", 0.1), data=tmp_path / "few.npz", benchmark=False)
+
+
+def test_replaying_a_drop_sets_the_same_samples_aside(tmp_path: Path) -> None:
+    files = {k: tmp_path / k for k in ("s.onnx", "p.json", "again.onnx")}
+    onnxprune.prune(
+        DIGITS, Budget("max_drop", 0.1), data=CALIB, output=files["s.onnx"], plan=files["p.json"], benchmark=False
+    )
+    onnxprune.prune(DIGITS, apply=files["p.json"], data=CALIB, output=files["again.onnx"], benchmark=False)
+    assert files["s.onnx"].read_bytes() == files["again.onnx"].read_bytes()
+    onnxprune.verify(DIGITS, files["s.onnx"], files["p.json"], data=CALIB)
+
+
+def test_layers_may_go_for_a_drop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxprune.dropping.BISECTIONS", 2)
+    monkeypatch.setattr("onnxprune.shallower.TRIALS", 2)
+    monkeypatch.setattr("onnxprune.shallower.LOOKED", 2)
+    result = onnxprune.prune(DIGITS, Budget("max_drop", 0.3), data=CALIB, depth="auto", benchmark=False)
+    assert result.report.data["drop"]["measured"] <= 0.3 and result.report.data["depth"]["mode"] == "auto"
+    assert share(result) <= 0.5
 
 
 def test_a_drop_that_cannot_be_kept_and_one_that_cannot_be_measured() -> None:

@@ -78,9 +78,8 @@ from onnxprune.stages.score import CALIBRATED, IMPORTANCE
 )
 @click.option(
     "--mix/--no-mix",
-    default=True,
-    show_default=True,
-    help="Prune principal directions of units that only linear maps touch, such as queries and keys.",
+    default=None,
+    help="Prune principal directions of units that only linear maps touch, such as queries and keys [default: where weights are fitted].",
 )
 @samples_option
 @include_option

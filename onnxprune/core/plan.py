@@ -62,6 +62,13 @@ class Plan:
         return [Bypass(b["tensor"], b["by"]) for b in found]
 
     @property
+    def has_limit(self) -> bool:
+        """Was the target a limit on the loss? Then some samples were set aside."""
+        settings = self.document.get("settings", {})
+        target = settings.get("target") if isinstance(settings, dict) else None
+        return isinstance(target, dict) and "max_drop" in target
+
+    @property
     def mixed(self) -> list[str]:
         """Tensors whose units are in other bases than the original's."""
         found = self.document.get("mixed", [])

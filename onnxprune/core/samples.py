@@ -10,7 +10,8 @@ from onnxprune.core.observation import Feeds
 @dataclass(frozen=True)
 class Samples:
     """feeds: each holds `sizes[k]` samples; held[k]: kept out of every fit, to judge with. The first `given` are the user's,
-    the others are made from them (see `stages/feeds.py`). labels: other arrays that came with the user's portions.
+    the others are made from them (see `stages/feeds.py`). labels: other arrays that came with the user's portions. unseen: set aside
+    for the last word, where there is to be one.
     """
 
     feeds: tuple[Feeds, ...]
@@ -18,8 +19,19 @@ class Samples:
     sizes: tuple[int, ...]
     given: int
     labels: tuple[Feeds, ...] = ()
+    unseen: Samples | None = None
 
     @property
     def count(self) -> int:
         """Samples of the user's."""
         return sum(self.sizes[: self.given])
+
+    @property
+    def own(self) -> list[int]:
+        """The user's portions."""
+        return list(range(self.given))
+
+    @property
+    def own_held(self) -> list[int]:
+        """Those of them that are held out; all, where none is."""
+        return [k for k in self.own if self.held[k]] or self.own

@@ -14,3 +14,13 @@ class Verdict:
     exact: bool
     noise: float | None
     masked: int
+
+
+@dataclass(frozen=True)
+class Drop:
+    """The loss of the finished model by `metric` on `samples` samples that no step has seen."""
+
+    metric: str
+    allowed: float
+    measured: float
+    samples: int

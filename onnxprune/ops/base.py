@@ -20,6 +20,7 @@ from onnxprune.core.maps import Facet, Maps, Shape, expand_axes, pad_rank, per_a
 from onnxprune.core.observation import Array
 from onnxprune.core.units import Pin, UnitTable
 
+Mixing = Literal["copy", "sum", "scale", "product"]
 INEXACT_REMEDY = "prune it approximately with --include-inexact"
 
 
@@ -48,7 +49,7 @@ class Rule:
     idle: does the node certainly give its first input back?
     mixing: how units of one axis pass, where a linear map of them passes too (`stages/basis.py`): `copy` (values move), `sum` (each unit
         of the output is the same sum over that unit of all inputs), `scale` (units are multiplied by what does not tell them
-        apart), `product` (of matrices).
+        apart), `product` (of matrices). It holds whatever the attributes are; else it is a function of them.
     """
 
     ops: tuple[str, ...]
@@ -71,7 +72,11 @@ class Rule:
     random: bool = False
     weights: Callable[[LinearContext], list[tuple[int, int]]] | None = None
     idle: Callable[[IdleContext], bool] | None = None
-    mixing: Literal["copy", "sum", "scale", "product"] | None = None
+    mixing: Mixing | Callable[[dict[str, Any]], Mixing | None] | None = None
+
+    def mixing_of(self, attrs: dict[str, Any]) -> Mixing | None:
+        """Of a node with these attributes."""
+        return self.mixing(attrs) if callable(self.mixing) else self.mixing
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ Head splits, packed projections, channel shuffles, window partitions, halves of 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from onnxprune.core.maps import Facet, Maps, expand_axes, reshape, simplify, varying
 from onnxprune.core.observation import Array
-from onnxprune.ops.base import Edit, IdleContext, MapContext, Rule, move
+from onnxprune.ops.base import Edit, IdleContext, MapContext, Mixing, Rule, move
 from onnxprune.ops.labelled import Operand, combine, named, operand
 from onnxprune.ops.pointwise import of_one
 
@@ -469,6 +471,11 @@ def one_tile(ctx: IdleContext) -> bool:
     return ctx.opset >= 6 and ctx.is_all(1, 1)
 
 
+def resize_mixing(attrs: dict[str, Any]) -> Mixing | None:
+    """A weighted sum of positions, unless values beyond the edge are given."""
+    return None if attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize" else "sum"
+
+
 RULES = [
     Rule(("Reshape",), "movement", reshaped, params=(1,), adjust=follow_target, idle=same_shape, mixing="copy"),
     Rule(("Flatten",), "movement", reshaped, idle=same_shape, mixing="copy"),
@@ -481,8 +488,8 @@ RULES = [
     Rule(("Gather",), "movement", gather, params=(1,), adjust=gather_adjust, mixing="copy"),
     Rule(("Expand",), "movement", expand, params=(1,), adjust=expand_adjust, idle=same_shape, mixing="copy"),
     Rule(("Tile",), "movement", tile, params=(1,), idle=one_tile, mixing="copy"),
-    Rule(("Pad",), "movement", pad, params=(1, 2, 3), adjust=pad_adjust, idle=no_padding, mixing="copy"),
-    Rule(("Resize", "Upsample"), "movement", resize, params=(1, 2, 3), adjust=resize_adjust, mixing="sum"),
+    Rule(("Pad",), "movement", pad, params=(1, 2, 3), adjust=pad_adjust, idle=no_padding),
+    Rule(("Resize", "Upsample"), "movement", resize, params=(1, 2, 3), adjust=resize_adjust, mixing=resize_mixing),
     Rule(("ConstantOfShape",), "movement", constant_of_shape, params=(0,), adjust=follow_shape),
     Rule(("DepthToSpace",), "movement", depth_to_space, mixing="copy"),
     Rule(("SpaceToDepth",), "movement", space_to_depth, mixing="copy"),

@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
 from onnxprune.core.maps import Maps, per_axis
 from onnxprune.core.observation import Array
-from onnxprune.ops.base import IdleContext, MapContext, Rule
+from onnxprune.ops.base import IdleContext, MapContext, Mixing, Rule
 from onnxprune.ops.labelled import Operand, combine, named, operand, unnamed
 
 UNARY = (
@@ -26,6 +27,7 @@ NARY = (
 ).split()
 
 
+FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
 SLICED = "per-axis scales are sliced too"
 
 
@@ -129,9 +131,13 @@ def has_type(ctx: IdleContext) -> bool:
     return bool(ctx.kind) and ctx.kind == ctx.attrs.get("to")
 
 
+def cast_mixing(attrs: dict[str, Any]) -> Mixing | None:
+    return "sum" if attrs.get("to") in FLOATS else None
+
+
 RULES = [
     Rule(("Identity",), "pointwise", unary, alias=True, step=unchanged, idle=always, mixing="copy"),
-    Rule(("Cast",), "pointwise", unary, idle=has_type, mixing="sum"),
+    Rule(("Cast",), "pointwise", unary, idle=has_type, mixing=cast_mixing),
     Rule(tuple(UNARY), "pointwise", unary),
     Rule(("Max", "Min"), "pointwise", unary, idle=of_one),
     Rule(("Mean", "Sum"), "pointwise", unary, idle=of_one, mixing="sum"),

@@ -38,6 +38,7 @@ from onnxprune.runtime import Session, folder_of
 
 SAMPLES = 128
 POSITIONS = 1024  # per sample
+CONSTANT = 1e-6  # variance over squared mean
 DAMPING = 1e-3  # of the mean of the diagonal
 Use = tuple[str, int]
 
@@ -208,68 +209,58 @@ class _Finder:
         made = {o for n in nodes for o in n.outputs}
         if any(key not in made or key not in self.flat for key in tensors):
             return None
-        sides = _Sides()
-        follow: list[tuple[Use, bool, Carried]] = []
-        products: list[tuple[str, str]] = []
-        readers: list[tuple[Layer, str]] = []
+        walk = _Walk(tensors)
         for node in nodes:
             rule = ops.rule_for(node.op, node.domain)
-            operands = [(i, x) for i, x in enumerate(node.inputs) if x and i not in rule.params]
-            carry = [x for _, x in operands if x in tensors]
-            fixed = [(node.key, i) for i, _ in operands if (node.key, i) in constants]
-            given = [o for o in node.outputs if o in tensors]
-            layer = self.layers.get(node.key)
+            operands = {i: x for i, x in enumerate(node.inputs) if x and i not in rule.params}
+            fixed = [i for i in operands if (node.key, i) in constants]
             if rule.carries_shape:
                 continue
-            if node.subgraphs or any(self.analysis.uses[use][0] != node.inputs[use[1]] for use in fixed):
+            if node.subgraphs or any(self.analysis.uses[node.key, i][0] != operands[i] for i in fixed):
                 return None
+            at = _At(node, fixed, [x for i, x in operands.items() if i not in fixed])
+            layer = self.layers.get(node.key)
             if layer is not None:
-                weight = (node.key, layer.linear.w)
-                if weight not in fixed or bool(carry) == bool(given) or (carry and carry != [layer.x]):
-                    return None
-                if carry:
-                    readers.append((layer, layer.x))
-                follow += [(use, bool(carry) and use == weight, tensors[(carry or given)[0]]) for use in fixed]
-            elif rule.mixing == "copy" or (rule.mixing == "sum" and given):
-                others = {x for i, x in operands if (node.key, i) not in fixed} - set(carry)
-                if rule.mixing == "sum" and others:
-                    return None
-                sides.through([tensors[x] for x in carry], [tensors[x] for x in given])
-                if bool(fixed or carry) != bool(given) and (
-                    given or fixed
-                ):  # units from nowhere, or a constant of none
-                    return None
-                follow += [(use, False, tensors[given[0]]) for use in fixed]
-            elif rule.mixing == "scale" and len(carry) == 1 and len(given) == 1 and not fixed:
-                others = {x for _, x in operands} - {carry[0]}
-                if (node.inputs[0] != carry[0] and node.op == "Div") or not all(
-                    self._is_even(x, tensors[given[0]]) for x in others
-                ):
-                    return None
-                sides.through([tensors[carry[0]]], [tensors[given[0]]])
-            elif rule.mixing == "product" and not fixed and len(carry) == 1 and len(given) == 1:
-                sides.through([tensors[carry[0]]], [tensors[given[0]]])
-            elif rule.mixing == "product" and not fixed and len(carry) == 2 and not given:
-                sides.pair(tensors[carry[0]], tensors[carry[1]], 1)
-                products.append((carry[0], carry[1]))
+                passes = walk.layer(at, layer)
             else:
+                mixing = rule.mixing_of(node.attrs)
+                factors = [x for x in at.operands if x not in tensors]
+                even = mixing == "scale" and all(self._is_even(x, tensors[o]) for o in walk.given(at) for x in factors)
+                passes = (
+                    (mixing == "copy" and walk.copy(at))
+                    or (mixing == "sum" and walk.sum(at))
+                    or (mixing == "scale" and even and walk.scale(at))
+                    or (mixing == "product" and walk.product(at))
+                )
+            if not passes:
                 return None
-        if sides.contradict or len(products) + len(readers) != 1 or not self._own(use for use, _, _ in follow):
+        return self._made(self.members[block], walk, constants)
+
+    def _made(self, classes: Ids, walk: _Walk, constants: dict[Use, Carried]) -> Block | None:
+        """What the walk found, where every line has a side and there is one end."""
+        sides, tensors = walk.sides, walk.tensors
+        ends = [x for pair in walk.products for x in pair] + [layer.x for layer in walk.readers]
+        if (
+            sides.contradict
+            or len(walk.products) + len(walk.readers) != 1
+            or not self._own(u for u, _, _ in walk.follow)
+        ):
             return None
-        pair = sorted(products[0], key=lambda x: sides.of(tensors[x])[0]) if products else []
-        followed = [(use, reads, self._per_line(constants[use], sides.of(x))) for use, reads, x in follow]
-        uneven = any(
-            len(set(sides.of(tensors[x]))) > 1
-            for x in [*(x for pair in products for x in pair), *(x for _, x in readers)]
-        )
-        if uneven or any(found is None for _, _, found in followed):
+        if any(len(set(sides.of(tensors[x]))) > 1 for x in ends):
             return None
+        followed = []
+        for use, reads, x in walk.follow:
+            found = self._per_line(constants[use], sides.of(x))
+            if found is None:
+                return None
+            followed.append(Constant(use, constants[use], reads, found))
+        pair = sorted(ends, key=lambda x: sides.of(tensors[x])[0]) if walk.products else []
         return Block(
-            self.members[block],
+            classes,
             tuple(tensors),
-            tuple(Constant(use, constants[use], reads, found) for use, reads, found in followed if found is not None),
+            tuple(followed),
             tuple((x, tensors[x]) for x in pair),
-            None if pair else (readers[0][0], sides.of(tensors[readers[0][1]])[0]),
+            None if pair else (walk.readers[0], sides.of(tensors[ends[0]])[0]),
         )
 
     @staticmethod
@@ -299,6 +290,95 @@ class _Finder:
             values = self.analysis.view.constants[constant]
             if np.dtype(values.dtype).kind != "f" or len(self.analysis.view_uses(constant)) != 1:
                 return False
+        return True
+
+
+@dataclass(frozen=True)
+class _At:
+    """A node: the inputs at which constants have the units, and what it reads beside them."""
+
+    node: Node
+    fixed: list[int]
+    operands: list[str]
+
+    @property
+    def uses(self) -> list[Use]:
+        return [(self.node.key, i) for i in self.fixed]
+
+
+class _Walk:
+    """From node to node of one block. Each method says whether the units pass a node of its kind as a linear map of them would.
+
+    follow: constants, with whether they are multiplied by the units, and the tensor that they make or read.
+    """
+
+    def __init__(self, tensors: dict[str, Carried]) -> None:
+        self.tensors = tensors
+        self.sides = _Sides()
+        self.follow: list[tuple[Use, bool, Carried]] = []
+        self.products: list[tuple[str, str]] = []
+        self.readers: list[Layer] = []
+
+    def carried(self, at: _At) -> list[str]:
+        return [x for x in at.operands if x in self.tensors]
+
+    def given(self, at: _At) -> list[str]:
+        return [o for o in at.node.outputs if o in self.tensors]
+
+    def layer(self, at: _At, layer: Layer) -> bool:
+        """It makes the units, and then all that it adds has them too; or it reads them."""
+        carried, given = self.carried(at), self.given(at)
+        weight = (at.node.key, layer.linear.w)
+        if weight not in at.uses or bool(carried) == bool(given):
+            return False
+        if carried:
+            if carried != [layer.x] or at.uses != [weight]:
+                return False
+            self.readers.append(layer)
+        elif set(at.operands) - {layer.x}:
+            return False
+        self.follow += [(use, bool(carried), self.tensors[(carried or given)[0]]) for use in at.uses]
+        return True
+
+    def copy(self, at: _At) -> bool:
+        """Units come from where they were; those that no output has are left behind."""
+        carried, given = self.carried(at), self.given(at)
+        if not given:
+            return not at.fixed
+        return bool(carried or at.fixed) and self._through(at, carried, given)
+
+    def sum(self, at: _At) -> bool:
+        """All that is summed has the units."""
+        carried, given = self.carried(at), self.given(at)
+        return bool(given) and not set(at.operands) - set(carried) and self._through(at, carried, given)
+
+    def scale(self, at: _At) -> bool:
+        carried, given = self.carried(at), self.given(at)
+        if (
+            len(carried) != 1
+            or len(given) != 1
+            or at.fixed
+            or (at.node.op == "Div" and at.node.inputs[0] != carried[0])
+        ):
+            return False
+        return self._through(at, carried, given)
+
+    def product(self, at: _At) -> bool:
+        """Of matrices: with the units on an axis that stays, or on the one that is summed over."""
+        carried, given = self.carried(at), self.given(at)
+        if at.fixed:
+            return False
+        if len(carried) == 1 and len(given) == 1:
+            return self._through(at, carried, given)
+        if len(carried) == 2 and not given:
+            self.sides.pair(self.tensors[carried[0]], self.tensors[carried[1]], 1)
+            self.products.append((carried[0], carried[1]))
+            return True
+        return False
+
+    def _through(self, at: _At, carried: list[str], given: list[str]) -> bool:
+        self.sides.through([self.tensors[x] for x in carried], [self.tensors[x] for x in given])
+        self.follow += [(use, False, self.tensors[given[0]]) for use in at.uses]
         return True
 
 
@@ -412,6 +492,7 @@ def _of_layer(analysis: Analysis, calibration: Calibration, block: Block, layer:
     carried = [f for f in analysis.maps[layer.x] if varying(f) == (linear.channel_axis % len(shape),)]
     n = len(block.classes)
     inputs, outputs = np.zeros((n, n)), np.zeros((n, n))
+    square = 0.0
     count = 0
     for facet in carried:
         classes = analysis.solution.classes[facet.ravel()]
@@ -426,8 +507,10 @@ def _of_layer(analysis: Analysis, calibration: Calibration, block: Block, layer:
             for line in lines:
                 inputs += covariance[np.ix_(line, line)]
                 outputs += w[line] @ w[line].T / variance
+                square += float(np.square(moments.mean_x[g][line]).sum())
                 count += 1
-    return (inputs / count, outputs / count) if count else None
+    is_constant = np.trace(inputs) <= CONSTANT * square  # what varies is rounding noise
+    return None if not count or is_constant else (inputs / count, outputs / count)
 
 
 def _principal(c0: Floats, c1: Floats) -> tuple[Floats, Floats] | None:
@@ -438,6 +521,8 @@ def _principal(c0: Floats, c1: Floats) -> tuple[Floats, Floats] | None:
     for c in (c0, c1):
         damped = (c + c.T) / 2 + DAMPING * np.trace(c) / len(c) * np.eye(len(c))
         values, vectors = np.linalg.eigh(damped)
+        if values[0] <= 0:
+            return None
         roots.append((values, vectors))
     (v0, u0), (v1, u1) = roots
     u, s, _ = np.linalg.svd((u0 * np.sqrt(v0)) @ u0.T @ (u1 * np.sqrt(v1)) @ u1.T)

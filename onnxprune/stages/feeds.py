@@ -112,6 +112,7 @@ def take(feeds: Feeds, inputs: list[onnx.ValueInfoProto], count: int) -> Feeds:
 
 BATCH = 16
 PORTION = 1 << 19  # elements of the inputs in one portion, if more than one sample
+ASIDE = 5  # one portion of so many for the last word
 FOLDS = 4
 PATCH = 0.5
 
@@ -180,10 +181,12 @@ def samples_of(
     wanted: int = 0,
     seed: int = 0,
     accepts: Callable[[Feeds], bool] = lambda feeds: True,
+    aside: bool = False,
 ) -> Samples:
     """Calibration samples: every fourth portion is held out; where there are less than `wanted`, patched ones are added.
 
-    accepts: does the model run on such feeds? A first axis may be dynamic without being the batch.
+    accepts: does the model run on such feeds? A first axis may be dynamic without being the batch. aside: a fifth of the portions
+    takes no part in any of this.
     """
     known = {v.name for v in inputs}
     for whole in (portions(merged(feeds, inputs), inputs, limit), portions(feeds, inputs, limit)):
@@ -193,6 +196,18 @@ def samples_of(
         whole = feeds[:limit]
     given = [{n: a for n, a in f.items() if n in known} for f in whole]
     labels = tuple({n: a for n, a in f.items() if n not in known} for f in whole)
+    unseen = None
+    if aside:
+        if len(given) < ASIDE:
+            raise BadInputError(
+                f"--max-drop judges the result on samples that no step has seen: give at least {ASIDE} with --data, not {len(given)}."
+            )
+        last = range(ASIDE // 2, len(given), ASIDE)
+        feeds_aside = tuple(given[k] for k in last)
+        sizes_aside = tuple(batch_of(f) for f in feeds_aside)
+        unseen = Samples(feeds_aside, (True,) * len(last), sizes_aside, len(last), tuple(labels[k] for k in last))
+        given = [f for k, f in enumerate(given) if k not in last]
+        labels = tuple(n for k, n in enumerate(labels) if k not in last)
     fold = FOLDS if len(given) >= FOLDS else 2
     sizes = [batch_of(f) for f in given]
     held = [k % fold == fold - 1 for k in range(len(given))]
@@ -204,7 +219,7 @@ def samples_of(
             others = [f for f, h in zip(given, held, strict=True) if h == held[k]]
             made.append(_patched(feed, others[int(rng.integers(len(others)))], rng))
     more = len(made) // max(len(given), 1)
-    return Samples(tuple(given + made), tuple(held * (1 + more)), tuple(sizes * (1 + more)), len(given), labels)
+    return Samples(tuple(given + made), tuple(held * (1 + more)), tuple(sizes * (1 + more)), len(given), labels, unseen)
 
 
 def _patchable(feed: Feeds) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +23,18 @@ from onnxprune.core.observation import Array
 Score = Callable[[dict[str, Array], dict[str, Array]], float]
 
 
-def metric_of(name: str, calibration: Calibration) -> tuple[Metric, list[int] | None]:
-    """The damage that `name` asks for, and which portions it judges (None: any that are held out)."""
+def metric_of(name: str, calibration: Calibration, portions: Sequence[int]) -> Metric:
+    """The damage that `name` asks for, on these portions of the user's samples."""
     if name in NAMED:
-        return NAMED[name], None
-    score = load_score(name)
-    samples = calibration.samples
-    mine = [k for k in range(samples.given) if samples.held[k]] or list(range(samples.given))
-    data = _stacked([samples.feeds[k] | (samples.labels[k] if samples.labels else {}) for k in mine])
+        return NAMED[name]
+    score, samples = load_score(name), calibration.samples
+    data = _stacked([samples.feeds[k] | (samples.labels[k] if samples.labels else {}) for k in portions])
     outputs = [o.name for o in calibration.flat.graph.output]
 
     def damage(reference: Outputs, found: Outputs) -> float:
         return _call(score, name, outputs, reference, data) - _call(score, name, outputs, found, data)
 
-    return damage, mine
+    return damage
 
 
 def load_score(name: str) -> Score:

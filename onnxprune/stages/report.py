@@ -21,7 +21,7 @@ from onnxprune.core.repair import Repair
 from onnxprune.core.timing import summary
 from onnxprune.core.units import Pin
 from onnxprune.core.variant import Variant
-from onnxprune.core.verdict import Verdict
+from onnxprune.core.verdict import Drop, Verdict
 from onnxprune.ops.cost import CostModel
 
 NO_DATA = "no inputs were given, so made-up ones were used; judge the result on your own data, or give some with --data FILE.npz"
@@ -51,6 +51,7 @@ class Report:
         variants: Sequence[Variant] = (),
         depth: dict[str, Any] | None = None,
         mixed: int = 0,
+        drop: Drop | None = None,
     ) -> Report:
         """mixed: blocks of units that were cut as principal directions."""
         after = {g["id"]: g for g in plan.document["groups"]}
@@ -103,6 +104,8 @@ class Report:
                     for f in repair.fits
                 ],
             }
+        if drop is not None:
+            data["drop"] = asdict(drop)
         if variants:
             data["variants"] = [asdict(v) for v in variants]
         if depth is not None:
@@ -164,6 +167,12 @@ class Report:
             lines.append(
                 f"{repair['fitted']} of {repair['layers']} layers fitted ({repair['recover']}); divergence from the original "
                 f"on held-out samples {before:.3g} -> {after:.3g}"
+            )
+        drop = self.data.get("drop")
+        if drop is not None:
+            lines.append(
+                f"the loss is {drop['measured']:.3g} ({drop['metric']}, allowed {drop['allowed']:g}) on {drop['samples']} samples that "
+                "no step has seen"
             )
         if calibration is not None and calibration["made_up"]:
             lines.append(f"warning: {NO_DATA}")

@@ -16,6 +16,7 @@ from onnxprune.core.analysis import Analysis
 from onnxprune.core.errors import BadInputError
 
 IMPORTANCE = ("l1", "l2", "linf", "random")
+LARGEST = np.float32(1e18)  # masks hold the least number of their type, whose square is none
 CALIBRATED = "obs"  # needs calibration: stages/surgeon.py
 
 
@@ -40,7 +41,7 @@ def score(analysis: Analysis, importance: str = "l2", seed: int = 0) -> NDArray[
             axes = tuple(a for a, n in enumerate(facet.shape) if n == 1)
             mark = str(axes)
             if mark not in arrays:
-                values = np.abs(np.asarray(constant.values, np.float32))
+                values = np.minimum(np.abs(np.asarray(constant.values, np.float32)), LARGEST)
                 arrays[mark] = _norm(values, axes, importance)
             classes = analysis.solution.classes[facet].ravel()
             known = classes >= 0

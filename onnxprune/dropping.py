@@ -1,0 +1,95 @@
+"""`--max-drop`: as few multiply-accumulates as a limit on the loss allows, and the last word on whether it was kept.
+
+The search looks at held-out samples, as every other step does, and takes the smallest model that passes: the one that was lucky. Few
+samples make much luck, so all of the user's have to agree with those held out, and it aims a little lower (`MARGIN`). The
+finished model is judged on samples that were set aside at the start and that nothing has looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import onnx
+
+from onnxprune import runtime
+from onnxprune.clock import Clock
+from onnxprune.core.analysis import Analysis
+from onnxprune.core.budget import Budget
+from onnxprune.core.calibration import Calibration
+from onnxprune.core.errors import BadInputError, NothingPrunableError, TargetNotReachableError
+from onnxprune.core.verdict import Drop
+from onnxprune.deciding import decider
+from onnxprune.options import Options
+from onnxprune.shallower import Choice, chosen, finished
+from onnxprune.stages.metric import metric_of
+from onnxprune.stages.sense import judge
+from onnxprune.subject import Subject
+
+BISECTIONS = 6
+MARGIN = 0.8  # of the limit, on held-out samples
+
+
+def is_drop(budget: Budget | None) -> bool:
+    return budget is not None and budget.metric == "max_drop"
+
+
+def least(original: Subject, budget: Budget, settings: Options, clock: Clock) -> Choice:
+    """What to remove for the smallest share of the MACs whose finished model loses no more than the budget allows, by bisection."""
+    calibration = original.against
+    if calibration is None:
+        raise BadInputError("--max-drop needs calibration: leave out --recover none, or use --importance obs.")
+    samples = calibration.samples
+    judges = [(metric_of(settings.metric, calibration, own), own) for own in (samples.own_held, samples.own)]
+    folder = runtime.folder_of(original.bare.model)
+    decide = _decide(original, budget, settings, clock)
+    low, high = 0.0, 1.0
+    best: Choice | None = None
+    lowest = float("inf")
+    clock("search")
+    for step in range(BISECTIONS):
+        middle = (low + high) / 2
+        clock.share(step / BISECTIONS)
+        try:
+            choice = decide(Budget("macs", middle))
+        except (TargetNotReachableError, NothingPrunableError):
+            low = middle
+            continue
+        model = finished(choice, settings, clock)
+        drop = max(judge(calibration, model, folder, *own) for own in judges)
+        lowest = min(lowest, drop)
+        if drop <= MARGIN * budget.amount:
+            best, high = choice, middle
+        else:
+            low = middle
+    if best is None:
+        raise TargetNotReachableError(
+            f"--max-drop {budget.amount:g} ({settings.metric}) cannot be kept: the least that was measured is {lowest:.4g}, at "
+            f"{high:.2f} of the MACs or below. Allow more, or give more --data."
+        )
+    return best
+
+
+def _decide(original: Subject, budget: Budget, settings: Options, clock: Clock) -> Callable[[Budget], Choice]:
+    if settings.depth != "off":
+        return lambda target: chosen(original, target, settings, clock)
+    own = decider(original.analysis, original.calibration, budget, settings, original.costs, clock)
+    return lambda target: Choice(original, own(target))
+
+
+def audited(
+    analysis: Analysis, calibration: Calibration, model: onnx.ModelProto, budget: Budget, settings: Options
+) -> Drop:
+    """The last word. Raises `TargetNotReachableError` where the limit is not kept. analysis: of the original."""
+    unseen = calibration.samples.unseen
+    assert unseen is not None
+    folder = runtime.folder_of(analysis.model)
+    original = runtime.Session(analysis.model.proto, folder, optimized=True)
+    own = replace(calibration, samples=unseen, outputs=[original.run(f) for f in unseen.feeds])
+    measured = judge(own, model, folder, metric_of(settings.metric, own, unseen.own), unseen.own)
+    if not measured <= budget.amount:
+        raise TargetNotReachableError(
+            f"--max-drop {budget.amount:g} ({settings.metric}) was not kept: the finished model loses {measured:.4g} on the "
+            f"{unseen.count} samples that no step has seen. Allow more, or give more --data."
+        )
+    return Drop(settings.metric, budget.amount, measured, unseen.count)
