@@ -21,13 +21,14 @@ from onnxprune.core.analysis import Analysis
 from onnxprune.core.budget import Budget as Target
 from onnxprune.core.calibration import Calibration
 from onnxprune.core.patch import with_constants
-from onnxprune.deciding import calibrated
+from onnxprune.deciding import samples_for
 from onnxprune.finetuning import finetune
 from onnxprune.observing import analysis_of
 from onnxprune.ops.cost import CostModel
 from onnxprune.options import Options, completed
 from onnxprune.stages import basis
 from onnxprune.stages.basis import Basis, bases, changes
+from onnxprune.stages.calibrate import calibrate
 from onnxprune.stages.load import load
 from onnxprune.subject import whole
 from tests.oracle import Array, deviation, net, session
@@ -71,16 +72,15 @@ def attention(
     return net(text, seed=seed, constants={"half": np.array(0.5, np.float32), **constants})
 
 
-def studied(model: ModelProto | Path, data: Path | None = None) -> tuple[Analysis, Calibration]:
-    settings = completed(Options(data=data, samples=64), Target("macs", 0.5))
+def studied(model: ModelProto | Path, data: Path | None = None, made_up: int = 64) -> tuple[Analysis, Calibration]:
+    settings = completed(Options(data=data), Target("macs", 0.5))
     analysis = analysis_of(load(model), settings)
-    calibration = calibrated(analysis, settings, CostModel(analysis), SILENT)
-    assert calibration is not None
-    return analysis, calibration
+    samples = samples_for(analysis, settings, CostModel(analysis), data is not None, made_up)
+    return analysis, calibrate(analysis, samples)
 
 
-def found(model: ModelProto | Path, data: Path | None = None) -> tuple[Analysis, list[Basis]]:
-    analysis, calibration = studied(model, data)
+def found(model: ModelProto | Path, data: Path | None = None, made_up: int = 64) -> tuple[Analysis, list[Basis]]:
+    analysis, calibration = studied(model, data, made_up)
     return analysis, bases(analysis, calibration)
 
 
@@ -366,26 +366,28 @@ def test_own_zoo(name: str) -> None:
 
 
 LARGER = {
-    "bert_eager": 16,
-    "vit__dynamo": 16,
-    "dinov2": 16,
-    "roberta": 16,
-    "deit_tiny": 72,
-    "tiny_vit": 116,
-    "mobilevit": 72,
+    "hf__bert_eager__dynamo": 16,
+    "hf__roberta__dynamo": 16,
+    "hf__vit__dynamo": 16,
+    "hf__dinov2__dynamo": 16,
+    "hf__beit_hf__dynamo": 16,
+    "hf__dpt__dynamo": 37,
+    "hf__qwen3__dynamo": 4,
+    "hf__gemma2__dynamo": 4,
+    "timm__deit_tiny_patch16_224__legacy": 72,
+    "timm__tiny_vit_5m_224__legacy": 116,
+    "timm__mobilevit_xxs__legacy": 72,
+    "timm__pit_ti_224__legacy": 120,
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", files(SHARED) or [pytest.param("", marks=pytest.mark.skip(reason="no shared/zoo beside this checkout"))]
-)
+@pytest.mark.skipif(not files(SHARED), reason="no shared/zoo beside this checkout")
+@pytest.mark.parametrize("name", LARGER)
 def test_larger_zoo(name: str) -> None:
-    analysis, chosen = found(with_own_constants(load_graph(files(SHARED)[name])))
-    wanted = next((n for part, n in LARGER.items() if part in name), None)
-    assert wanted is None or len(chosen) == wanted
-    if chosen:
-        assert apart(analysis, mixed(analysis, chosen)) < 1e-4
+    analysis, chosen = found(with_own_constants(load_graph(files(SHARED)[name])), made_up=4)
+    assert len(chosen) == LARGER[name]
+    assert apart(analysis, mixed(analysis, chosen)) < 1e-4
 
 
 # ---------------------------------------------------------------- what it is worth
