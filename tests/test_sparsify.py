@@ -590,3 +590,46 @@ def test_obeys() -> None:
     assert not obeys(w, Pattern(2, 4), 8)
     w[0, [0, 1, 4, 5]] = 0
     assert obeys(w, Pattern(2, 4), 8) and not obeys(w, Pattern(1, 4), 8)
+
+
+# ---------------------------------------------------------------- what is there already, and what teaches nothing
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"sparsity": 0.5}, {"pattern": "2:4"}, {"sparsity": 0.5, "scope": "global"}, {"threshold": 0.01}],
+    ids=str,
+)
+def test_zeros_that_are_there_stay(options: dict[str, Any]) -> None:
+    sparse = onnxprune.sparsify(DIGITS, sparsity=0.9, scope="global", data=CALIBRATION, benchmark=False).model
+    again = onnxprune.sparsify(sparse, **options, criterion="obs", data=CALIBRATION, benchmark=False)
+    before, after = values(sparse), values(again.model)
+    weights = [x["tensor"] for x in again.report.data["layers"]]
+    assert weights and all(not after[w][before[w] == 0].any() for w in weights)
+    zeros = again.report.data["zeros"]
+    assert zeros["after"] >= zeros["before"]
+
+
+def test_constant_inputs_do_no_harm(tmp_path: Path) -> None:
+    """Fits to them would make up for noise, more of it in every layer."""
+    for value in (0.0, 0.7):
+        np.savez(tmp_path / "c.npz", x=np.full((32, 1, 16, 16), value, np.float32))
+        options: dict[str, Any] = {"sparsity": 0.5, "data": tmp_path / "c.npz", "benchmark": False}
+        found = onnxprune.sparsify(DIGITS, **options)
+        plain = onnxprune.sparsify(DIGITS, criterion="magnitude", **options)
+        assert found.report.data["difference"]["divergence"] <= plain.report.data["difference"]["divergence"] + 1e-3
+        norms = [
+            [float(np.linalg.norm(values(m)[k])) for k in values(onnx.load(DIGITS))]
+            for m in (found.model, onnx.load(DIGITS))
+        ]
+        assert all(a <= 10 * b + 1e-6 for a, b in zip(*norms, strict=True))
+
+
+def test_a_scalar_input_of_floats_goes_with_then_prune() -> None:
+    model = net("""g (float[N,6] x, float s) => (float[N,4] y) <float[6,8] w, float[8,4] v> {
+        h = MatMul(x, w)
+        t = Mul(h, s)
+        r = Relu(t)
+        y = MatMul(r, v)
+    }""")
+    assert onnxprune.sparsify(model, sparsity=0.9, then_prune=True, benchmark=False).report.data["pruned"]["units"]

@@ -135,6 +135,17 @@ def by_pattern(pattern: Pattern, run: int, inputs: int) -> tuple[Chooser, NDArra
     return choose, (np.arange(0, inputs, run)[:, None] + within).ravel()
 
 
+def sparing(plan: tuple[Chooser, NDArray[np.int64]], zeros: Bools) -> tuple[Chooser, NDArray[np.int64]]:
+    """The same choice, after what is zero [g, K, O] already: that counts first, and stays."""
+    choose, starts = plan
+
+    def chosen(first: int, last: int, scores: Array) -> Bools:
+        here = zeros[:, first:last]
+        return choose(first, last, np.where(here, -1, scores)) | here
+
+    return chosen, starts
+
+
 def by_mask(mask: Bools) -> tuple[Chooser, NDArray[np.int64]]:
     """What was decided before."""
     return (lambda first, last, scores: mask[:, first:last]), np.arange(0, mask.shape[1], BLOCK)

@@ -89,7 +89,7 @@ def rescaled(pair: tuple[Feeds, Feeds], seed: int, scale: float) -> tuple[Feeds,
 
     def redraw(feeds: Feeds) -> Feeds:
         return {
-            n: (scale * rng.random(v.shape)).astype(v.dtype) if v.dtype.kind == "f" else v for n, v in feeds.items()
+            n: np.asarray(scale * rng.random(v.shape), v.dtype) if v.dtype.kind == "f" else v for n, v in feeds.items()
         }
 
     return redraw(pair[0]), redraw(pair[1])

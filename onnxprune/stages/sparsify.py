@@ -35,13 +35,15 @@ from onnxprune.core.sparsity import (
     smallest,
     smallest_per_output,
 )
-from onnxprune.core.surgery import DAMPING, by_count, by_mask, by_pattern, damped, factor, refined, sweep
+from onnxprune.core.surgery import DAMPING, by_count, by_mask, by_pattern, damped, factor, refined, sparing, sweep
 from onnxprune.core.weights import Use, Weight, with_values
 from onnxprune.runtime import folder_of
 from onnxprune.stepwise import Stepwise, flat_model
 
 RIDGES = (1.0, 1e-1, 1e-2)  # of the mean variance of a layer's inputs
 ROUNDING = 1e-6  # of the mean square of the inputs: moments are summed from single precision
+CONSTANT = 1e-5  # share of the mean square below which what varies is rounding noise
+GROWTH = 10.0  # weights that grow more than so make up for noise
 MANY = 1500  # inputs above which only the first ridge is tried
 Progress = Callable[[float], None]
 
@@ -195,17 +197,23 @@ class _Surgeon:
             w = refined(self._cut(w0, w0, factor(second), weight), w0, damped(second, DAMPING))
         else:
             w = self._fitted(layer, weight, w0)
-        if not np.isfinite(w.astype(values.dtype)).all():  # singular moments, or more than the type holds
+        if not np.isfinite(w.astype(values.dtype)).all():  # nothing was learned: by magnitude
             w = self._cut(w0, w0, np.broadcast_to(np.eye(w0.shape[1]), (w0.shape[0], *[w0.shape[1]] * 2)), weight)
         self.sparse.values[weight.tensor] = weight.stored(values, w / scale)
 
     def _fitted(self, layer: Layer, weight: Weight, w0: Floats) -> Array:
-        """Fit, cut, and keep the ridge that held-out samples like best; the bias follows."""
+        """Fit, cut, and keep the ridge that held-out samples like best; the bias follows. NaN where the inputs teach nothing."""
         train, held = self._look(layer, w0)
         held = held if held.count else train
         old_bias = self._bias(layer, w0)
         free = old_bias is not None
         bias = np.zeros((w0.shape[0], w0.shape[2])) if old_bias is None else old_bias
+        nothing = np.full(w0.shape, np.nan)
+        varies, square = (
+            np.trace(m, axis1=1, axis2=2).sum() for m in (train.covariance(), train.xx / max(train.count, 1))
+        )
+        if free and not varies > CONSTANT * square:
+            return nothing  # constant inputs say nothing of single weights
         second = _second(train, free)
         cross = train.cross_covariance() if free else train.xy / max(train.count, 1)
         u = factor(second)
@@ -216,10 +224,11 @@ class _Surgeon:
             w = refined(self._cut(w0, start, u, weight), start, h)
             b = train.mean_y - np.einsum("gk,gko->go", train.mean_x, w) if free else bias
             error = float(held.error(w, b).sum())
-            if np.isfinite(error) and (best is None or error < best[0]):
+            is_sound = np.isfinite(error) and np.linalg.norm(w) <= GROWTH * np.linalg.norm(w0)
+            if is_sound and (best is None or error < best[0]):
                 best = (error, w, b)
         if best is None:
-            return np.full(w0.shape, np.nan)
+            return nothing
         if free:
             self._give_bias(layer, best[2])
         return best[1]
@@ -233,7 +242,7 @@ class _Surgeon:
             plan = by_pattern(self.target, weight.run, w.shape[1])
         else:
             plan = by_count(self.counts[weight.tensor], w.shape)
-        return sweep(w, u, *plan)
+        return sweep(w, u, *sparing(plan, w0 == 0))
 
     # -- what the layer sees and says
 
