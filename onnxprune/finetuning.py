@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -22,14 +21,15 @@ import numpy as np
 import onnx
 
 from onnxprune import runtime
+from onnxprune.core.damage import METRICS
 from onnxprune.core.errors import BadInputError
-from onnxprune.core.files import check_writable
+from onnxprune.core.files import check_outputs
 from onnxprune.core.model import LoadedModel
 from onnxprune.core.observation import Array, Feeds, batch_of
 from onnxprune.core.plan import Plan
 from onnxprune.core.save import save_model
 from onnxprune.runtime import Session, folder_of
-from onnxprune.stages.feeds import load_data, merged
+from onnxprune.stages.feeds import load_data, merged, read_arrays
 from onnxprune.stages.load import load
 from onnxprune.stages.metric import load_score
 from onnxprune.training import losses, torch
@@ -91,6 +91,8 @@ class FinetuneResult:
     held: int
     error: float
     source: LoadedModel = field(repr=False)
+    is_scored: bool = False  # by the user's metric, larger is better, instead of a loss
+    spared: frozenset[Path] = field(default=frozenset(), repr=False)  # data files of the teacher
 
     @property
     def is_improved(self) -> bool:
@@ -98,7 +100,9 @@ class FinetuneResult:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the model atomically, with external data if the pruned file had it."""
-        save_model(self.model, Path(path), folder=self.source.folder, apart=self.source.has_external_data)
+        source = self.source
+        spared = source.data_files | self.spared
+        save_model(self.model, Path(path), folder=source.folder, apart=source.has_external_data, spared=spared)
 
     def lines(self) -> list[tuple[str, str]]:
         """What a person should know, as (heading, text)."""
@@ -122,10 +126,9 @@ class FinetuneResult:
         if self.features:
             rows.append(("features", f"{len(self.features)} compared, like '{self.features[0]}'"))
         rows.append(("stopped", f"{t.stopped}: step {t.steps}, best at {t.best_step}, {t.seconds:.0f} s"))
-        verdict = (
-            f"{t.before:.4g} -> {t.after:.4g}" if self.is_improved else f"{t.before:.4g}: nothing was better, unchanged"
-        )
-        return [*rows, ("held-out", verdict)]
+        before, after = (-t.before, -t.after) if self.is_scored else (t.before, t.after)
+        verdict = f"{before:.4g} -> {after:.4g}" if self.is_improved else f"{before:.4g}: nothing was better, unchanged"
+        return [*rows, ("score" if self.is_scored else "held-out", verdict)]
 
 
 def finetune(
@@ -143,23 +146,27 @@ def finetune(
     `FinetuneOptions`. Raises `BadInputError`, also where the graph cannot be evaluated in PyTorch.
     """
     settings = _options(options)
-    _files((pruned, teacher, data, settings.labels, settings.plan), output, settings)
+    files = {"-o": output, "--checkpoint": settings.checkpoint}
+    check_outputs(files, (pruned, teacher, data, settings.labels, settings.plan))
     progress("load")
     student = load(pruned)
     original = None if teacher is None else load(teacher)
-    feeds = _data(student, data, settings)
+    spared = student.data_files | (original.data_files if original else frozenset())
+    check_outputs(files, spared)
     if original is None and settings.labels is None:
         raise BadInputError("Give --teacher (the original model), --labels, or both: there is nothing to learn from.")
     if settings.features and original is None:
         raise BadInputError("--features are compared with those of --teacher; give it, or leave them out.")
     if settings.from_scratch and settings.labels is None:
         raise BadInputError("--from-scratch is trained with labels; give --labels.")
+    feeds, labels = _data(student, data, settings)
     if original is not None:
         _same_interface(student.proto, original.proto)
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads or _threads())
     try:
-        result = _Run(student, original, feeds, data, settings, progress).result()
+        result = _Run(student, original, feeds, labels, data, settings, progress).result()
+        result = replace(result, spared=spared)
     finally:
         torch.set_num_threads(before)
     if output is not None:
@@ -179,11 +186,12 @@ class _Run:
         student: LoadedModel,
         teacher: LoadedModel | None,
         feeds: list[Feeds],
+        labels: frozenset[str],
         data: object,
         settings: FinetuneOptions,
         progress: Callable[[str], None],
     ) -> None:
-        self.settings, self.progress, self.student = settings, progress, student
+        self.settings, self.progress, self.student, self.labels = settings, progress, student, labels
         self.threads = settings.threads or _threads()
         self.plan = None if settings.plan is None else _read_plan(settings.plan)
         self.inputs = runtime.graph_inputs(student.proto)
@@ -205,6 +213,10 @@ class _Run:
         self.augmentation = Augmentation() if settings.augment and self.pool.joins else NONE
         self.judged = self._judged()
         self.wanted = [self.teacher.run(self._fed(j), session.outputs) for j in self.judged] if self.teacher else []
+        if settings.metric in METRICS:
+            raise BadInputError(
+                f"--metric {settings.metric} compares with the original, as the loss does; leave it out, or give module:function."
+            )
         self.score = load_score(settings.metric) if settings.metric else None
         if settings.from_scratch:
             initialise(
@@ -233,6 +245,10 @@ class _Run:
             return self._targets(step, order[step])
 
         saved = Checkpoint(Path(settings.checkpoint), self.run) if settings.checkpoint else None
+        if self.score is not None and not np.isfinite(self._judge()):
+            raise BadInputError(
+                f"--metric {settings.metric} gives no finite number for the model that is to be trained."
+            )
         trained = train(network, prepare, self._losses, self._judge, self.schedule, self.progress, saved)
         model = network.export() if trained.best_step or settings.from_scratch else self.student.proto
         constants = network.program.constants
@@ -249,6 +265,7 @@ class _Run:
             held=len(self.held),
             error=self.error,
             source=self.student,
+            is_scored=self.score is not None,
         )
 
     # ------------------------------------------------------------ set out
@@ -298,9 +315,7 @@ class _Run:
     def _supervised(self, names: list[str]) -> losses.Supervised:
         indices = self.pool.bundles(self.training, PORTION)
         joined = self.pool.joined(indices[0])
-        labels = {n: a for n, a in joined.items() if n not in self.names}
-        if isinstance(self.settings.labels, str) and self.settings.labels in labels:
-            labels = {self.settings.labels: labels[self.settings.labels]}
+        labels = {n: a for n, a in joined.items() if n in self.labels}
         with torch.no_grad():
             outputs = self.network(self._fed(joined))
         found = losses.supervised({n: outputs[n].numpy() for n in names}, labels)
@@ -315,8 +330,9 @@ class _Run:
         return [self._target(self.pool.joined(b), len(b) / len(indices), rng) for b in parts]
 
     def _target(self, joined: Feeds, weight: float, rng: np.random.Generator) -> Target:
-        labels = joined[self.objective.supervised.labels] if self.objective.supervised else None
-        is_dense = labels is not None and (labels.ndim > 1 or labels.dtype.kind == "f")
+        supervised = self.objective.supervised
+        labels = joined[supervised.labels] if supervised else None
+        is_dense = supervised is not None and supervised.is_dense(joined[supervised.labels])
         mixture = augmented(self._fed(joined), rng, NONE if is_dense else self.augmentation)
         said: dict[str, Any] = {}
         if self.teacher is not None:
@@ -354,7 +370,8 @@ class _Run:
         session = Session(self.network.export(), folder_of(self.student), optimized=True, threads=self.threads)
         found = [session.run(self._fed(j)) for j in self.judged]
         if self.score is not None:
-            return -_scored(self.score, session.outputs, found, self.judged)
+            score = _scored(self.score, session.outputs, found, self.judged)
+            return -score if np.isfinite(score) else np.inf
         labels = [_plain(j[self.objective.supervised.labels]) for j in self.judged] if self.objective.supervised else []
         return self.objective.held_out(self.wanted, found, session.outputs, labels)
 
@@ -400,25 +417,31 @@ def _options(options: dict[str, Any]) -> FinetuneOptions:
     return settings
 
 
-def _files(read: Iterable[object], output: str | PathLike[str] | None, settings: FinetuneOptions) -> None:
-    inputs = tuple(Path(p) for p in read if isinstance(p, str | PathLike))
-    for option, path in (("-o", output), ("--checkpoint", settings.checkpoint)):
-        if path is not None:
-            check_writable(Path(path), option, inputs)
-            inputs = (*inputs, Path(path))
-
-
-def _data(student: LoadedModel, data: str | Path | list[Feeds], settings: FinetuneOptions) -> list[Feeds]:
-    """The user's feeds, labels among them where they are asked for."""
+def _data(
+    student: LoadedModel, data: str | Path | list[Feeds], settings: FinetuneOptions
+) -> tuple[list[Feeds], frozenset[str]]:
+    """The user's feeds, and the names of the labels among them where they are asked for."""
     inputs = runtime.graph_inputs(student.proto)
+    named = {v.name for v in inputs}
     wants = settings.labels is not None or settings.metric is not None
     feeds = list(data) if isinstance(data, list) else load_data(data, inputs, labels=wants)
-    if settings.labels is not None and str(settings.labels) not in feeds[0]:
-        feeds = [_labelled(Path(settings.labels), feeds)]
+    labels: frozenset[str] = frozenset()
+    if settings.labels is not None:
+        name = str(settings.labels)
+        if name in named:
+            raise BadInputError(f"--labels '{name}' is an input of the model; name the array that holds the labels.")
+        if name in feeds[0]:
+            labels = frozenset({name})
+        else:
+            own = _labels_of(Path(settings.labels), feeds, named)
+            feeds, labels = [feeds[0] | own], frozenset(own)
+        for label in labels:
+            if any(label in f and f[label].dtype.kind == "f" and not np.isfinite(f[label]).all() for f in feeds):
+                raise BadInputError(f"Labels '{label}' contain NaN or infinity; remove or repair those samples.")
     feeds = merged(feeds, inputs)
     if settings.samples is not None:
         feeds = [_first(f, settings.samples) for f in feeds]
-    return feeds
+    return feeds, labels
 
 
 def _first(feeds: Feeds, count: int) -> Feeds:
@@ -426,24 +449,20 @@ def _first(feeds: Feeds, count: int) -> Feeds:
     return {n: a[:count] if a.ndim and a.shape[0] == rows else a for n, a in feeds.items()}
 
 
-def _labelled(path: Path, feeds: list[Feeds]) -> Feeds:
-    """The only feed, with the arrays of a file of labels (`.npz`, or one array as `.npy`)."""
+def _labels_of(path: Path, feeds: list[Feeds], inputs: set[str]) -> Feeds:
+    """The arrays of a file of labels (`.npz`, or one array as `.npy`) that have as many samples as the only feed."""
     if not path.exists():
         known = ", ".join(feeds[0])
         raise BadInputError(f"--labels {path} is neither a file nor an array of the data (it has: {known}).")
     if len(feeds) != 1:
         raise BadInputError("--labels FILE goes with a single data file; with a folder, put the labels into its files.")
-    try:
-        archive = np.load(path, allow_pickle=False)
-        arrays = {"labels": archive} if isinstance(archive, np.ndarray) else {n: archive[n] for n in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError, KeyError) as error:
-        raise BadInputError(f"--labels {path} cannot be read: {(str(error).splitlines() or ['?'])[0][:150]}.") from None
-    rows = batch_of(feeds[0])
-    fitting = {n: a for n, a in arrays.items() if n not in feeds[0] and a.ndim and a.shape[0] == rows}
+    arrays = read_arrays(path, "--labels", "labels")
+    rows = batch_of({n: a for n, a in feeds[0].items() if n in inputs})
+    fitting = {n: a for n, a in arrays.items() if n not in inputs and a.ndim and a.shape[0] == rows}
     if not fitting:
         shapes = ", ".join(f"'{n}' {list(a.shape)}" for n, a in arrays.items())
         raise BadInputError(f"--labels {path} has no array for {rows} samples (it has: {shapes}).")
-    return feeds[0] | fitting
+    return fitting
 
 
 def _same_interface(student: onnx.ModelProto, teacher: onnx.ModelProto) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,10 +22,11 @@ import onnx
 from onnxprune import pipeline
 from onnxprune.core.budget import Budget
 from onnxprune.core.errors import BadInputError, TargetNotReachableError
-from onnxprune.core.files import check_writable
+from onnxprune.core.files import check_outputs
 from onnxprune.core.model import LoadedModel
-from onnxprune.core.save import save_model
+from onnxprune.core.save import embedded, save_model
 from onnxprune.finetuning import FinetuneResult, finetune
+from onnxprune.ops import is_quantized
 from onnxprune.stages.load import load
 
 Source: TypeAlias = str | PathLike[str] | onnx.ModelProto
@@ -55,7 +56,14 @@ class GradualResult:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the model atomically, with external data if the original had it."""
-        save_model(self.model, Path(path), folder=self.last.source.folder, apart=self.source.has_external_data)
+        source = self.source
+        save_model(
+            self.model,
+            Path(path),
+            folder=self.last.source.folder,
+            apart=source.has_external_data,
+            spared=source.data_files,
+        )
 
 
 def ramp(target: float, rounds: int) -> list[float]:
@@ -91,17 +99,20 @@ def prune_during_training(
         raise BadInputError(f"--steps must be at least 1, not {steps}.")
     if minutes is not None and not 0 < minutes < float("inf"):
         raise BadInputError(f"--minutes must be above zero, not {minutes}.")
-    if output is not None:
-        inputs = tuple(Path(p) for p in (model, data) if isinstance(p, str | PathLike))
-        check_writable(Path(output), "-o", inputs)
+    check_outputs({"-o": output}, (model, data))
     loaded = load(model)
+    check_outputs({"-o": output}, loaded.data_files)
+    if is_quantized(loaded.proto.graph):
+        raise BadInputError(
+            "--during-training trains floats, and this model is quantized; train and prune the float model."
+        )
     with tempfile.TemporaryDirectory() as folder:
         start: Source = Path(model) if isinstance(model, str | PathLike) else model
         result = _rounds(
             start, loaded, budget, data, rounds, steps, minutes, progress, training or {}, options, Path(folder)
         )
-        if loaded.has_external_data:  # the files that it refers to go with the folder
-            onnx.external_data_helper.load_external_data_for_model(result.model, str(result.last.source.folder))
+        if (whole := embedded(result.model, result.last.source.folder)) is not None:
+            result = replace(result, model=whole)  # the files that it refers to go with the folder
         if output is not None:
             result.save(output)
     return result

@@ -18,10 +18,10 @@ from onnxprune.core.budget import Budget
 from onnxprune.core.bypass import checked, node_keys
 from onnxprune.core.classes import Bools
 from onnxprune.core.errors import BadInputError
-from onnxprune.core.files import check_writable, staged
+from onnxprune.core.files import check_outputs, staged
 from onnxprune.core.graphio import save_model
 from onnxprune.core.model import LoadedModel
-from onnxprune.core.patch import constants_at, inputs_at, with_constants
+from onnxprune.core.patch import constants_at, digest_of, inputs_at, with_constants
 from onnxprune.core.plan import Plan, make_plan, own_plan, removed_by
 from onnxprune.core.repair import Repair
 from onnxprune.core.variant import Variant
@@ -33,7 +33,7 @@ from onnxprune.observing import analysis_of, feeds_of
 from onnxprune.ops import is_quantized
 from onnxprune.ops.cost import CostModel
 from onnxprune.options import Options, completed, options_of, replayed, settings_of
-from onnxprune.proving import latency, proved
+from onnxprune.proving import check_well_formed, latency, proved
 from onnxprune.quantizing import quantize
 from onnxprune.shallower import Choice, chosen, reduced, told
 from onnxprune.stages.load import load
@@ -41,6 +41,7 @@ from onnxprune.stages.report import Report, inspection
 from onnxprune.stages.rewrite import rewrite
 from onnxprune.stages.tidy import tidy
 from onnxprune.stages.verify import check_refit
+from onnxprune.stages.warnings import warnings
 from onnxprune.subject import Subject, uncalibrated, whole
 
 Source: TypeAlias = str | PathLike[str] | onnx.ModelProto
@@ -57,7 +58,10 @@ class PruneResult:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the model atomically (with external data, if the original had it or it is too large)."""
-        save_model(self.model, Path(path), folder=self.source.folder, apart=self.source.has_external_data)
+        source = self.source
+        save_model(
+            self.model, Path(path), folder=source.folder, apart=source.has_external_data, spared=source.data_files
+        )
 
 
 def prune(
@@ -79,11 +83,7 @@ def prune(
     """
     settings = options_of(options)
     files = {"-o": output, "--plan": plan, "--report": report}
-    inputs = tuple(Path(p) for p in (model, apply, settings.data) if isinstance(p, str | PathLike))
-    for option, path in files.items():
-        if path is not None:
-            check_writable(Path(path), option, inputs)
-            inputs = (*inputs, Path(path))
+    check_outputs(files, (model, apply, settings.data))
     if (budget is None) == (apply is None):
         raise BadInputError(
             "Give exactly one target: --ratio, --macs, --params, --size, --max-drop, or a plan to --apply."
@@ -91,6 +91,7 @@ def prune(
     clock = Clock(progress)
     clock("load")
     loaded = load(model)
+    check_outputs(files, loaded.data_files)
     if settings.then_quantize is not None and is_quantized(loaded.proto.graph):
         raise BadInputError("The model is quantized already; leave out --then-quantize, it stays so.")
     clock("analyse")
@@ -103,6 +104,7 @@ def prune(
     clock("score")
     if replay is not None:
         what = f"--apply {apply}" if isinstance(apply, str | PathLike) else "the plan"
+        own_plan(replay, analysis, what)
         if set(replay.mixed) != set(original.mixed):
             raise BadInputError(
                 f"{what} cuts principal directions of units, and here these are of other tensors; give the same --data and --recover."
@@ -125,6 +127,8 @@ def prune(
         calibration = replace(calibration, moments={})  # decided: their memory is needed for the fits
         pruned, repair = repaired(subject.analysis, removed, pruned, calibration, settings, clock, subject.bypasses)
     pruned, refit = _rebased(bare, pruned, subject, repair, finish)
+    check_well_formed(loaded.proto, pruned, runtime.folder_of(loaded))
+    digest = digest_of(constants_at(pruned, refit, runtime.folder_of(loaded)))
     variants: tuple[Variant, ...] = ()
     if settings.then_quantize is not None:
         assert calibration is not None
@@ -139,7 +143,7 @@ def prune(
     times = latency(analysis, pruned) if settings.benchmark else None
     clock.stop()
     if replay is not None:
-        made = replay.repaired(settings.recover or "none", refit)
+        made = replay.repaired(settings.recover or "none", refit, digest)
     else:
         made = make_plan(
             subject.bare,
@@ -151,6 +155,7 @@ def prune(
             subject.bypasses,
             _nodes_removed(loaded.proto, pruned) if settings.depth != "off" else (),
             subject.mixed,
+            digest,
         )
     text = Report.make(
         subject.bare,
@@ -168,6 +173,7 @@ def prune(
         told(original, choice, settings.depth),
         subject.blocks,
         drop,
+        warnings(analysis, pruned, calibration, repair, is_quantized(loaded.proto.graph)),
     )
     result = PruneResult(pruned, made, text, loaded)
     texts: dict[Path, str] = {}
@@ -206,7 +212,9 @@ def verify(
     if not refit:
         return proved(subject.bare, removed, other.proto, seed, other, loaded, bypasses)
     cut, finish = rewrite(subject.bare, removed), _finish(settings, loaded)
-    check_refit(cut, other.proto, refit, (runtime.folder_of(loaded), runtime.folder_of(other)), finish)
+    check_refit(
+        cut, other.proto, refit, made.refit_sha256, (runtime.folder_of(loaded), runtime.folder_of(other)), finish
+    )
     return proved(subject.bare, removed, finish(cut), seed, None, loaded, bypasses)
 
 

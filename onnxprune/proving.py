@@ -14,6 +14,7 @@ from onnxprune.core.classes import Bools
 from onnxprune.core.errors import BadInputError, VerificationError
 from onnxprune.core.model import LoadedModel
 from onnxprune.core.observation import Feeds
+from onnxprune.core.save import embedded
 from onnxprune.core.verdict import Verdict
 from onnxprune.stages.verify import (
     check_interface,
@@ -47,7 +48,7 @@ def proved(
     folder, own = runtime.folder_of(model), runtime.folder_of(loaded) if loaded else runtime.folder_of(model)
     check_interface(model.proto, pruned)
     if bypasses:
-        _check_shapes(pruned)
+        _check_shapes(pruned, own)
     types = runtime.observe(model, analysis.feeds, set(), masked_keys(analysis, removed)).dtypes
     try:
         base = replace(original, proto=standing_in(original.proto, bypasses)) if original and bypasses else None
@@ -82,16 +83,31 @@ def proved(
     return verdict(analysis, removed, found, noise, apart)
 
 
-def _check_shapes(pruned: onnx.ModelProto) -> None:
+def check_well_formed(original: onnx.ModelProto, result: onnx.ModelProto, folder: str | None) -> None:
+    """The result passes ONNX's checker, if the original does. folder: of the external data of both."""
+    problem = _refused(result, folder)
+    if problem is not None and _refused(original, folder) is None:
+        raise VerificationError(f"ONNX's checker refuses the result: {problem} Please report this model.")
+
+
+def _check_shapes(pruned: onnx.ModelProto, folder: str | None) -> None:
     """Tensors of one observed shape need not be of one inferred shape."""
+    problem = _refused(pruned, folder, full=True)
+    if problem is not None:
+        raise VerificationError(f"ONNX's shape inference refuses what these bypasses leave: {problem} Use --depth off.")
+
+
+def _refused(model: onnx.ModelProto, folder: str | None, full: bool = False) -> str | None:
+    """What ONNX's checker (full: and its shape inference) says against a model; None too where it is too large for it."""
     try:
-        onnx.checker.check_model(pruned, full_check=True)
+        whole = embedded(model, folder)
+        if whole is not None:
+            onnx.checker.check_model(whole, full_check=full)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as problem:
-        raise VerificationError(
-            f"ONNX's shape inference refuses what these bypasses leave: {str(problem).splitlines()[0][:200]} Use --depth off."
-        ) from None
+        return str(problem).splitlines()[0][:200]
     except ValueError:  # too large for the checker
-        return
+        return None
+    return None
 
 
 def _optimized(

@@ -15,6 +15,7 @@ from onnxprune.core.analysis import Analysis
 from onnxprune.core.calibration import Calibration
 from onnxprune.core.damage import disagreement, divergence
 from onnxprune.core.errors import BadInputError
+from onnxprune.core.save import stored_bytes
 from onnxprune.core.variant import Variant
 from onnxprune.options import Options
 from onnxprune.stages.metric import metric_of
@@ -54,7 +55,7 @@ def _measured(
     times = runtime.latency(sessions, analysis.feeds[0])
     chosen = calibration.samples.own_held
     metric = metric_of(settings.metric, calibration, chosen)
-    sizes = [analysis.model.size_bytes, *(m.ByteSize() for m in list(models.values())[1:])]
+    sizes = [analysis.model.size_bytes, *(stored_bytes(m) for m in list(models.values())[1:])]
     return tuple(
         Variant(
             name,

@@ -22,7 +22,7 @@ from onnxprune.core.analysis import Analysis
 from onnxprune.core.calibration import Calibration
 from onnxprune.core.damage import disagreement, divergence
 from onnxprune.core.errors import BadInputError, NothingPrunableError, VerificationError
-from onnxprune.core.files import check_writable, staged
+from onnxprune.core.files import check_outputs, staged
 from onnxprune.core.graph import name_of
 from onnxprune.core.graphio import save_model
 from onnxprune.core.model import LoadedModel
@@ -30,9 +30,8 @@ from onnxprune.core.observation import Array
 from onnxprune.core.patch import with_constants
 from onnxprune.core.plan import make_plan
 from onnxprune.core.samples import Samples
-from onnxprune.core.save import tensors
+from onnxprune.core.save import stored_bytes
 from onnxprune.core.sparsity import CRITERIA, Pattern, Target, Threshold, target_of
-from onnxprune.core.tensors import is_external, n_bytes
 from onnxprune.core.version import __version__
 from onnxprune.core.weights import Left, Weight, with_values
 from onnxprune.deciding import samples_for
@@ -41,7 +40,7 @@ from onnxprune.ops.cost import CostModel
 from onnxprune.ops.weights import find_weights
 from onnxprune.options import Options, options_of
 from onnxprune.pipeline import Source
-from onnxprune.proving import SCALES, latency, proved
+from onnxprune.proving import SCALES, check_well_formed, latency, proved
 from onnxprune.stages.calibrate import calibrate
 from onnxprune.stages.dead import dead_units
 from onnxprune.stages.load import load
@@ -67,7 +66,10 @@ class SparsifyResult:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the model atomically (with external data, if the original had it or it is too large)."""
-        save_model(self.model, Path(path), folder=self.source.folder, apart=self.source.has_external_data)
+        source = self.source
+        save_model(
+            self.model, Path(path), folder=source.folder, apart=source.has_external_data, spared=source.data_files
+        )
 
 
 def sparsify(
@@ -97,10 +99,12 @@ def sparsify(
     chosen = _criterion(criterion, target, settings)
     if store not in STORES:
         raise BadInputError(f"Unknown --store '{store}'; choose {', '.join(STORES)}.")
-    _check_files((model, settings.data), output, report)
+    files = {"-o": output, "--report": report}
+    check_outputs(files, (model, settings.data))
     clock = Clock(progress)
     clock("load")
     loaded = load(model)
+    check_outputs(files, loaded.data_files)
     clock("analyse")
     analysis = analysis_of(loaded, settings)
     weights, left = _select(analysis, target, settings)
@@ -160,16 +164,6 @@ def _criterion(criterion: str | None, target: Target, settings: Options) -> str:
     if criterion == "wanda" and isinstance(target, Threshold):
         raise BadInputError("--threshold compares magnitudes; use --criterion wanda with --sparsity or --pattern.")
     return criterion
-
-
-def _check_files(
-    read: Sequence[Source | None], output: str | PathLike[str] | None, report: str | PathLike[str] | None
-) -> None:
-    inputs = tuple(Path(p) for p in read if isinstance(p, str | PathLike))
-    for option, path in {"-o": output, "--report": report}.items():
-        if path is not None:
-            check_writable(Path(path), option, inputs)
-            inputs = (*inputs, Path(path))
 
 
 def _select(analysis: Analysis, target: Target, settings: Options) -> tuple[list[Weight], list[Left]]:
@@ -264,6 +258,7 @@ def _difference(
     """How far the outputs are from the original's, on samples that no weight was fitted to where there are such."""
     check_interface(loaded.proto, final)
     folder = runtime.folder_of(loaded)
+    check_well_formed(loaded.proto, final, folder)
     held = [k for k in range(samples.given) if samples.held[k]] if calibration is not None else []
     chosen = held or list(range(samples.given))
     sessions = [runtime.Session(p, folder, optimized=True, what="the model") for p in (loaded.proto, final)]
@@ -294,8 +289,7 @@ def _layer(analysis: Analysis, weight: Weight, sparse: Sparse) -> Layer:
 
 def _sizes(loaded: LoadedModel, final: onnx.ModelProto) -> dict[str, list[int]]:
     """Bytes of the files, external data included; and zipped, where that is quick to see."""
-    apart = sum(n_bytes(t.data_type, int(np.prod(t.dims))) for t in tensors(final.graph) if is_external(t))
-    sizes = {"file": [loaded.size_bytes, final.ByteSize() + apart]}
+    sizes = {"file": [loaded.size_bytes, stored_bytes(final)]}
     if not loaded.has_external_data and loaded.size_bytes < ZIPPED:
         both = (loaded.proto, final)
         sizes["compressed"] = [len(zlib.compress(p.SerializeToString(), 6)) for p in both]

@@ -585,3 +585,82 @@ def test_half_precision_is_computed_in_float32_and_written_back_as_it_was() -> N
     network = Network(load(proto))
     assert checking.check(network, {"x": np.ones((2, 4), np.float16)}) < 2e-3
     assert network.export().graph.initializer[0].data_type == TensorProto.FLOAT16
+
+
+# ---------------------------------------------------------------- labels as people have them
+
+
+@pytest.fixture(scope="module")
+def small() -> onnx.ModelProto:
+    return prune(DIGITS, Budget("macs", 0.15), data=CALIBRATION, benchmark=False).model
+
+
+TRAINING = DIGITS.with_name("digits_train.npz")
+
+
+def right(proto: onnx.ModelProto) -> float:
+    with np.load(DIGITS.with_name("digits_test.npz")) as archive:
+        session = Session(proto)
+        return float((session.run({"x": archive["x"]})[0].argmax(axis=1) == archive["labels"]).mean())
+
+
+def test_labels_of_a_file_come_before_those_of_the_data(small: onnx.ModelProto, tmp_path: Path) -> None:
+    """Every .npy is called labels, and so is the array beside the inputs; wrong ones show which were used."""
+    with np.load(TRAINING) as archive:
+        np.save(tmp_path / "wrong.npy", (archive["labels"] + 1) % 10)
+        np.save(tmp_path / "right.npy", archive["labels"])
+    start = right(small)
+    for name, gets_better in (("right", True), ("wrong", False)):
+        made = finetune(small, data=TRAINING, labels=tmp_path / f"{name}.npy", steps=60, rate=1e-2)
+        assert (right(made.model) >= start - 0.01) is gets_better, name
+
+
+def test_an_input_is_no_label(small: onnx.ModelProto) -> None:
+    with pytest.raises(BadInputError, match="'x' is an input"):
+        finetune(small, DIGITS, data=TRAINING, labels="x", steps=2)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float32])
+def test_one_hot_labels_are_classes(small: onnx.ModelProto, tmp_path: Path, kind: Any) -> None:
+    """Not values that the logits should be near."""
+    with np.load(TRAINING) as archive:
+        np.save(tmp_path / "hot.npy", np.eye(10, dtype=kind)[archive["labels"]])
+    made = finetune(small, data=TRAINING, labels=tmp_path / "hot.npy", steps=60)
+    assert right(made.model) >= right(small) - 0.01
+    plain = finetune(small, data=TRAINING, labels="labels", steps=60)
+    assert made.trained.after == pytest.approx(plain.trained.after, rel=1e-4), "the same loss"
+
+
+def test_labels_that_are_no_numbers_are_refused(small: onnx.ModelProto, tmp_path: Path) -> None:
+    with np.load(TRAINING) as archive:
+        values = archive["labels"].astype(np.float32)
+    values[7] = np.nan
+    np.save(tmp_path / "nan.npy", values)
+    with pytest.raises(BadInputError, match="NaN"):
+        finetune(small, data=TRAINING, labels=tmp_path / "nan.npy", steps=2)
+
+
+def test_a_score_of_the_users_is_told_as_it_is(small: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(DIGITS.parent.parent)
+    made = finetune(small, DIGITS, data=TRAINING, metric="tests.readme_metric:accuracy", steps=20)
+    heading, text = made.lines()[-1]
+    assert heading == "score" and 0.5 < float(text.split()[0].rstrip(":")) <= 1
+    with pytest.raises(BadInputError, match="compares with the original, as the loss does"):
+        finetune(small, DIGITS, data=TRAINING, metric="kl", steps=2)
+
+
+def test_noise_of_half_precision_inputs_is_finite() -> None:
+    x = {
+        "x": np.full((4, 3, 64, 64), 8, np.float16)
+        * np.sign(np.random.default_rng(0).standard_normal((4, 3, 64, 64))).astype(np.float16)
+    }
+    mixed = augmented(x, np.random.default_rng(0), Augmentation()).feeds["x"]
+    assert mixed.dtype == np.float16 and np.isfinite(mixed).all()
+
+
+def test_quantized_models_are_refused_before_they_are_cut() -> None:
+    made = prune(DIGITS, Budget("macs", 0.7), data=CALIBRATION, then_quantize="int8", benchmark=False).model
+    with pytest.raises(BadInputError, match="is quantized"):
+        prune_during_training(made, Budget("macs", 0.5), data=CALIBRATION, steps=4)
+    with pytest.raises(BadInputError, match="before quantizing"):
+        finetune(made, DIGITS, data=CALIBRATION, steps=4)

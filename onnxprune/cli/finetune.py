@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from onnxprune.cli.common import (
     quiet_option,
     seed_option,
 )
+from onnxprune.core.texts import to_json
 
 
 @click.command()
@@ -60,7 +60,7 @@ def finetune(
     with progress(quiet or as_json) as told:
         result = run(pruned, teacher, data=data, output=output, progress=told, **options)
     if as_json:
-        click.echo(json.dumps({"lines": result.lines(), "trained": vars(result.trained)}, indent=1))
+        click.echo(to_json({"lines": result.lines(), "trained": vars(result.trained)}), nl=False)
     elif not quiet:
         for heading, text in result.lines():
             OUT.print(f"{heading:<9} {text}", markup=False)

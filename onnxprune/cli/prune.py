@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,6 +30,7 @@ from onnxprune.cli.common import (
 )
 from onnxprune.core.budget import Budget, Metric
 from onnxprune.core.errors import BadInputError
+from onnxprune.core.texts import to_json
 from onnxprune.stages.feeds import parse_shapes
 from onnxprune.stages.report import VARIANT_COLUMNS, Report
 from onnxprune.stages.score import CALIBRATED, IMPORTANCE
@@ -163,7 +163,9 @@ def _show(report: Report, output: Path, verbose: bool) -> None:
         OUT.print(f"{'          ' if k else 'layers    '}{line}", markup=False)
     OUT.print(f"checked   {report.check_line()}")
     for line in report.repair_lines():
-        OUT.print(f"repaired  {line}" if not line.startswith("warning") else line, markup=False)
+        OUT.print(f"repaired  {line}", markup=False)
+    for line in data["warnings"]:
+        OUT.print(f"warning: {line}", markup=False)
     if verbose:
         OUT.print(_group_table(groups))
     OUT.print(table(("", "before", "after", "kept"), report.summary_rows(), ("",)))
@@ -215,7 +217,7 @@ def _gradual(
             **options,
         )
     if as_json:
-        click.echo(json.dumps({"rounds": [vars(r) for r in result.rounds], **result.counts}, indent=1))
+        click.echo(to_json({"rounds": [vars(r) for r in result.rounds], **result.counts}), nl=False)
     elif not quiet:
         for k, r in enumerate(result.rounds, 1):
             OUT.print(f"round {k}   {r.kept:.1%} kept, held-out {r.before:.4g} -> {r.after:.4g} in {r.steps} steps")

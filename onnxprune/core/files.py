@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from onnxprune.core.errors import BadInputError
@@ -22,6 +22,15 @@ def check_writable(path: Path, option: str, inputs: tuple[Path, ...] = ()) -> No
     for other in inputs:
         if path.resolve() == other.resolve():
             raise BadInputError(f"{option} {path} is named twice, or is an input; choose another name.")
+
+
+def check_outputs(outputs: Mapping[str, str | os.PathLike[str] | None], inputs: Iterable[object] = ()) -> None:
+    """`check_writable` for files to write, by option, against what is read and against each other. inputs: paths count, others do not."""
+    taken = tuple(Path(p) for p in inputs if isinstance(p, str | os.PathLike))
+    for option, path in outputs.items():
+        if path is not None:
+            check_writable(Path(path), option, taken)
+            taken = (*taken, Path(path))
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ class LoadedModel:
     sha256: of the file's bytes (external data not included), or of the serialized proto.
     has_external_data: some tensor keeps its bytes in another file.
     size_bytes: the file's size, plus that of all external tensors.
+    data_files: where external tensors lie; no output may take their place.
     """
 
     proto: onnx.ModelProto
@@ -26,3 +27,4 @@ class LoadedModel:
     sha256: str
     has_external_data: bool
     size_bytes: int
+    data_files: frozenset[Path] = frozenset()

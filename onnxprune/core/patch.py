@@ -1,16 +1,17 @@
 """Give nodes of a model other constants, wherever they are: at the top or inside a branch.
 
 A constant that only this input reads is changed where it is stored (initializer or Constant node) and keeps its name, a sparse one
-becomes dense; otherwise the node gets one of its own.
+becomes dense; otherwise the node gets one of its own. Where initializers are declared as inputs (IR version 3 wants that), so are new ones.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
-from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, TypeProto, helper, numpy_helper
 
 from onnxprune.core.constants import tensor_in
 from onnxprune.core.flat import SEPARATOR, subgraphs
@@ -37,6 +38,17 @@ def constants_at(
     found: dict[tuple[str, int], TensorProto] = {}
     _collect(proto.graph, "", set(places), found)
     return {p: numpy_helper.to_array(found[p], base_dir=folder or "") for p in places if p in found}
+
+
+def digest_of(values: dict[tuple[str, int], Array]) -> str | None:
+    """SHA-256 of constants with their types and shapes, in their order; None of none."""
+    if not values:
+        return None
+    found = hashlib.sha256()
+    for (node, i), value in values.items():
+        found.update(f"{node}:{i} {value.dtype.name} {value.shape}\n".encode())
+        found.update(np.ascontiguousarray(value).tobytes())
+    return found.hexdigest()
 
 
 def _collect(
@@ -93,7 +105,8 @@ def _patch(
     stored = {t.name: t for t in graph.initializer}
     sparse = {t.values.name: t for t in graph.sparse_initializer}
     made = {n.output[0]: t for n in graph.node if (t := tensor_in(n)) is not None}
-    inputs = {i.name for i in graph.input}
+    inputs = {i.name: i for i in graph.input}
+    must_declare = any(name in inputs for name in stored)  # before IR version 4, every initializer is an input
     for k, node in enumerate(list(graph.node)):
         key = path + next((o for o in node.output if o), f"#{k}")
         for i in sorted(i for owner, i in changes if owner == key):
@@ -101,10 +114,12 @@ def _patch(
             while len(node.input) <= i:
                 node.input.append("")
             name = node.input[i]
-            if name in stored and reads[name] == 1 and name not in inputs:
+            if name in stored and reads[name] == 1:
                 if tuple(stored[name].dims) != value.shape:
                     stale.add(name)
                 stored[name].CopyFrom(_tensor(value, name, stored[name].doc_string))
+                if name in inputs:
+                    inputs[name].type.CopyFrom(_type(value))
                 continue
             if name in sparse and reads[name] == 1 and name not in inputs:
                 graph.sparse_initializer.remove(sparse[name])
@@ -121,6 +136,8 @@ def _patch(
             reads[name] -= 1
             reads[fresh] = 1
             graph.initializer.add().CopyFrom(_tensor(value, fresh, ""))
+            if must_declare:
+                graph.input.add(name=fresh).type.CopyFrom(_type(value))
             node.input[i] = fresh
             stale.add(name)
         for attribute, sub in subgraphs(node):
@@ -137,14 +154,20 @@ def _sweep(graph: GraphProto, reads: Counter[str], stale: set[str]) -> None:
             graph.node.remove(node)
         for _, sub in subgraphs(node):
             _sweep(sub, reads, stale)
-    inputs = {i.name for i in graph.input}
+    inputs = {i.name: i for i in graph.input}
     for tensor in list(graph.initializer):
-        if tensor.name in stale and not reads[tensor.name] and tensor.name not in inputs:
+        if tensor.name in stale and not reads[tensor.name]:
+            if tensor.name in inputs:
+                graph.input.remove(inputs[tensor.name])
             graph.initializer.remove(tensor)
     known = {t.name for t in graph.initializer} | {o for n in graph.node for o in n.output}
     for info in list(graph.value_info):
         if info.name in stale and (info.name not in known or reads[info.name] == 1):
             graph.value_info.remove(info)
+
+
+def _type(value: Array) -> TypeProto:
+    return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
 
 
 def _tensor(value: Array, name: str, doc: str):  # type: ignore[no-untyped-def]

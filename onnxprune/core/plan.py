@@ -4,7 +4,8 @@
      "groups": [{"id": "g12", "kind": "channels", "units": 64, "removed": 24, "exact": true, "classes": [7, 9, …],
                  "members": [{"tensor": "conv1.weight", "axis": 0, "removed": [3, 7, …], "node": "/conv1/Conv"}, …]}],
      "bypassed": [{"tensor": "/add2", "by": "/add1"}], "nodes_removed": ["/add2", …],
-     "mixed": ["/q/MatMul_output_0", …], "refit": [["/conv1/Conv_output_0", 1], …], "macs": [before, after], "params": [before, after]}
+     "mixed": ["/q/MatMul_output_0", …], "refit": [["/conv1/Conv_output_0", 1], …], "refit_sha256": "…",
+     "macs": [before, after], "params": [before, after]}
 
 Members are constants (with the node that uses them, as shared constants may be cut differently per use) and every activation
 of numbers (not flags) on which the removal is a slice of one axis.
@@ -52,6 +53,12 @@ class Plan:
         return [(node, i) for node, i in found]
 
     @property
+    def refit_sha256(self) -> str | None:
+        """Digest of the fitted constants (`core/patch.py`); None in plans without any, and in those of older versions."""
+        found = self.document.get("refit_sha256")
+        return found if isinstance(found, str) else None
+
+    @property
     def bypasses(self) -> list[Bypass]:
         """What the plan bypasses, unchecked but for its form."""
         found = self.document.get("bypassed", [])
@@ -76,13 +83,15 @@ class Plan:
             raise BadInputError("The plan's 'mixed' is not a list of tensors.")
         return found
 
-    def repaired(self, recover: str, refit: Sequence[tuple[str, int]]) -> Plan:
+    def repaired(self, recover: str, refit: Sequence[tuple[str, int]], digest: str | None) -> Plan:
         """The same removal with another repair."""
         settings = self.document.get("settings", {})
         listed = [[node, i] for node, i in refit]
-        if settings.get("recover", "none") == recover and self.document.get("refit", []) == listed:
+        is_same = self.document.get("refit", []) == listed and self.refit_sha256 == digest
+        if settings.get("recover", "none") == recover and is_same:
             return self
-        return Plan(self.document | {"settings": settings | {"recover": recover}, "refit": listed})
+        changed = {"settings": settings | {"recover": recover}, "refit": listed, "refit_sha256": digest}
+        return Plan(self.document | changed)
 
     def to_json(self) -> str:
         """One line per member, so that plans can be diffed."""
@@ -126,11 +135,12 @@ def make_plan(
     bypasses: Sequence[Bypass] = (),
     nodes_removed: Sequence[str] = (),
     mixed: Sequence[str] = (),
+    digest: str | None = None,
 ) -> Plan:
     """Describe a removal (bool per class) by the tensors it cuts. `refit`: (node key, input) of constants that were fitted anew.
 
     bypasses: those that made the model of the analysis; nodes_removed: keys of the original's nodes that are gone; mixed: tensors
-    in other bases.
+    in other bases; digest: of the fitted constants.
     """
     owner = _owners(analysis, removed)
     members: dict[str, list[dict[str, Any]]] = {g.id: [] for g in analysis.groups}
@@ -174,6 +184,7 @@ def make_plan(
             "nodes_removed": list(nodes_removed),
             "mixed": list(mixed),
             "refit": [[node, i] for node, i in refit],
+            "refit_sha256": digest,
             **costs,
             "groups": groups,
         }

@@ -14,11 +14,12 @@ import errno
 import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
+from onnx.external_data_helper import load_external_data_for_model
 
 from onnxprune.core.errors import BadInputError, quoted
 from onnxprune.core.protobuf import copy_fields, copy_unknown_fields
@@ -36,6 +37,7 @@ def save_model(
     *,
     folder: Path | None = None,
     apart: bool = False,
+    spared: Collection[Path] = (),
     max_proto_bytes: int = MAX_PROTO_BYTES,
 ) -> list[Path]:
     """Write `proto` to `path`, both or neither of the model and its data file; the paths that were written.
@@ -43,6 +45,7 @@ def save_model(
     apart: large tensors go to a data file in any case.
     folder: where the external tensors of `proto` lie now (`LoadedModel.folder`). They are copied; nothing that the new
         model says refers to the old files. `proto` is not modified.
+    spared: files that must not be overwritten, though `proto` does not read them (`LoadedModel.data_files`).
 
     Raises: BadInputError if the place cannot be written to or external data is gone.
     """
@@ -52,20 +55,23 @@ def save_model(
     try:
         if path.exists() and not path.is_file():  # moving a file onto /dev/null would replace it
             raise OSError(errno.EINVAL, "it is no plain file")
+        spared = {*map(_real, spared), *data_files(proto.graph, folder)}
+        if _real(path) in spared:
+            raise BadInputError(f"{quoted(path)} holds weights of the original; choose another output path.")
         if not is_apart:
             with _beside(path) as (file, temporary):
                 file.write(proto.SerializeToString())
                 _settle(file)
                 os.replace(temporary, path)
             return [path]
-        return _save_apart(proto, path, folder)
+        return _save_apart(proto, path, folder, spared)
     except OSError as e:
         reason = e.strerror or type(e).__name__
         raise BadInputError(f"Cannot write {quoted(path)} ({reason}); choose another output path.") from None
 
 
-def _save_apart(proto: ModelProto, path: Path, folder: Path | None) -> list[Path]:
-    data_path = _free_name(path, proto, folder)
+def _save_apart(proto: ModelProto, path: Path, folder: Path | None, spared: Collection[Path]) -> list[Path]:
+    data_path = _free_name(path, spared)
     with _beside(data_path) as (data, temporary_data), _beside(path) as (file, temporary):
         out = ModelProto()
         copy_fields(proto, out, "graph")
@@ -139,19 +145,44 @@ def _copy_tensor(tensor: TensorProto, target: TensorProto, data: BinaryIO, locat
         target.external_data.add(key=key, value=value)
 
 
-def _free_name(path: Path, proto: ModelProto, folder: Path | None) -> Path:
-    """NAME.onnx.data, or with a number if that is a file that `proto` itself still reads."""
-    sources = set()
-    for tensor in tensors(proto.graph):
-        if is_external(tensor):
-            sources.add(external_region(tensor, folder).path)
+def embedded(proto: ModelProto, folder: str | os.PathLike[str] | None) -> ModelProto | None:
+    """The model with its external data inside (itself, if it has none); None where protobuf cannot hold that."""
+    external = [t for t in tensors(proto.graph) if is_external(t)]
+    if not external:
+        return proto
+    apart = sum(n_bytes(t.data_type, math.prod(t.dims)) for t in external)
+    if apart + _size(list(tensors(proto.graph))) > MAX_PROTO_BYTES:
+        return None
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    load_external_data_for_model(copy, str(folder or "."))
+    return copy
+
+
+def stored_bytes(proto: ModelProto) -> int:
+    """Size of the model, its external data included."""
+    external = [t for t in tensors(proto.graph) if is_external(t)]
+    return int(proto.ByteSize()) + sum(n_bytes(t.data_type, math.prod(t.dims)) for t in external)
+
+
+def data_files(graph: GraphProto, folder: Path | None) -> frozenset[Path]:
+    """The files, links resolved, in which external tensors of a graph lie."""
+    return frozenset(_real(external_region(t, folder).path) for t in tensors(graph) if is_external(t))
+
+
+def _free_name(path: Path, spared: Collection[Path]) -> Path:
+    """NAME.onnx.data, or with a number if something still needs what is there."""
     number = 0
     while True:
         name = f"{path.name}.data" if not number else f"{path.name}.{number}.data"
         candidate = path.with_name(name)
-        if Path(os.path.realpath(candidate)) not in sources:
+        if _real(candidate) not in spared:
             return candidate
         number += 1
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
 
 
 @contextlib.contextmanager

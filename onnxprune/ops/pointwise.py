@@ -28,6 +28,7 @@ NARY = (
 
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
+WIDE = {"float16", "bfloat16", "float32", "float64"}
 SLICED = "per-axis scales are sliced too"
 
 
@@ -110,6 +111,16 @@ def encode(attrs: dict[str, Any], value: Array, inputs: list[Array]) -> Array | 
     return np.clip(found, limits.min, limits.max).astype(codes.dtype)
 
 
+def as_stored(attrs: dict[str, Any], value: Array, inputs: list[Array]) -> Array | None:
+    """A Cast: the value in the type of what is stored, if that holds numbers as large."""
+    stored = inputs[0].dtype
+    if stored.name not in WIDE or attrs.get("to") not in FLOATS:
+        return None
+    with np.errstate(over="ignore"):
+        found = np.asarray(value).astype(stored)
+    return found if np.isfinite(found.astype(np.float64)).all() else None
+
+
 def always(ctx: IdleContext) -> bool:
     return True
 
@@ -137,7 +148,7 @@ def cast_mixing(attrs: dict[str, Any]) -> Mixing | None:
 
 RULES = [
     Rule(("Identity",), "pointwise", unary, alias=True, step=unchanged, idle=always, mixing="copy"),
-    Rule(("Cast",), "pointwise", unary, idle=has_type, mixing=cast_mixing),
+    Rule(("Cast",), "pointwise", unary, idle=has_type, mixing=cast_mixing, encode=as_stored),
     Rule(tuple(UNARY), "pointwise", unary),
     Rule(("Max", "Min"), "pointwise", unary, idle=of_one),
     Rule(("Mean", "Sum"), "pointwise", unary, idle=of_one, mixing="sum"),

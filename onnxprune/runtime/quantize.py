@@ -15,6 +15,7 @@ from onnxprune.core.errors import BadInputError
 from onnxprune.core.flat import subgraphs
 from onnxprune.core.graphio import save_model
 from onnxprune.core.observation import Feeds
+from onnxprune.core.save import embedded
 from onnxprune.core.tensors import StoredSparseValues
 from onnxprune.runtime.session import VERSION, Session, first_line
 
@@ -38,9 +39,10 @@ def quantize(proto: ModelProto, folder: str | None, samples: Sequence[Feeds], wh
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as temporary, _quiet():
         plain, ready, done = (f"{temporary}/{name}.onnx" for name in ("plain", "ready", "done"))
         try:
-            save_model(
-                _dense(proto, folder), Path(plain), folder=Path(folder) if folder else None, apart=folder is not None
-            )
+            whole = embedded(_dense(proto, folder), folder)
+            if whole is None:
+                raise BadInputError("it is larger than the 2 GiB that one file can hold.")
+            save_model(whole, Path(plain))
             quant_pre_process(plain, ready, skip_symbolic_shape=True)
             quantize_static(
                 ready,

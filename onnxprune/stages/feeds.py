@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +34,13 @@ def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
 def load_data(path: str | Path, inputs: list[onnx.ValueInfoProto], labels: bool = False) -> list[Feeds]:
     """Feeds from a `.npz` file (arrays named like the inputs, stacked along the batch axis) or a folder of them, one feed each.
 
+    The array of a `.npy` file is the input of a model that has one.
     Arrays with other names are left out, or come along where `labels` are asked for. Raises `BadInputError` where names,
     types or shapes do not fit, and where a value is NaN.
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(path.glob("*.npz"))
+        files = sorted([*path.glob("*.npz"), *path.glob("*.npy")])
         if not files:
             raise BadInputError(f"--data {path} holds no .npz file; write one per input with numpy.savez.")
         return [_read(file, inputs, labels) for file in files]
@@ -48,26 +49,39 @@ def load_data(path: str | Path, inputs: list[onnx.ValueInfoProto], labels: bool 
     return [_read(path, inputs, labels)]
 
 
-def _read(path: Path, inputs: list[onnx.ValueInfoProto], labels: bool = False) -> Feeds:
+def read_arrays(path: Path, option: str, single: str = "", only: Collection[str] | None = None) -> dict[str, Array]:
+    """The arrays of a `.npz` file, or the one of a `.npy` file under the name `single`. only: names to read. Raises `BadInputError`."""
     try:
         archive = np.load(path, allow_pickle=False)
         if isinstance(archive, np.ndarray):
+            if single:
+                return {single: archive}
             raise BadInputError(
-                f"--data {path} is a single array; save it by name: numpy.savez(path, input_name=array)."
+                f"{option} {path} is a single array; save it by name: numpy.savez(path, input_name=array)."
             )
         with archive:
-            arrays = {name: archive[name] for name in archive.files if labels or name in {v.name for v in inputs}}
-            known = list(archive.files)
+            if only is None or not {*only} <= {*archive.files}:
+                only = archive.files
+            return {name: archive[name] for name in only}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError, KeyError) as error:
-        raise BadInputError(f"--data {path} cannot be read as .npz: {str(error).splitlines()[0][:150]}.") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:150].rstrip(".")
+        if "allow_pickle" in reason or "pickle" in reason:
+            reason = "it is no archive of arrays of numbers"
+        raise BadInputError(f"{option} {path} cannot be read as .npz: {reason}.") from None
+
+
+def _read(path: Path, inputs: list[onnx.ValueInfoProto], labels: bool = False) -> Feeds:
+    names = [v.name for v in inputs]
+    arrays = read_arrays(path, "--data", names[0] if len(names) == 1 else "", None if labels else names)
     feeds: Feeds = {}
     for value in inputs:
         if value.name not in arrays:
+            has = f"it has: {', '.join(list(arrays)[:8])}" if arrays else "it has none at all"
             raise BadInputError(
-                f"--data {path} has no array '{value.name}' (it has: {', '.join(known[:8])}); name arrays like the model's inputs."
+                f"--data {path} has no array '{value.name}' ({has}); name arrays like the model's inputs."
             )
         feeds[value.name] = _fit(arrays[value.name], value, path)
-    return arrays | feeds
+    return (arrays if labels else {}) | feeds
 
 
 def _fit(array: Array, value: onnx.ValueInfoProto, path: Path) -> Array:
@@ -78,6 +92,10 @@ def _fit(array: Array, value: onnx.ValueInfoProto, path: Path) -> Array:
                 f"--data {path}: '{value.name}' is {array.dtype}, the model wants {want}; convert it first."
             )
         array = array.astype(want)
+    if 0 in array.shape:
+        raise BadInputError(
+            f"--data {path}: '{value.name}' has shape {list(array.shape)} and so no samples; give some."
+        )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise BadInputError(f"--data {path}: '{value.name}' contains NaN or infinity; remove or repair those samples.")
     dims = value.type.tensor_type.shape.dim
@@ -88,7 +106,7 @@ def _fit(array: Array, value: onnx.ValueInfoProto, path: Path) -> Array:
             d is None or d == n or (axis == 0 and d > 0 and n % d == 0)
             for axis, (d, n) in enumerate(zip(declared, batchless, strict=True))
         )
-        if not fits or 0 in array.shape:
+        if not fits:
             shown = [d if d is not None else "?" for d in declared]
             raise BadInputError(
                 f"--data {path}: '{value.name}' has shape {list(array.shape)}, the model wants {shown}."
@@ -132,8 +150,12 @@ def _rows(array: Array) -> Array:
     return array if array.ndim else array[None]
 
 
-def portions(feeds: list[Feeds], inputs: list[onnx.ValueInfoProto], limit: int | None = None) -> list[Feeds]:
+def portions(
+    feeds: list[Feeds], inputs: list[onnx.ValueInfoProto], limit: int | None = None, parts: int = FOLDS
+) -> list[Feeds]:
     """The user's feeds cut along the batch axis into portions that the model accepts, at most `limit` samples.
+
+    parts: cut a feed into at least so many, if it has as many samples.
 
     Arrays whose first axis is dynamic or a multiple of the declared size are cut; all others go with every portion.
     """
@@ -155,7 +177,7 @@ def portions(feeds: list[Feeds], inputs: list[onnx.ValueInfoProto], limit: int |
         count = min(count, left)
         left -= count
         elements = sum(feed[v.name].size // feed[v.name].shape[0] * sizes[v.name] for v in inputs if sizes[v.name])
-        portion = 1 if fixed else max(1, min(BATCH, count // FOLDS, PORTION // max(elements, 1)))
+        portion = 1 if fixed else max(1, min(BATCH, count // parts, PORTION // max(elements, 1)))
         for first in range(0, count, portion):
             result.append(
                 {
@@ -189,7 +211,8 @@ def samples_of(
     takes no part in any of this.
     """
     known = {v.name for v in inputs}
-    for whole in (portions(merged(feeds, inputs), inputs, limit), portions(feeds, inputs, limit)):
+    parts = ASIDE if aside else FOLDS
+    for whole in (portions(merged(feeds, inputs), inputs, limit, parts), portions(feeds, inputs, limit, parts)):
         if accepts({n: a for n, a in whole[0].items() if n in known}):
             break
     else:

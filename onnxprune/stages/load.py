@@ -21,6 +21,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 from onnxprune.core.errors import BadInputError, UnsupportedModelError, quoted
 from onnxprune.core.model import LoadedModel
+from onnxprune.core.save import data_files
 from onnxprune.core.wellformed import check, check_texts
 
 MAX_FILE_BYTES = (1 << 31) - 1  # protobuf reads no more
@@ -70,6 +71,7 @@ def load(source: str | os.PathLike[str] | ModelProto) -> LoadedModel:
         sha256=digest,
         has_external_data=checked.external_bytes is not None,
         size_bytes=size + (checked.external_bytes or 0),
+        data_files=data_files(proto.graph, folder),
     )
 
 

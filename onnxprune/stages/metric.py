@@ -32,7 +32,10 @@ def metric_of(name: str, calibration: Calibration, portions: Sequence[int]) -> M
     outputs = [o.name for o in calibration.flat.graph.output]
 
     def damage(reference: Outputs, found: Outputs) -> float:
-        return _call(score, name, outputs, reference, data) - _call(score, name, outputs, found, data)
+        best, now = (_call(score, name, outputs, x, data) for x in (reference, found))
+        if not np.isfinite(best):
+            raise BadInputError(f"--metric {name} gives {best} for the original; it must be a finite number.")
+        return best - now if np.isfinite(now) else float("inf")
 
     return damage
 
@@ -64,5 +67,5 @@ def _call(score: Score, name: str, outputs: list[str], found: Outputs, data: dic
     try:
         value: Any = score(stacked, data)
         return float(value)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise BadInputError(f"--metric {name} failed: {type(error).__name__}: {error}.") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import inf
@@ -18,13 +17,13 @@ from onnxprune.core.classes import Bools
 from onnxprune.core.grouping import Group
 from onnxprune.core.plan import Plan
 from onnxprune.core.repair import Repair
+from onnxprune.core.save import stored_bytes
+from onnxprune.core.texts import to_json
 from onnxprune.core.timing import summary
 from onnxprune.core.units import Pin
 from onnxprune.core.variant import Variant
 from onnxprune.core.verdict import Drop, Verdict
 from onnxprune.ops.cost import CostModel
-
-NO_DATA = "no inputs were given, so made-up ones were used; judge the result on your own data, or give some with --data FILE.npz"
 
 VARIANT_COLUMNS = ("bytes", "ms per run", "divergence", "other top-1", "loss")
 
@@ -52,8 +51,9 @@ class Report:
         depth: dict[str, Any] | None = None,
         mixed: int = 0,
         drop: Drop | None = None,
+        warnings: Sequence[str] = (),
     ) -> Report:
-        """mixed: blocks of units that were cut as principal directions."""
+        """mixed: blocks of units that were cut as principal directions. warnings: sentences for a person."""
         after = {g["id"]: g for g in plan.document["groups"]}
         groups = [
             row | {"removed": after[row["id"]]["removed"] if row["id"] in after else 0} for row in group_rows(analysis)
@@ -62,7 +62,7 @@ class Report:
         cost = {
             "macs": plan.document.get("macs"),
             "params": plan.document.get("params"),
-            "bytes": [whole, pruned.ByteSize() if not analysis.model.has_external_data else None],
+            "bytes": [whole, stored_bytes(pruned)],
         }
         data: dict[str, Any] = {
             "model_sha256": analysis.model.sha256,
@@ -72,6 +72,7 @@ class Report:
             "unknown_operators": list(analysis.unknown),
             "cost": cost,
             "seconds": {k: round(v, 3) for k, v in seconds.items()},
+            "warnings": list(warnings),
         }
         if verdict is not None:
             data["check"] = {
@@ -115,7 +116,7 @@ class Report:
         return Report(data)
 
     def to_json(self) -> str:
-        return json.dumps(self.data, indent=1) + "\n"
+        return to_json(self.data)
 
     def summary_rows(self) -> list[tuple[str, str, str, str]]:
         """(what, before, after, kept or ratio)."""
@@ -128,7 +129,7 @@ class Report:
                 rows.append((name, f"{pair[0]:,}", f"{pair[1]:,}", share))
         if "latency_ms" in self.data:
             t = self.data["latency_ms"]
-            rows.append(("ms per run", f"{t['before']:.3f}", f"{t['after']:.3f}", f"{t['speedup']:.2f}x faster"))
+            rows.append(("ms per run", f"{t['before']:.3f}", f"{t['after']:.3f}", _speed(t["speedup"])))
         return rows
 
     def check_line(self) -> str:
@@ -164,9 +165,12 @@ class Report:
             lines.append(f"{calibration['mixed_blocks']} blocks of units mixed into principal directions")
         if repair is not None:
             before, after = repair["damage"]
+            on = (
+                "held-out samples" if calibration is None or calibration["held_out"] else "the samples that were fitted"
+            )
             lines.append(
                 f"{repair['fitted']} of {repair['layers']} layers fitted ({repair['recover']}); divergence from the original "
-                f"on held-out samples {before:.3g} -> {after:.3g}"
+                f"on {on} {before:.3g} -> {after:.3g}"
             )
         drop = self.data.get("drop")
         if drop is not None:
@@ -174,8 +178,6 @@ class Report:
                 f"the loss is {drop['measured']:.3g} ({drop['metric']}, allowed {drop['allowed']:g}) on {drop['samples']} samples that "
                 "no step has seen"
             )
-        if calibration is not None and calibration["made_up"]:
-            lines.append(f"warning: {NO_DATA}")
         return lines
 
     def variant_rows(self) -> list[tuple[str, str, str, str, str, str]]:
@@ -197,6 +199,7 @@ class Report:
         lines += [f"| {a} | {b} | {c} | {d} |" for a, b, c, d in self.summary_rows()]
         lines += ["", f"Check in ONNX Runtime: {self.check_line()}."]
         lines += [f"- {line}" for line in self.repair_lines()]
+        lines += [f"- Warning: {line}." for line in self.data["warnings"]]
         if "variants" in self.data:
             lines += ["", "## Beside quantization", "", "| | " + " | ".join(VARIANT_COLUMNS) + " |"]
             lines += ["|---|---:|---:|---:|---:|---:|"]
@@ -241,6 +244,10 @@ class Report:
             names = f"| {_cell(r['tensor'])} | {_cell(r['by'])} | {r['macs']:,} "
             lines.append(f"{names}| {_number(r['change'])} | {_number(r['damage'])} | {r['reason']} |")
         return lines
+
+
+def _speed(ratio: float) -> str:
+    return f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / max(ratio, 1e-9):.2f}x slower"
 
 
 def _number(value: float | None) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from onnxprune.core.plan import Plan
 from onnxprune.core.sparsity import Pattern, Target
+from onnxprune.core.texts import to_json
 from onnxprune.core.timing import summary
 from onnxprune.core.verdict import Verdict
 from onnxprune.core.weights import Left, Weight
@@ -82,7 +82,7 @@ class SparsityReport:
         return SparsityReport(data)
 
     def to_json(self) -> str:
-        return json.dumps(self.data, indent=1) + "\n"
+        return to_json(self.data)
 
     def zeros_line(self) -> str:
         z = self.data["zeros"]

@@ -31,7 +31,7 @@ from onnxprune.core.graphio import export_model, import_graph
 from onnxprune.core.maps import Maps
 from onnxprune.core.model import LoadedModel
 from onnxprune.core.observation import Array
-from onnxprune.core.patch import constants_at, with_constants
+from onnxprune.core.patch import constants_at, digest_of, with_constants
 from onnxprune.core.save import tensors
 from onnxprune.core.tensors import little_endian, read
 from onnxprune.core.verdict import Verdict
@@ -56,12 +56,14 @@ def check_refit(
     cut: onnx.ModelProto,
     pruned: onnx.ModelProto,
     refit: Sequence[tuple[str, int]],
+    digest: str | None,
     folders: tuple[str | None, str | None] = (None, None),
     finish: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda model: model,
 ) -> None:
     """A repaired model must be the cut one with other numbers at the inputs that the plan names, and nothing else.
 
-    finish: what was done to the repaired model last. folders: where external data of either lies. Raises `VerificationError`.
+    digest: of those numbers, where the plan has one. finish: what was done to the repaired model last. folders: where external data
+    of either lies. Raises `VerificationError`.
     """
     values = constants_at(pruned, refit, folders[1])
     lost = [f"{node}:{i}" for node, i in refit if (node, i) not in values]
@@ -70,6 +72,16 @@ def check_refit(
     bad = next((f"{node}:{i}" for (node, i), v in values.items() if not np.isfinite(v).all()), None)
     if bad is not None:
         raise VerificationError(f"The fitted constant at {bad} is not finite.")
+    before = constants_at(cut, refit, folders[0])
+    odd = next((p for p, v in values.items() if p in before and before[p].shape != v.shape), None)
+    if odd is not None:
+        raise VerificationError(
+            f"The constant at {odd[0]}:{odd[1]} has shape {list(values[odd].shape)}, but the plan leaves {list(before[odd].shape)}."
+        )
+    if digest is not None and digest_of(values) != digest:
+        raise VerificationError(
+            "The fitted constants are not those of the plan; the file was changed since, or belongs to another plan."
+        )
     wanted = finish(with_constants(cut, values))
     if (
         wanted.SerializeToString() != pruned.SerializeToString()
@@ -162,7 +174,7 @@ def masked_original(
             if dtype is not None:
                 after[id(node.gs_node)] += _mask(node.gs_node, tensor, maps, gone, dtype, opset)
         if reference is not None:
-            edit = MaskedNode(analysis, index, node, gone, before)
+            edit = MaskedNode(analysis, index, node, gone, before, types)
             if edit.touched():
                 reference(edit)
     for sub in index.gs_graphs.values():
@@ -197,7 +209,9 @@ class MaskedNode(MaskEdit):
         node: Node,
         gone: Bools,
         before: dict[int, list[gs.Node]],
+        types: dict[str, Any],
     ) -> None:
+        self.types = types
         self.analysis = analysis
         self.graph = graph
         self.node = node
@@ -292,8 +306,24 @@ class MaskedNode(MaskEdit):
     sum_inputs_saved: Any = None
 
     def _dtype(self, i: int | None) -> Any:
+        """Of what is normalised: that of constant input `i`, else what was observed of the node's tensors."""
         value = self.constant(i) if i is not None and self.has(i) else None
-        return np.float32 if value is None else value.dtype
+        if value is not None:
+            return value.dtype
+        seen = (MASKABLE.get(str(self.types.get(k))) for k in (*self.node.outputs, *self.node.inputs))
+        return next((dtype for dtype in seen if dtype is not None), np.float32)
+
+    def _along(self, i: int, shape: tuple[int, ...]) -> Any:
+        """Input `i` [C] as a tensor of this shape, a constant where it is one; one number per group counts for all of its channels."""
+        channels, have = int(np.prod(shape)), int(np.prod(self.shape(i)))
+        value = self.constant(i)
+        if value is not None:
+            return self._const(np.repeat(value, channels // have).reshape(shape))
+        tensor = self.node.gs_node.inputs[i]
+        if have != channels:
+            each = self._add("Reshape", tensor, self._const(np.array([have, 1], np.int64)))
+            tensor = self._add("Expand", each, self._const(np.array([have, channels // have], np.int64)))
+        return self._add("Reshape", tensor, self._const(np.array(shape, np.int64)))
 
     def normalize_kept(
         self,
@@ -314,10 +344,8 @@ class MaskedNode(MaskEdit):
             if k is None or not self.has(k):
                 continue
             vector = self.node.gs_node.inputs[k]
-            value = self.constant(k)
-            if value is not None and where and where[-1] != rank - 1:  # along an inner axis: [C] -> [1, C, 1, ...]
-                side = [self.shape(i)[a] if a in where else 1 for a in range(rank)]
-                vector = self._const(value.reshape(side))
+            if where and where[-1] != rank - 1:  # along an inner axis: [C] -> [1, C, 1, ...]
+                vector = self._along(k, tuple(self.shape(i)[a] if a in where else 1 for a in range(rank)))
             result = self._add(op, result, vector)
         self._finish(result)
 
@@ -332,15 +360,12 @@ class MaskedNode(MaskEdit):
         flat = self._standardize(split, kept.reshape(1, groups, per_group, 1), (2, 3), epsilon, dtype)
         result = self._add("Reshape", flat, self._add("Shape", x))
         for op, k in (("Mul", 1), ("Add", 2)):
-            value = self.constant(k)
-            if value is not None:
-                value = np.repeat(value, channels // value.size)
-                result = self._add(op, result, self._const(value.reshape(1, channels, *([1] * (len(shape) - 2)))))
+            result = self._add(op, result, self._along(k, (1, channels, *([1] * (len(shape) - 2)))))
         self._finish(result)
 
 
 def check_interface(original: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
-    """Inputs and outputs, metadata and opsets are those of the original, and the model passes the checker."""
+    """Inputs and outputs, metadata and opsets are those of the original."""
     for what in ("input", "output"):
         a = [v.SerializeToString(deterministic=True) for v in _interface(original, what)]
         b = [v.SerializeToString(deterministic=True) for v in _interface(pruned, what)]
@@ -370,8 +395,14 @@ def tolerance_of(model: onnx.ModelProto, noise: float, deviation: float = np.inf
     """
     if deviation <= STEP and noise > TOLERANCE:
         return 10 * noise
-    half = any(t.data_type in (10, 16) for t in model.graph.initializer)
+    half = _is_half(model.graph)
     return max(HALF if half else TOLERANCE, min(NOISY, 10 * noise))
+
+
+def _is_half(graph: onnx.GraphProto) -> bool:
+    """Does it compute with 16-bit floats? Those that are only stored, and read by a Cast, do not count."""
+    stored = {t.name for t in graph.initializer if t.data_type in (10, 16)}
+    return any(name in stored for node in graph.node if node.op_type != "Cast" for name in node.input)
 
 
 def verdict(

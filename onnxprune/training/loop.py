@@ -165,7 +165,9 @@ def _optimizer(network: Network, schedule: Schedule) -> tuple[Any, list[Tensor]]
             groups.append({"params": some, "weight_decay": schedule.decay if is_matrix else 0.0})
     parameters = [p for group in groups for p in group["params"]]
     if not parameters:
-        raise BadInputError("Nothing can be trained: no gradient reaches any weight of this model.")
+        raise BadInputError(
+            "Nothing can be trained: no gradient reaches any weight of this model; if they are integer codes, fine-tune before quantizing."
+        )
     return torch.optim.AdamW(groups, lr=schedule.rate), parameters
 
 

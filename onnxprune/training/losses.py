@@ -69,22 +69,29 @@ class Supervised:
     """The loss of one output against one array of labels: cross entropy for classes, mean square error for values.
 
     output: [N, C, …] with labels [N, …] of integers (or [N, …, C]), or any shape with labels of the same shape.
-    is_probability: the output went through Softmax already.
+    is_probability: the output went through Softmax already. is_soft: labels are the probabilities of the classes (one-hot ones, too).
     """
 
     output: str
     labels: str
     classes_last: bool
     is_probability: bool
+    is_soft: bool = False
 
     def __call__(self, found: Tensor, labels: Tensor, sharpness: float = 1.0) -> Tensor:
         """Per sample, [N]. sharpness: factor on the scores of classes, the inverse of a temperature."""
-        if labels.is_floating_point():
+        if labels.is_floating_point() and not self.is_soft:
             return (found - labels).square().flatten(1).mean(1) if found.dim() > 1 else (found - labels).square()
         scores = found.movedim(-1, 1) if self.classes_last else found
         if self.is_probability:
             scores = torch.log(scores.clamp(TINY, 1))
-        return F.cross_entropy(sharpness * scores, labels.long(), reduction="none").reshape(len(labels), -1).mean(1)
+        wanted = labels.to(scores.dtype) if self.is_soft else labels.long()
+        wanted = wanted.movedim(-1, 1) if self.is_soft and self.classes_last else wanted
+        return F.cross_entropy(sharpness * scores, wanted, reduction="none").reshape(len(labels), -1).mean(1)
+
+    def is_dense(self, labels: Array) -> bool:
+        """Do they say more of a sample than which class it is? Then a mixed or shifted sample is not labelled any more."""
+        return labels.ndim > 2 if self.is_soft else labels.ndim > 1 or labels.dtype.kind == "f"
 
 
 def supervised(outputs: Mapping[str, Array], labels: Mapping[str, Array]) -> Supervised:
@@ -95,7 +102,10 @@ def supervised(outputs: Mapping[str, Array], labels: Mapping[str, Array]) -> Sup
             array, value = labels[name], outputs[output]
             if value.dtype.kind != "f":
                 continue
-            is_probability = kind_of([np.asarray(value, np.float32)]) == "probabilities"
+            kind = kind_of([np.asarray(value, np.float32)])
+            is_probability = kind == "probabilities"
+            if array.shape == value.shape and kind in ("logits", "probabilities") and _is_distribution(array):
+                return Supervised(output, name, True, is_probability, is_soft=True)
             if array.dtype.kind == "f" and array.shape == value.shape:
                 return Supervised(output, name, False, False)
             if array.dtype.kind in "iu" and value.ndim == array.ndim + 1:
@@ -109,6 +119,12 @@ def supervised(outputs: Mapping[str, Array], labels: Mapping[str, Array]) -> Sup
         f"{', '.join(f'{n!r} {list(v.shape)}' for n, v in outputs.items())}; give integer classes of shape [N], or values "
         "of an output's own shape."
     )
+
+
+def _is_distribution(labels: Array) -> bool:
+    """Does every row along the last axis sum to one, and nothing lie below zero?"""
+    rows = labels.astype(np.float64)
+    return bool(rows.min(initial=0) >= 0 and np.allclose(rows.sum(axis=-1), 1, atol=1e-3))
 
 
 def _checked(loss: Supervised, labels: Array, classes: int) -> Supervised:

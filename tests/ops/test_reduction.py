@@ -245,3 +245,25 @@ def test_skip_layer_normalization() -> None:
     proto = dense(between, c, domains={"com.microsoft": 1})
     assert found(analysed(proto)) == {}
     check(Case(proto, {"MatMul 'h'": 8}, inexact=True))
+
+
+@pytest.mark.parametrize("by", ["Cast", "DequantizeLinear"])
+@pytest.mark.parametrize(
+    ("op", "opset", "scales"),
+    [("InstanceNormalization", 21, 8), ("GroupNormalization", 18, 4), ("GroupNormalization", 21, 8)],
+)
+def test_normalization_with_decoded_scales(by: str, op: str, opset: int, scales: int) -> None:
+    """The masked original normalises with the same numbers, though none of them is stored as it is."""
+    c = weights(3, s0=(scales,), b0=(scales,))
+    if by == "Cast":
+        c = {k: v.astype(np.float16) for k, v in c.items()}
+        decoded = [node("Cast", f"{n}0", n, to=1) for n in "sb"]
+    else:
+        c = {k: np.rint(v * 20).astype(np.int8) for k, v in c.items()} | {"u": np.array(0.05, np.float32)}
+        decoded = [node("DequantizeLinear", f"{n}0 u", n) for n in "sb"]
+    attributes = {"num_groups": 4} if op == "GroupNormalization" else {}
+    proto = image([*decoded, node(op, "h s b", "g", **attributes)], c, opset=opset)
+    analysis = analysed(proto)
+    assert found(analysis)
+    for seed, share in enumerate((0.3, 0.5, 0.75)):
+        assert oracle(analysis, share, seed, checker=opset > 18) <= TOLERANCE
