@@ -1,7 +1,7 @@
 """`--max-drop`: as few multiply-accumulates as a limit on the loss allows, and the last word on whether it was kept.
 
 The search looks at held-out samples, as every other step does, and takes the smallest model that passes: the one that was lucky. Few
-samples make much luck, so all of the user's have to agree with those held out, and it aims a little lower (`MARGIN`). The
+samples make much luck, so all of the user's have to agree with those held out, and it aims lower (`MARGIN`, and a standard error). The
 finished model is judged on samples that were set aside at the start and that nothing has looked at.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import isfinite, sqrt
+from statistics import stdev
 
 import onnx
 
@@ -17,6 +19,7 @@ from onnxprune.clock import Clock
 from onnxprune.core.analysis import Analysis
 from onnxprune.core.budget import Budget
 from onnxprune.core.calibration import Calibration
+from onnxprune.core.damage import Metric
 from onnxprune.core.errors import BadInputError, NothingPrunableError, TargetNotReachableError
 from onnxprune.core.verdict import Drop
 from onnxprune.deciding import decider
@@ -39,9 +42,7 @@ def least(original: Subject, budget: Budget, settings: Options, clock: Clock) ->
     calibration = original.against
     if calibration is None:
         raise BadInputError("--max-drop needs calibration: leave out --recover none, or use --importance obs.")
-    samples = calibration.samples
-    judges = [(metric_of(settings.metric, calibration, own), own) for own in (samples.own_held, samples.own)]
-    folder = runtime.folder_of(original.bare.model)
+    loss = _Loss(calibration, settings.metric, runtime.folder_of(original.bare.model))
     decide = _decide(original, budget, settings, clock)
     low, high = 0.0, 1.0
     best: Choice | None = None
@@ -55,19 +56,46 @@ def least(original: Subject, budget: Budget, settings: Options, clock: Clock) ->
         except (TargetNotReachableError, NothingPrunableError):
             low = middle
             continue
-        model = finished(choice, settings, clock)
-        drop = max(judge(calibration, model, folder, *own) for own in judges)
+        drop = loss(finished(choice, settings, clock))
         lowest = min(lowest, drop)
         if drop <= MARGIN * budget.amount:
             best, high = choice, middle
         else:
             low = middle
+    if best is None and lowest == float("inf"):
+        decide(Budget("macs", 0.999))  # says what stands in the way, where nothing can go at all
     if best is None:
         raise TargetNotReachableError(
             f"--max-drop {budget.amount:g} ({settings.metric}) cannot be kept: the least that was measured is {lowest:.4g}, at "
             f"{high:.2f} of the MACs or below. Allow more, or give more --data."
         )
     return best
+
+
+class _Loss:
+    """What a finished model may lose on samples that nothing has seen: by the metric on those held out and on all of the user's,
+    whichever is worse, and a standard error of it, from the portions that are held out.
+    """
+
+    def __init__(self, calibration: Calibration, name: str, folder: str | None) -> None:
+        samples = calibration.samples
+        self.calibration, self.folder = calibration, folder
+        parts = [[k] for k in samples.own_held]
+        self.wholes, self.parts = (
+            [(metric_of(name, calibration, own), own) for own in some]
+            for some in ((samples.own_held, samples.own), parts if len(parts) > 1 else [])
+        )
+
+    def __call__(self, model: onnx.ModelProto) -> float:
+        session = runtime.Session(model, self.folder, optimized=True, what="the pruned model")
+        outputs = {k: session.run(self.calibration.samples.feeds[k]) for k in self.calibration.samples.own}
+
+        def measured(metric: Metric, own: list[int]) -> float:
+            return metric([self.calibration.outputs[k] for k in own], [outputs[k] for k in own])
+
+        worst = max(measured(*whole) for whole in self.wholes)
+        each = [measured(*part) for part in self.parts]
+        return worst + (stdev(each) / sqrt(len(each)) if len(each) > 1 and isfinite(sum(each)) else 0.0)
 
 
 def _decide(original: Subject, budget: Budget, settings: Options, clock: Clock) -> Callable[[Budget], Choice]:

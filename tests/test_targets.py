@@ -144,3 +144,27 @@ def test_disagreement_and_angle() -> None:
     assert angle([[np.array([[1.0, 0]])]], [[np.array([[0.0, 1]])]]) == pytest.approx(1)
     with pytest.raises(BadInputError, match="top1 needs"):
         disagreement([[np.zeros(3, np.float32)]], [[np.zeros(3, np.float32)]])
+
+
+@pytest.mark.parametrize("count", [5, 9, 16, 20, 64])
+def test_a_few_samples_are_enough_to_set_some_aside(tmp_path: Path, count: int) -> None:
+    np.savez(tmp_path / "few.npz", x=np.load(CALIB)["x"][:count])
+    result = onnxprune.prune(DIGITS, Budget("max_drop", 5.0), data=tmp_path / "few.npz", benchmark=False)
+    assert 1 <= result.report.data["drop"]["samples"] <= max(1, count // 3)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_score_that_is_no_number_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    (tmp_path / f"odd_{value}.py").write_text(f"def score(outputs, data):\n    return float('{value}')\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInputError, match="it must be a finite number"):
+        onnxprune.prune(DIGITS, Budget("max_drop", 0.1), data=CALIB, metric=f"odd_{value}:score", benchmark=False)
+
+
+def test_a_limit_where_nothing_can_go_says_so(tmp_path: Path) -> None:
+    from tests.oracle import net
+
+    model = net("g (float[N,8] x) => (float[N,8] y) <float[8,8] w> { y = MatMul(x, w) }")
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32))
+    with pytest.raises(onnxprune.NothingPrunableError):
+        onnxprune.prune(model, Budget("max_drop", 0.1), data=tmp_path / "x.npz", benchmark=False)

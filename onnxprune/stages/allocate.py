@@ -271,6 +271,16 @@ def _give_back(
             stuck.add(k)
 
 
+def _ranks(levels: list[Scores], counts: list[bool]) -> list[Scores]:
+    """The place of every step in one order of them all; of equal levels, groups give an equal share first. Infinite: does not count."""
+    level = np.concatenate(levels)
+    share = np.concatenate([np.arange(1, len(x) + 1) / len(x) for x in levels])
+    rank = np.empty(len(level))
+    rank[np.lexsort((share, level))] = np.arange(len(level))
+    parts = np.split(rank, np.cumsum([len(x) for x in levels])[:-1])
+    return [p if counted else np.full(len(p), np.inf) for p, counted in zip(parts, counts, strict=True)]
+
+
 def _legal(steps: Steps, round_to: int) -> list[int]:
     """How many steps may be taken, by rounding and so that a tenth of the units is left."""
     group = steps.group
@@ -289,11 +299,8 @@ def _for_cost(
         saving += np.bincount(parent, weights=saving[child], minlength=len(saving))
     total = measure(None)
     target = budget.amount * total
-    priority: list[NDArray[np.float64]] = []
-    for s in groups:
-        mean = saving[s.flat].sum() / len(s.classes)
-        level = np.maximum.accumulate(s.scores)
-        priority.append(level if mean > 0 else np.full(len(level), np.inf))
+    saves = [saving[s.flat].sum() > 0 for s in groups]
+    priority = _ranks([np.maximum.accumulate(s.scores) for s in groups], saves)
     best: tuple[float, Bools] | None = None
     for floor in (FLOOR, 0.0):
         limits = [min(len(p), int((1 - floor) * s.group.units)) for p, s in zip(priority, groups, strict=True)]

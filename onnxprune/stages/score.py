@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.core.analysis import Analysis
+from onnxprune.core.constants import Constant
 from onnxprune.core.errors import BadInputError
 
 IMPORTANCE = ("l1", "l2", "linf", "random")
@@ -21,7 +22,7 @@ CALIBRATED = "obs"  # needs calibration: stages/surgeon.py
 
 
 def score(analysis: Analysis, importance: str = "l2", seed: int = 0) -> NDArray[np.float64]:
-    """One number per class, larger is more important. Constants without floats do not count."""
+    """One number per class, larger is more important. Floats count, and the codes of quantized weights, about their median."""
     count = analysis.solution.count
     if importance not in IMPORTANCE:
         raise BadInputError(f"Unknown importance '{importance}'; choose one of {', '.join(IMPORTANCE)}.")
@@ -32,7 +33,7 @@ def score(analysis: Analysis, importance: str = "l2", seed: int = 0) -> NDArray[
     last = ""
     for (_, _), (source, maps) in sorted(analysis.uses.items(), key=lambda item: item[1][0]):
         constant = analysis.view.constants[source]
-        if not maps or np.dtype(_kind(constant)).kind != "f":
+        if not maps or not _is_weight(constant):
             continue
         if source != last:
             arrays.clear()
@@ -41,8 +42,7 @@ def score(analysis: Analysis, importance: str = "l2", seed: int = 0) -> NDArray[
             axes = tuple(a for a, n in enumerate(facet.shape) if n == 1)
             mark = str(axes)
             if mark not in arrays:
-                values = np.minimum(np.abs(np.asarray(constant.values, np.float32)), LARGEST)
-                arrays[mark] = _norm(values, axes, importance)
+                arrays[mark] = _norm(_magnitudes(constant), axes, importance)
             classes = analysis.solution.classes[facet].ravel()
             known = classes >= 0
             per_class = np.bincount(classes[known], weights=arrays[mark].ravel()[known], minlength=count)
@@ -54,11 +54,16 @@ def score(analysis: Analysis, importance: str = "l2", seed: int = 0) -> NDArray[
     return total / np.maximum(seen, 1)
 
 
-def _kind(constant: object) -> np.dtype[np.generic]:
-    try:
-        return np.dtype(constant.dtype)  # type: ignore[attr-defined]
-    except TypeError:
-        return np.dtype(np.int8)
+def _is_weight(constant: Constant) -> bool:
+    dtype = np.dtype(constant.dtype)
+    return dtype.kind in "fV" or dtype.name in ("int8", "uint8")  # V: bfloat16, and what has fewer than 8 bits
+
+
+def _magnitudes(constant: Constant) -> NDArray[np.float32]:
+    values = np.asarray(constant.values, np.float32)
+    if "int" in np.dtype(constant.dtype).name and values.size:
+        values = values - np.float32(np.median(values))  # about the zero point of a quantized weight
+    return np.minimum(np.abs(values), LARGEST)
 
 
 def _norm(values: NDArray[np.float32], axes: tuple[int, ...], importance: str) -> NDArray[np.float64]:
