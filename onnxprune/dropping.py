@@ -1,16 +1,15 @@
 """`--max-drop`: as few multiply-accumulates as a limit on the loss allows, and the last word on whether it was kept.
 
 The search looks at held-out samples, as every other step does, and takes the smallest model that passes: the one that was lucky. Few
-samples make much luck, so all of the user's have to agree with those held out, and it aims lower (`MARGIN`, and a standard error). The
-finished model is judged on samples that were set aside at the start and that nothing has looked at.
+samples make much luck, so all of the user's have to agree with those held out, and it aims lower, the more so the fewer they are
+(`MARGIN`, `SPREAD`). The finished model is judged on samples that were set aside at the start and that nothing has looked at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import isfinite, sqrt
-from statistics import stdev
+from math import sqrt
 
 import onnx
 
@@ -19,7 +18,6 @@ from onnxprune.clock import Clock
 from onnxprune.core.analysis import Analysis
 from onnxprune.core.budget import Budget
 from onnxprune.core.calibration import Calibration
-from onnxprune.core.damage import Metric
 from onnxprune.core.errors import BadInputError, NothingPrunableError, TargetNotReachableError
 from onnxprune.core.verdict import Drop
 from onnxprune.deciding import decider
@@ -31,6 +29,7 @@ from onnxprune.subject import Subject
 
 BISECTIONS = 6
 MARGIN = 0.8  # of the limit, on held-out samples
+SPREAD = 2.0  # standard deviation of the loss of one sample, in units of the mean: a few samples make most of it
 
 
 def is_drop(budget: Budget | None) -> bool:
@@ -74,28 +73,22 @@ def least(original: Subject, budget: Budget, settings: Options, clock: Clock) ->
 
 class _Loss:
     """What a finished model may lose on samples that nothing has seen: by the metric on those held out and on all of the user's,
-    whichever is worse, and a standard error of it, from the portions that are held out.
+    whichever is worse, and what a mean over so few of them may be off by.
     """
 
     def __init__(self, calibration: Calibration, name: str, folder: str | None) -> None:
         samples = calibration.samples
         self.calibration, self.folder = calibration, folder
-        parts = [[k] for k in samples.own_held]
-        self.wholes, self.parts = (
-            [(metric_of(name, calibration, own), own) for own in some]
-            for some in ((samples.own_held, samples.own), parts if len(parts) > 1 else [])
-        )
+        self.wholes = [(metric_of(name, calibration, own), own) for own in (samples.own_held, samples.own)]
+        self.spread = SPREAD / sqrt(max(1, sum(samples.sizes[k] for k in samples.own_held)))
 
     def __call__(self, model: onnx.ModelProto) -> float:
         session = runtime.Session(model, self.folder, optimized=True, what="the pruned model")
         outputs = {k: session.run(self.calibration.samples.feeds[k]) for k in self.calibration.samples.own}
-
-        def measured(metric: Metric, own: list[int]) -> float:
-            return metric([self.calibration.outputs[k] for k in own], [outputs[k] for k in own])
-
-        worst = max(measured(*whole) for whole in self.wholes)
-        each = [measured(*part) for part in self.parts]
-        return worst + (stdev(each) / sqrt(len(each)) if len(each) > 1 and isfinite(sum(each)) else 0.0)
+        found = [
+            metric([self.calibration.outputs[k] for k in own], [outputs[k] for k in own]) for metric, own in self.wholes
+        ]
+        return max(found) * (1 + self.spread)
 
 
 def _decide(original: Subject, budget: Budget, settings: Options, clock: Clock) -> Callable[[Budget], Choice]:

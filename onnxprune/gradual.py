@@ -148,8 +148,8 @@ def _rounds(
                 )
             except TargetNotReachableError as problem:
                 if is_last:
-                    start = f"The last round starts from {kept:.3f} of the original: " if kept < 1 else ""
-                    raise TargetNotReachableError(f"{start}{problem}") from None
+                    start = f"--{budget.metric} {budget.amount:g}: the last round starts from {kept:.3f} of the original, where "
+                    raise TargetNotReachableError(f"{start if kept < 1 else ''}{problem}") from None
                 continue
             counts = _counted(counts, cut)
             kept = counts[budget.metric][1] / counts[budget.metric][0]

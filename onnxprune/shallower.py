@@ -232,6 +232,7 @@ class _Search:
         for candidate, damage in waiting:
             self._note(candidate, damage, "not tried: others came first")
         if not np.isfinite(choice.baseline or 0.0) and choice.subject is self.original:
+            self._decider(self.original, self.budget)(self.budget)  # says what holds the channels
             raise self._unreachable(())
         return replace(choice, looks=tuple(self.looks))
 
@@ -272,13 +273,15 @@ class _Search:
         try:
             removed = nothing
             if target.amount < 1:
-                own = (subject.analysis, subject.calibration, target, self.settings, subject.costs, self.clock)
-                removed = decider(*own)(target)
+                removed = self._decider(subject, target)(target)
         except (TargetNotReachableError, NothingPrunableError):
             return nothing, inf
         self.clock("compensate")
         model = finished(Choice(subject, removed), self.settings, self.clock)
         return removed, judge(subject.against, model, self.folder)
+
+    def _decider(self, subject: Subject, target: Budget) -> Callable[[Budget], Bools]:
+        return decider(subject.analysis, subject.calibration, target, self.settings, subject.costs, self.clock)
 
     def _relative(self, subject: Subject) -> Budget:
         """The target, which is a share of the original's cost, as a share of the subject's."""
@@ -355,11 +358,7 @@ class _Search:
         return TargetNotReachableError(
             f"--{self.budget.metric} {self.budget.amount:g} cannot be reached with --depth {self.settings.depth}: at most down to "
             f"{1 - self._saved(drops):.3f} of the original by layers"
-            + (
-                ". Try a larger value, or --depth auto."
-                if self.settings.depth == "only"
-                else ", and not by channels either."
-            )
+            ". Try a larger value" + (", or --depth auto." if self.settings.depth == "only" else ".")
         )
 
 

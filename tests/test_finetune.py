@@ -609,10 +609,11 @@ def test_labels_of_a_file_come_before_those_of_the_data(small: onnx.ModelProto, 
     with np.load(TRAINING) as archive:
         np.save(tmp_path / "wrong.npy", (archive["labels"] + 1) % 10)
         np.save(tmp_path / "right.npy", archive["labels"])
-    start = right(small)
-    for name, gets_better in (("right", True), ("wrong", False)):
-        made = finetune(small, data=TRAINING, labels=tmp_path / f"{name}.npy", steps=60, rate=1e-2)
-        assert (right(made.model) >= start - 0.01) is gets_better, name
+    made = {
+        name: finetune(small, data=TRAINING, labels=tmp_path / f"{name}.npy", steps=60, rate=1e-2)
+        for name in ("right", "wrong")
+    }
+    assert right(made["right"].model) > 0.85 > 0.5 > right(made["wrong"].model)
 
 
 def test_an_input_is_no_label(small: onnx.ModelProto) -> None:
