@@ -55,7 +55,10 @@ def score(analysis: Analysis, importance: str = "l2", seed: int = 0) -> NDArray[
 
 
 def _is_weight(constant: Constant) -> bool:
-    dtype = np.dtype(constant.dtype)
+    try:
+        dtype = np.dtype(constant.dtype)
+    except TypeError:  # a type that numpy does not have
+        return False
     return dtype.kind in "fV" or dtype.name in ("int8", "uint8")  # V: bfloat16, and what has fewer than 8 bits
 
 

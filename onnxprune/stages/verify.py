@@ -402,7 +402,12 @@ def tolerance_of(model: onnx.ModelProto, noise: float, deviation: float = np.inf
 def _is_half(graph: onnx.GraphProto) -> bool:
     """Does it compute with 16-bit floats? Those that are only stored, and read by a Cast, do not count."""
     stored = {t.name for t in graph.initializer if t.data_type in (10, 16)}
-    return any(name in stored for node in graph.node if node.op_type != "Cast" for name in node.input)
+    graphs = [graph]
+    for each in graphs:
+        if any(name in stored for node in each.node if node.op_type != "Cast" for name in node.input):
+            return True
+        graphs += [sub for node in each.node for _, sub in subgraphs(node)]
+    return False
 
 
 def verdict(
