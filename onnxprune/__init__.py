@@ -1,7 +1,10 @@
 """onnxprune: structured pruning of ONNX models, from the graph alone and proved in ONNX Runtime."""
 
-from onnxprune.core.budget import Budget
-from onnxprune.core.errors import (
+from onnxprune.api.prune import PruneResult, inspect, prune, verify
+from onnxprune.api.sparsify import SparsifyResult, sparsify
+from onnxprune.choose.budget import Budget
+from onnxprune.cut.plan import Plan
+from onnxprune.errors import (
     BadInputError,
     NothingPrunableError,
     OnnxPruneError,
@@ -9,10 +12,7 @@ from onnxprune.core.errors import (
     UnsupportedModelError,
     VerificationError,
 )
-from onnxprune.core.plan import Plan
-from onnxprune.core.version import __version__
-from onnxprune.pipeline import PruneResult, inspect, prune, verify
-from onnxprune.sparse import SparsifyResult, sparsify
+from onnxprune.version import __version__
 
 __all__ = [
     "BadInputError",

@@ -25,9 +25,9 @@ from google.protobuf.message import Message
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from onnxprune.core.errors import OnnxPruneError
-from onnxprune.core.graphio import export_model, import_graph
-from onnxprune.stages.load import load
+from onnxprune.errors import OnnxPruneError
+from onnxprune.model.importer import export_model, import_graph
+from onnxprune.model.load import load
 
 TIME_LIMIT = 20  # seconds for one case; the slowest takes a small part of one
 BATCH = 250

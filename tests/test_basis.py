@@ -15,22 +15,22 @@ from onnx import ModelProto, numpy_helper
 
 import onnxprune
 from onnxprune import BadInputError, Budget
+from onnxprune.analyse.observe import analysis_of
+from onnxprune.api.finetune import finetune
+from onnxprune.calibrate.calibrate import calibrate
+from onnxprune.calibrate.calibration import Calibration
+from onnxprune.choose import mix as basis
+from onnxprune.choose.budget import Budget as Target
+from onnxprune.choose.channels import samples_for
+from onnxprune.choose.costs import CostModel
+from onnxprune.choose.mix import Basis, bases, changes
+from onnxprune.choose.options import Options, completed
+from onnxprune.choose.subject import whole
 from onnxprune.cli import main
 from onnxprune.clock import Clock
-from onnxprune.core.analysis import Analysis
-from onnxprune.core.budget import Budget as Target
-from onnxprune.core.calibration import Calibration
-from onnxprune.core.patch import with_constants
-from onnxprune.deciding import samples_for
-from onnxprune.finetuning import finetune
-from onnxprune.observing import analysis_of
-from onnxprune.ops.cost import CostModel
-from onnxprune.options import Options, completed
-from onnxprune.stages import basis
-from onnxprune.stages.basis import Basis, bases, changes
-from onnxprune.stages.calibrate import calibrate
-from onnxprune.stages.load import load
-from onnxprune.subject import whole
+from onnxprune.groups.analysis import Analysis
+from onnxprune.model.load import load
+from onnxprune.model.patch import with_constants
 from tests.oracle import Array, deviation, net, session
 from tests.zoo import SHARED, files, load_graph
 

@@ -501,7 +501,7 @@ def test_nothing_prunable(here: Path) -> None:
 
 def test_verification_failure_writes_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a broken rule in the engine, the result is refused with exit code 4."""
-    from onnxprune import pipeline
+    from onnxprune.api import prune as pipeline
 
     honest = pipeline.rewrite
 
@@ -794,7 +794,7 @@ def test_a_negative_seed_is_refused(here: Path, command: tuple[str, ...]) -> Non
 
 def test_output_that_cannot_be_written_after_all(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk fills up at the last moment: neither model nor plan nor report appears."""
-    from onnxprune.core import save
+    from onnxprune.model import save
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -822,7 +822,7 @@ def start(folder: Path, patch: str, *arguments: str) -> subprocess.Popen[bytes]:
 SLOW_WRITE = """
 import os, pathlib, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a shell ignore it
-from onnxprune.core import save
+from onnxprune.model import save
 settle = save._settle
 def slow(file):
     settle(file)

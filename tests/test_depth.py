@@ -19,23 +19,23 @@ from onnx import ModelProto, TensorProto, helper
 
 import onnxprune
 from onnxprune import BadInputError, Budget, TargetNotReachableError, VerificationError
+from onnxprune.analyse.observe import analysis_of
+from onnxprune.choose.allocate import allocate
+from onnxprune.choose.candidates import candidates, possible
+from onnxprune.choose.channels import calibrated
+from onnxprune.choose.costs import CostModel
+from onnxprune.choose.importance import score
+from onnxprune.choose.layers import reduced
+from onnxprune.choose.options import Options, completed
+from onnxprune.choose.subject import whole
 from onnxprune.cli import main
 from onnxprune.clock import Clock
-from onnxprune.core.analysis import Analysis
-from onnxprune.core.bypass import Bypass, Links, bypassed, checked, node_keys
-from onnxprune.deciding import calibrated
-from onnxprune.observing import analysis_of
-from onnxprune.ops.cost import CostModel
-from onnxprune.options import Options, completed
-from onnxprune.proving import proved
-from onnxprune.shallower import reduced
-from onnxprune.stages.allocate import allocate
-from onnxprune.stages.depth import candidates, possible
-from onnxprune.stages.load import load
-from onnxprune.stages.rewrite import rewrite
-from onnxprune.stages.score import score
-from onnxprune.stages.tidy import tidy
-from onnxprune.subject import whole
+from onnxprune.cut.bypass import Bypass, Links, bypassed, checked, node_keys
+from onnxprune.cut.rewrite import rewrite
+from onnxprune.cut.tidy import tidy
+from onnxprune.groups.analysis import Analysis
+from onnxprune.model.load import load
+from onnxprune.proof.prove import proved
 from tests.oracle import Array, deviation, net, session
 from tests.zoo import SHARED, files, load_graph
 
@@ -604,8 +604,8 @@ def test_plans_from_before_load(run: Path, tmp_path: Path) -> None:
 def test_digits_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxprune.shallower.LOOKED", 2)
-    monkeypatch.setattr("onnxprune.deciding.AUGMENTED", 32)
+    monkeypatch.setattr("onnxprune.choose.layers.LOOKED", 2)
+    monkeypatch.setattr("onnxprune.choose.channels.AUGMENTED", 32)
     out, plan = tmp_path / "out.onnx", tmp_path / "plan.json"
     call = ["prune", str(DIGITS), "-o", str(out), "--data", str(DATA), "--plan", str(plan), "--samples", "32"]
     assert main([*call, "--macs", "0.7", "--depth", "only"], standalone_mode=False) is None
@@ -618,8 +618,8 @@ def test_digits_from_the_command_line(
 
 
 def test_digits_auto_is_no_worse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxprune.shallower.TRIALS", 1)
-    monkeypatch.setattr("onnxprune.shallower.LOOKED", 2)
+    monkeypatch.setattr("onnxprune.choose.layers.TRIALS", 1)
+    monkeypatch.setattr("onnxprune.choose.layers.LOOKED", 2)
     result = onnxprune.prune(DIGITS, Budget("macs", 0.4), data=DATA, depth="auto", benchmark=False)
     depth = result.report.data["depth"]
     assert result.report.data["repair"]["damage"][1] <= 1.02 * depth["channels_alone"] * 1.001

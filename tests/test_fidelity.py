@@ -14,9 +14,9 @@ import onnx_graphsurgeon as gs
 import pytest
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper, parser
 
-from onnxprune.core.errors import BadInputError
-from onnxprune.core.graphio import export_model, import_graph, save_model
-from onnxprune.stages.load import load
+from onnxprune.errors import BadInputError
+from onnxprune.model.importer import export_model, import_graph, save_model
+from onnxprune.model.load import load
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 ZOO = sorted((SHARED / "zoo").glob("*.onnx.z"))

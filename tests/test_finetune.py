@@ -18,12 +18,12 @@ from onnx import TensorProto, numpy_helper
 from onnx.parser import parse_model
 
 from onnxprune import BadInputError, Budget, prune, sparsify
+from onnxprune.api.finetune import finetune
+from onnxprune.api.gradual import prune_during_training, ramp
 from onnxprune.cli import main
-from onnxprune.core.errors import UnsupportedModelError
-from onnxprune.finetuning import finetune
-from onnxprune.gradual import prune_during_training, ramp
+from onnxprune.errors import UnsupportedModelError
+from onnxprune.model.load import load
 from onnxprune.runtime import Session, find_feeds
-from onnxprune.stages.load import load
 from onnxprune.training import check as checking
 from onnxprune.training.augment import Augmentation, augmented, space
 from onnxprune.training.functions import FUNCTIONS

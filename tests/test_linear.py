@@ -15,10 +15,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import ops
-from onnxprune.core.layers import Layer
-from onnxprune.core.linear import Linear, LinearContext
+from onnxprune.calibrate.stepwise import Stepwise
+from onnxprune.ops.layer import Layer
 from onnxprune.ops.layers import find_layers
-from onnxprune.stepwise import Stepwise
+from onnxprune.ops.linear import Linear, LinearContext
 from tests.oracle import Array, net, session
 
 TOLERANCE = 1e-4  # of the output's own scale: float32 sums in another order

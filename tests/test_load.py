@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper, parser
 
-from onnxprune.core.errors import (
+from onnxprune.errors import (
     BadInputError,
     NothingPrunableError,
     OnnxPruneError,
@@ -19,8 +19,8 @@ from onnxprune.core.errors import (
     UnsupportedModelError,
     VerificationError,
 )
-from onnxprune.core.graphio import import_graph
-from onnxprune.stages.load import load
+from onnxprune.model.importer import import_graph
+from onnxprune.model.load import load
 from tests import fuzz_loader
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]> net (float[N,4] x) => (float[N,3] y)

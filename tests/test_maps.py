@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.core.analysis import NotABoxError
-from onnxprune.core.classes import distinct_rows
-from onnxprune.core.grouping import Solution, solve
-from onnxprune.core.maps import clusters, expand_axes, pad_rank, per_axis, reshape, runs, shrink, simplify, varying
-from onnxprune.core.units import Pin, UnitTable
-from onnxprune.stages.rewrite import compress
+from onnxprune.cut.rewrite import compress
+from onnxprune.groups.analysis import NotABoxError
+from onnxprune.groups.classes import distinct_rows
+from onnxprune.groups.grouping import Solution, solve
+from onnxprune.groups.maps import clusters, expand_axes, pad_rank, per_axis, reshape, runs, shrink, simplify, varying
+from onnxprune.groups.units import Pin, UnitTable
 
 COMMON = settings(deadline=None, derandomize=True, database=None, max_examples=200)
 

@@ -18,11 +18,11 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from onnxprune import BadInputError, Budget, prune, runtime, sparsify, verify
+from onnxprune.analyse.observe import analysis_of
+from onnxprune.choose.options import Options
 from onnxprune.cli import main
-from onnxprune.observing import analysis_of
+from onnxprune.model.load import load
 from onnxprune.ops.pointwise import encode
-from onnxprune.options import Options
-from onnxprune.stages.load import load
 from tests.oracle import Array, net, session
 
 MODELS = Path(__file__).parent.parent / "models"

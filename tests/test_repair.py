@@ -21,27 +21,27 @@ from scipy.special import rel_entr, softmax
 
 import onnxprune
 from onnxprune import BadInputError, Budget, VerificationError
-from onnxprune.core.analysis import Analysis
-from onnxprune.core.calibration import Calibration
-from onnxprune.core.classes import Bools
-from onnxprune.core.damage import divergence
-from onnxprune.core.moments import Moments
-from onnxprune.core.order import Order
-from onnxprune.core.patch import constants_at, with_constants
-from onnxprune.core.plan import removed_by
-from onnxprune.observing import analysis_of
-from onnxprune.ops.cost import CostModel
-from onnxprune.options import Options
+from onnxprune.analyse.feeds import merged, portions, samples_of
+from onnxprune.analyse.observe import analysis_of
+from onnxprune.analyse.synthesize import synthesize
+from onnxprune.calibrate.calibrate import calibrate
+from onnxprune.calibrate.calibration import Calibration
+from onnxprune.calibrate.damage import divergence
+from onnxprune.calibrate.moments import Moments
+from onnxprune.choose.costs import CostModel
+from onnxprune.choose.importance import score
+from onnxprune.choose.options import Options
+from onnxprune.choose.order import Order
+from onnxprune.choose.sensitivity import closed_form, curve, judge, sense
+from onnxprune.choose.surgeon import operate, ranked
+from onnxprune.cut.plan import removed_by
+from onnxprune.cut.rewrite import rewrite
+from onnxprune.groups.analysis import Analysis
+from onnxprune.groups.classes import Bools
+from onnxprune.model.load import load
+from onnxprune.model.patch import constants_at, with_constants
+from onnxprune.repair.least_squares import Repaired, compensate
 from onnxprune.runtime import graph_inputs
-from onnxprune.stages.calibrate import calibrate
-from onnxprune.stages.compensate import Repaired, compensate
-from onnxprune.stages.feeds import merged, portions, samples_of
-from onnxprune.stages.load import load
-from onnxprune.stages.rewrite import rewrite
-from onnxprune.stages.score import score
-from onnxprune.stages.sense import closed_form, curve, judge, sense
-from onnxprune.stages.surgeon import operate, ranked
-from onnxprune.stages.synthesize import synthesize
 from tests.oracle import Array, feeds, net, session
 
 Feeds = dict[str, Array]

@@ -14,11 +14,11 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import onnxprune
 from onnxprune import BadInputError, Budget, NothingPrunableError, cli
-from onnxprune.core.moments import Moments
-from onnxprune.core.sparsity import Pattern, obeys, outside_pattern, smallest, smallest_per_output
-from onnxprune.core.surgery import by_count, by_mask, damped, factor, refined, sweep
-from onnxprune.core.tensors import sparse_of
-from onnxprune.stages.sparsify import _wanda
+from onnxprune.calibrate.moments import Moments
+from onnxprune.model.tensors import sparse_of
+from onnxprune.sparsity.decide import _wanda
+from onnxprune.sparsity.obs import by_count, by_mask, damped, factor, refined, sweep
+from onnxprune.sparsity.targets import Pattern, obeys, outside_pattern, smallest, smallest_per_output
 from tests.oracle import Array, net, session
 
 DIGITS = Path(__file__).parent.parent / "models" / "digits.onnx"
@@ -551,7 +551,7 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
     def fail(*_: Any, **__: Any) -> None:
         raise BadInputError("no room")
 
-    monkeypatch.setattr("onnxprune.sparse.save_model", fail)
+    monkeypatch.setattr("onnxprune.api.sparsify.save_model", fail)
     with pytest.raises(BadInputError):
         onnxprune.sparsify(
             DIGITS, sparsity=0.5, output=tmp_path / "s.onnx", report=tmp_path / "r.json", benchmark=False

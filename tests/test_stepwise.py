@@ -17,12 +17,12 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 
 from onnxprune import BadInputError
-from onnxprune.core.flat import captured, conditions, flatten, subgraphs
-from onnxprune.core.graph import name_of, view
-from onnxprune.core.graphio import import_graph
-from onnxprune.core.patch import constants_at, with_constants
-from onnxprune.stages.load import load
-from onnxprune.stepwise import Stepwise, flat_model
+from onnxprune.calibrate.stepwise import Stepwise, flat_model
+from onnxprune.model.branches import captured, conditions, flatten, subgraphs
+from onnxprune.model.graph import name_of, view
+from onnxprune.model.importer import import_graph
+from onnxprune.model.load import load
+from onnxprune.model.patch import constants_at, with_constants
 from tests.oracle import Array, dims, feeds, graphs, net, session
 
 # ---------------------------------------------------------------- Ifs decided

@@ -14,8 +14,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import onnxprune
 from onnxprune import BadInputError, Budget, cli, prune, verify
-from onnxprune.core.patch import with_constants
-from onnxprune.core.texts import to_json
+from onnxprune.model.json_text import to_json
+from onnxprune.model.patch import with_constants
 from tests.oracle import Array, net, session
 
 MODELS = Path(__file__).parent.parent / "models"

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 import onnxprune
 from onnxprune import BadInputError, Budget, TargetNotReachableError
+from onnxprune.calibrate.damage import angle, disagreement
 from onnxprune.cli import main
-from onnxprune.core.damage import angle, disagreement
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "models" / "digits.onnx"
@@ -118,9 +118,9 @@ def test_replaying_a_drop_sets_the_same_samples_aside(tmp_path: Path) -> None:
 
 
 def test_layers_may_go_for_a_drop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxprune.dropping.BISECTIONS", 2)
-    monkeypatch.setattr("onnxprune.shallower.TRIALS", 2)
-    monkeypatch.setattr("onnxprune.shallower.LOOKED", 2)
+    monkeypatch.setattr("onnxprune.choose.max_drop.BISECTIONS", 2)
+    monkeypatch.setattr("onnxprune.choose.layers.TRIALS", 2)
+    monkeypatch.setattr("onnxprune.choose.layers.LOOKED", 2)
     result = onnxprune.prune(DIGITS, Budget("max_drop", 0.3), data=CALIB, depth="auto", benchmark=False)
     assert result.report.data["drop"]["measured"] <= 0.3 and result.report.data["depth"]["mode"] == "auto"
     assert share(result) <= 0.5

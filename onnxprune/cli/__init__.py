@@ -8,7 +8,7 @@ from __future__ import annotations
 import click
 
 from onnxprune.cli import finetune, look, prune, sparsify
-from onnxprune.core.version import __version__
+from onnxprune.version import __version__
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

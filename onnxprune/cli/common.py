@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
-from onnxprune.core.errors import BadInputError, OnnxPruneError
+from onnxprune.errors import BadInputError, OnnxPruneError
 
 OUT = Console(highlight=False, soft_wrap=True)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -18,7 +18,7 @@ from onnxprune.cli.common import (
     quiet_option,
     seed_option,
 )
-from onnxprune.core.texts import to_json
+from onnxprune.model.json_text import to_json
 
 
 @click.command()
@@ -55,7 +55,7 @@ def finetune(
     pruned: Path, teacher: Path | None, data: Path, output: Path, as_json: bool, quiet: bool, **options: Any
 ) -> None:
     """Train the weights of PRUNED towards what --teacher computes, or towards --labels, and write OUTPUT."""
-    from onnxprune.finetuning import finetune as run
+    from onnxprune.api.finetune import finetune as run
 
     with progress(quiet or as_json) as told:
         result = run(pruned, teacher, data=data, output=output, progress=told, **options)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from onnxprune import pipeline
+from onnxprune.analyse.feeds import parse_shapes
+from onnxprune.api import prune as pipeline
 from onnxprune.cli.common import (
     FILE,
     OUT,
@@ -19,7 +20,6 @@ from onnxprune.cli.common import (
     table,
 )
 from onnxprune.ops.listing import listing
-from onnxprune.stages.feeds import parse_shapes
 
 
 @click.command()

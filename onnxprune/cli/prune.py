@@ -8,7 +8,10 @@ from typing import Any, get_args
 import click
 from rich.table import Table
 
-from onnxprune import pipeline
+from onnxprune.analyse.feeds import parse_shapes
+from onnxprune.api import prune as pipeline
+from onnxprune.choose.budget import Budget, Metric
+from onnxprune.choose.importance import CALIBRATED, IMPORTANCE
 from onnxprune.cli.common import (
     FILE,
     OUT,
@@ -28,12 +31,9 @@ from onnxprune.cli.common import (
     seed_option,
     table,
 )
-from onnxprune.core.budget import Budget, Metric
-from onnxprune.core.errors import BadInputError
-from onnxprune.core.texts import to_json
-from onnxprune.stages.feeds import parse_shapes
-from onnxprune.stages.report import VARIANT_COLUMNS, Report
-from onnxprune.stages.score import CALIBRATED, IMPORTANCE
+from onnxprune.errors import BadInputError
+from onnxprune.model.json_text import to_json
+from onnxprune.report.report import VARIANT_COLUMNS, Report
 
 
 @click.command()
@@ -200,7 +200,7 @@ def _gradual(
     for option, path in zip(("--plan", "--report"), unwritten, strict=True):
         if path is not None:
             raise BadInputError(f"--during-training cuts in rounds, each with a plan of its own; leave out {option}.")
-    from onnxprune.gradual import prune_during_training
+    from onnxprune.api.gradual import prune_during_training
 
     rounds, steps, minutes = training
     del options["metric"]

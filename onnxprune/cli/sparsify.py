@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from onnxprune import sparse
+from onnxprune.analyse.feeds import parse_shapes
+from onnxprune.api import sparsify as sparse
 from onnxprune.cli.common import (
     FILE,
     OUT,
@@ -26,10 +27,9 @@ from onnxprune.cli.common import (
     seed_option,
     table,
 )
-from onnxprune.core.sparsity import CRITERIA, SCOPES
-from onnxprune.stages.feeds import parse_shapes
-from onnxprune.stages.sparsity_report import SparsityReport
-from onnxprune.stages.store import STORES
+from onnxprune.report.sparsity import SparsityReport
+from onnxprune.sparsity.store import STORES
+from onnxprune.sparsity.targets import CRITERIA, SCOPES
 
 
 @click.command()

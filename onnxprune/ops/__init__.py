@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx import GraphProto
 
-from onnxprune.core.maps import Maps
+from onnxprune.groups.maps import Maps
 from onnxprune.ops import (
     attention,
     control,

@@ -14,8 +14,8 @@ from math import prod, sqrt
 
 import numpy as np
 
-from onnxprune.core.maps import Facet, Maps, Shape, reshape, varying
-from onnxprune.core.observation import Array
+from onnxprune.groups.maps import Facet, Maps, Shape, reshape, varying
+from onnxprune.groups.observation import Array
 from onnxprune.ops.base import CostContext, Edit, MapContext, MaskEdit, Rule, weights_at
 from onnxprune.ops.labelled import Label, Named, Operand, bind, combine, flatten, named, operand, unnamed
 

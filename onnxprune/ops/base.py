@@ -14,11 +14,11 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from onnxprune.core.graph import Graph, Node
-from onnxprune.core.linear import LinearContext, LinearRule
-from onnxprune.core.maps import Facet, Maps, Shape, expand_axes, pad_rank, per_axis, simplify, varying
-from onnxprune.core.observation import Array
-from onnxprune.core.units import Pin, UnitTable
+from onnxprune.groups.maps import Facet, Maps, Shape, expand_axes, pad_rank, per_axis, simplify, varying
+from onnxprune.groups.observation import Array
+from onnxprune.groups.units import Pin, UnitTable
+from onnxprune.model.graph import Graph, Node
+from onnxprune.ops.linear import LinearContext, LinearRule
 
 Mixing = Literal["copy", "sum", "scale", "product"]
 INEXACT_REMEDY = "prune it approximately with --include-inexact"
@@ -47,7 +47,7 @@ class Rule:
     random: the output is drawn anew in every run.
     weights: `(input, contracted axis)` of what it multiplies by, where `linear` does not cover it.
     idle: does the node certainly give its first input back?
-    mixing: how units of one axis pass, where a linear map of them passes too (`stages/basis.py`): `copy` (values move), `sum` (each unit
+    mixing: how units of one axis pass, where a linear map of them passes too (`choose/mix.py`): `copy` (values move), `sum` (each unit
         of the output is the same sum over that unit of all inputs), `scale` (units are multiplied by what does not tell them
         apart), `product` (of matrices). It holds whatever the attributes are; else it is a function of them.
     """
@@ -268,7 +268,7 @@ class MapContext:
 
 
 class Edit:
-    """What an `adjust` rule sees and may change of one node after a removal. Implemented by `stages/rewrite.py`."""
+    """What an `adjust` rule sees and may change of one node after a removal. Implemented by `cut/rewrite.py`."""
 
     node: Node
     attrs: dict[str, Any]

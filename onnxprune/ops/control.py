@@ -5,7 +5,7 @@ Weights inside branches and bodies are pruned like any others.
 
 from __future__ import annotations
 
-from onnxprune.core.maps import Maps
+from onnxprune.groups.maps import Maps
 from onnxprune.ops.base import MapContext, Rule
 from onnxprune.ops.labelled import Operand, combine, named, unnamed
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from math import prod
 
-from onnxprune.core.linear import Linear, LinearContext, Sliding
-from onnxprune.core.maps import Maps, Shape, reshape, varying
+from onnxprune.groups.maps import Maps, Shape, reshape, varying
 from onnxprune.ops.base import CostContext, Edit, MapContext, Rule, weights_at
 from onnxprune.ops.labelled import Operand, combine, named, operand, unnamed
+from onnxprune.ops.linear import Linear, LinearContext, Sliding
 
 
 def contract(

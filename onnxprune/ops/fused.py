@@ -9,10 +9,10 @@ from math import prod
 
 import numpy as np
 
-from onnxprune.core.linear import LinearContext
-from onnxprune.core.maps import Maps, simplify
+from onnxprune.groups.maps import Maps, simplify
 from onnxprune.ops.base import CostContext, Edit, MapContext, Rule
 from onnxprune.ops.labelled import Label, Named, Operand, bind, combine, named, operand, unnamed
+from onnxprune.ops.linear import LinearContext
 from onnxprune.ops.matmul import gemm, gemm_macs, gemm_weights
 from onnxprune.ops.pointwise import broadcast
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.core.maps import Maps, simplify, varying
-from onnxprune.core.observation import Array
+from onnxprune.groups.maps import Maps, simplify, varying
+from onnxprune.groups.observation import Array
 from onnxprune.ops.base import Edit, MapContext, Rule
 from onnxprune.ops.labelled import Operand, combine, named, operand, unnamed
 from onnxprune.ops.movement import picked, positions_left

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.core.maps import Facet, Maps, Shape, reshape, varying
-from onnxprune.core.units import Ids
+from onnxprune.groups.maps import Facet, Maps, Shape, reshape, varying
+from onnxprune.groups.units import Ids
 from onnxprune.ops.base import MapContext
 
 Label = str

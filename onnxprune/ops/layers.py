@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from onnx import ModelProto, NodeProto, helper
 
-from onnxprune.core.layers import Layer
-from onnxprune.core.linear import LinearContext, Product
-from onnxprune.core.maps import Shape
+from onnxprune.groups.maps import Shape
 from onnxprune.ops import rule_for
+from onnxprune.ops.layer import Layer
+from onnxprune.ops.linear import LinearContext, Product
 
 
 def find_layers(

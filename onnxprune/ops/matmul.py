@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from math import prod
 
-from onnxprune.core.linear import Linear, LinearContext, Product
-from onnxprune.core.maps import Maps
+from onnxprune.groups.maps import Maps
 from onnxprune.ops.base import CostContext, MapContext, Rule
 from onnxprune.ops.labelled import Operand, combine, named, operand, reduce_labels, unnamed
+from onnxprune.ops.linear import Linear, LinearContext, Product
 
 
 def _labels(ctx: MapContext, i: int, rank: int, inner: tuple[str, str]) -> tuple[str, ...]:

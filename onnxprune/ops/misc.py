@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from onnxprune.core.maps import Maps, reshape, simplify
+from onnxprune.groups.maps import Maps, reshape, simplify
 from onnxprune.ops.attention import silence
 from onnxprune.ops.base import Edit, MapContext, MaskEdit, Rule, weights_at
 from onnxprune.ops.conv import contract, conv_macs, follow_groups

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.core.maps import Facet, Maps, expand_axes, reshape, simplify, varying
-from onnxprune.core.observation import Array
+from onnxprune.groups.maps import Facet, Maps, expand_axes, reshape, simplify, varying
+from onnxprune.groups.observation import Array
 from onnxprune.ops.base import Edit, IdleContext, MapContext, Mixing, Rule, move
 from onnxprune.ops.labelled import Operand, combine, named, operand
 from onnxprune.ops.pointwise import of_one

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from onnxprune.core.maps import Maps, per_axis
-from onnxprune.core.observation import Array
+from onnxprune.groups.maps import Maps, per_axis
+from onnxprune.groups.observation import Array
 from onnxprune.ops.base import IdleContext, MapContext, Mixing, Rule
 from onnxprune.ops.labelled import Operand, combine, named, operand, unnamed
 

@@ -14,8 +14,8 @@ from math import prod
 
 import numpy as np
 
-from onnxprune.core.maps import Maps
-from onnxprune.core.observation import Array
+from onnxprune.groups.maps import Maps
+from onnxprune.groups.observation import Array
 from onnxprune.ops import attention
 from onnxprune.ops.base import CostContext, Edit, MapContext, MaskEdit, Rule
 from onnxprune.ops.conv import convolved, follow_groups

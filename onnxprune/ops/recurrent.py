@@ -16,7 +16,7 @@ from math import prod
 
 import numpy as np
 
-from onnxprune.core.maps import Maps
+from onnxprune.groups.maps import Maps
 from onnxprune.ops.base import CostContext, Edit, MapContext, MaskEdit, Rule, weights_at
 from onnxprune.ops.labelled import Named, Operand, bind, flatten, named, unnamed
 

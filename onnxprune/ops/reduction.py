@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.core.maps import Maps
-from onnxprune.core.observation import Array
+from onnxprune.groups.maps import Maps
+from onnxprune.groups.observation import Array
 from onnxprune.ops.base import Edit, IdleContext, MapContext, MaskEdit, Rule
 from onnxprune.ops.labelled import Operand, combine, named, operand, reduce_labels, unnamed
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.core.maps import Maps
-from onnxprune.core.observation import Array
+from onnxprune.groups.maps import Maps
+from onnxprune.groups.observation import Array
 from onnxprune.ops.base import Edit, MapContext, Rule
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.core.graph import Node
+from onnxprune.model.graph import Node
 
 # f(0, 0, ...) = 0; movement without values of its own
 KEEP = frozenset(

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from onnx import ModelProto, helper
 
-from onnxprune.core.errors import BadInputError
-from onnxprune.core.model import LoadedModel
-from onnxprune.core.observation import Feeds
+from onnxprune.errors import BadInputError
+from onnxprune.groups.observation import Feeds
+from onnxprune.model.loaded import LoadedModel
 from onnxprune.runtime.probe import Probe
 from onnxprune.runtime.session import Session, folder_of
 

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
-from onnxprune.core.errors import BadInputError
-from onnxprune.core.flat import SEPARATOR, captured, shell, show_shapes, subgraphs
-from onnxprune.core.model import LoadedModel
-from onnxprune.core.observation import Array, Feeds, Observation
+from onnxprune.errors import BadInputError
+from onnxprune.groups.observation import Array, Feeds, Observation
+from onnxprune.model.branches import SEPARATOR, captured, shell, show_shapes, subgraphs
+from onnxprune.model.loaded import LoadedModel
 from onnxprune.runtime.session import Session, folder_of
 
 

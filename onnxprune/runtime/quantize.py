@@ -11,12 +11,12 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto, numpy_helper
 
-from onnxprune.core.errors import BadInputError
-from onnxprune.core.flat import subgraphs
-from onnxprune.core.graphio import save_model
-from onnxprune.core.observation import Feeds
-from onnxprune.core.save import embedded
-from onnxprune.core.tensors import StoredSparseValues
+from onnxprune.errors import BadInputError
+from onnxprune.groups.observation import Feeds
+from onnxprune.model.branches import subgraphs
+from onnxprune.model.importer import save_model
+from onnxprune.model.save import embedded
+from onnxprune.model.tensors import StoredSparseValues
 from onnxprune.runtime.session import VERSION, Session, first_line
 
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import onnxruntime as ort
 from onnx import ModelProto
 
-from onnxprune.core.errors import BadInputError
-from onnxprune.core.model import LoadedModel
-from onnxprune.core.observation import Array, Feeds
+from onnxprune.errors import BadInputError
+from onnxprune.groups.observation import Array, Feeds
+from onnxprune.model.loaded import LoadedModel
 
 ort.set_default_logger_severity(4)
 

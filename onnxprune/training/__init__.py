@@ -3,7 +3,7 @@
 The only package that needs PyTorch, an extra of its own; whoever imports it without PyTorch is told which.
 """
 
-from onnxprune.core.errors import BadInputError
+from onnxprune.errors import BadInputError
 
 try:
     import torch as torch

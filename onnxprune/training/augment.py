@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.core.observation import Array, Feeds
+from onnxprune.groups.observation import Array, Feeds
 
 
 @dataclass(frozen=True)

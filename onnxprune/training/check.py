@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from onnxprune.core.errors import BadInputError, UnsupportedModelError
-from onnxprune.core.observation import Array, Feeds
+from onnxprune.errors import BadInputError, UnsupportedModelError
+from onnxprune.groups.observation import Array, Feeds
 from onnxprune.runtime import Session, folder_of
 from onnxprune.training.network import Network
 from onnxprune.training.objective import with_outputs

@@ -13,7 +13,7 @@ import math
 import numpy as np
 import torch
 
-from onnxprune.core.observation import Array, Feeds
+from onnxprune.groups.observation import Array, Feeds
 from onnxprune.training.functions.base import Tensor
 from onnxprune.training.network import Network, Values
 from onnxprune.training.program import Step

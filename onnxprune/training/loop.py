@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from onnxprune.core.errors import BadInputError
-from onnxprune.core.observation import Array
+from onnxprune.errors import BadInputError
+from onnxprune.groups.observation import Array
 from onnxprune.training.functions.base import Tensor
 from onnxprune.training.network import Network
 

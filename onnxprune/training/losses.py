@@ -1,6 +1,6 @@
 """What training makes small: the distance to the teacher's outputs and features, the loss against labels.
 
-Distillation follows the kind of output (`core/damage.py`), so nothing has to be named: logits by the Kullback-Leibler divergence at a
+Distillation follows the kind of output (`calibrate/damage.py`), so nothing has to be named: logits by the Kullback-Leibler divergence at a
 temperature T, times T² (Hinton et al., 2015), probabilities by the same without one, everything else by the mean square
 difference over the variance.
 """
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from onnxprune.core.damage import SHARE, kind_of
-from onnxprune.core.errors import BadInputError
-from onnxprune.core.observation import Array
+from onnxprune.calibrate.damage import SHARE, kind_of
+from onnxprune.errors import BadInputError
+from onnxprune.groups.observation import Array
 from onnxprune.training.functions.base import Tensor
 
 TINY = 1e-7

@@ -18,10 +18,10 @@ import onnx
 import torch
 from onnx import ModelProto, TensorProto, helper
 
-from onnxprune.core.errors import BadInputError, UnsupportedModelError
-from onnxprune.core.flat import shell
-from onnxprune.core.model import LoadedModel
-from onnxprune.core.observation import Array, Feeds
+from onnxprune.errors import BadInputError, UnsupportedModelError
+from onnxprune.groups.observation import Array, Feeds
+from onnxprune.model.branches import shell
+from onnxprune.model.loaded import LoadedModel
 from onnxprune.runtime import Session
 from onnxprune.training.functions.base import Call, Tensor, Unsupported
 from onnxprune.training.program import Body, Program, Step, compile, written

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from onnx import ModelProto, helper
 
-from onnxprune.core.damage import divergence
-from onnxprune.core.observation import Array, Feeds
+from onnxprune.calibrate.damage import divergence
+from onnxprune.groups.observation import Array, Feeds
 from onnxprune.runtime import Session
 from onnxprune.training.functions.base import Tensor
 from onnxprune.training.losses import Distance, Supervised

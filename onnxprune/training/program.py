@@ -1,4 +1,4 @@
-"""A graph as a list of steps, names resolved once: every tensor has a key (`core/graph.py`), inside branches too.
+"""A graph as a list of steps, names resolved once: every tensor has a key (`model/graph.py`), inside branches too.
 
 program = compile(model)           # steps in order, constants by key, what each constant may become
 """
@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, numpy_helper
 
-from onnxprune.core import attributes
-from onnxprune.core.constants import from_node, is_constant
-from onnxprune.core.flat import SEPARATOR, captured, subgraphs
-from onnxprune.core.model import LoadedModel
-from onnxprune.core.observation import Array
-from onnxprune.core.tensors import StoredSparseValues, read, sparse_of
+from onnxprune.groups.observation import Array
+from onnxprune.model import attributes
+from onnxprune.model.branches import SEPARATOR, captured, subgraphs
+from onnxprune.model.constants import from_node, is_constant
+from onnxprune.model.loaded import LoadedModel
+from onnxprune.model.tensors import StoredSparseValues, read, sparse_of
 from onnxprune.training.functions import function_of
 from onnxprune.training.functions.base import Function
 

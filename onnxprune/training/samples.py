@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ValueInfoProto
 
-from onnxprune.core.observation import Feeds
+from onnxprune.groups.observation import Feeds
 from onnxprune.runtime import declared_batch
 
 HELD = 0.1

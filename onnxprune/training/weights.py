@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.core.observation import Array
+from onnxprune.groups.observation import Array
 from onnxprune.training.program import Program, Step, uses
 
 HUGE = 1e4

@@ -24,7 +24,7 @@ import onnx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout's, whatever is installed
 import onnxprune
-from onnxprune.finetuning import finetune
+from onnxprune.api.finetune import finetune
 from tests.benchmarks import peers
 
 TARGETS = (("vgg", 0.15), ("vgg", 0.08), ("mobilenetv2", 0.3), ("mobilenetv2", 0.15))

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout's, whatever is installed
 from onnxprune import runtime
-from onnxprune.stages.load import load
+from onnxprune.model.load import load
 from onnxprune.training.check import error
 from onnxprune.training.network import Network
 from tests.zoo import SHARED, files, load_graph

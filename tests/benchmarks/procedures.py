@@ -21,8 +21,8 @@ import onnx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout's, whatever is installed
 import onnxprune
-from onnxprune.finetuning import finetune
-from onnxprune.gradual import prune_during_training
+from onnxprune.api.finetune import finetune
+from onnxprune.api.gradual import prune_during_training
 from tests.benchmarks import peers
 from tests.benchmarks.finetuning import training_data
 

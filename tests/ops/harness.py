@@ -16,14 +16,14 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import runtime
-from onnxprune.core.analysis import Analysis
-from onnxprune.core.budget import Budget
-from onnxprune.core.observation import Array
-from onnxprune.stages.allocate import allocate
-from onnxprune.stages.analyse import analyse
-from onnxprune.stages.load import load
-from onnxprune.stages.rewrite import rewrite
-from onnxprune.stages.verify import error, masked_keys, masked_original
+from onnxprune.analyse.walk import analyse
+from onnxprune.choose.allocate import allocate
+from onnxprune.choose.budget import Budget
+from onnxprune.cut.rewrite import rewrite
+from onnxprune.groups.analysis import Analysis
+from onnxprune.groups.observation import Array
+from onnxprune.model.load import load
+from onnxprune.proof.masked import error, masked_keys, masked_original
 
 TYPES = {
     "float32": TensorProto.FLOAT,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune.core.budget import Budget
-from onnxprune.stages.allocate import allocate
-from onnxprune.stages.rewrite import rewrite
+from onnxprune.choose.allocate import allocate
+from onnxprune.choose.budget import Budget
+from onnxprune.cut.rewrite import rewrite
 from tests.ops.harness import Array, Case, analysed, check, dense, image, model, node, weights, why
 
 

@@ -1,4 +1,4 @@
-"""Graphs as exporters write them: where they lie, and inputs for them. The format is told in `onnxprune/bench/stripped.py`."""
+"""Graphs as exporters write them: where they lie, and inputs for them. The format is told in `tests/benchmarks/stripped.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, helper
 
-from onnxprune.bench.stripped import SUFFIX, load_graph
+from tests.benchmarks.stripped import SUFFIX, load_graph
 from tests.oracle import Array
 
 HERE = Path(__file__).resolve().parent

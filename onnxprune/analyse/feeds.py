@@ -1,0 +1,283 @@
+"""Inputs from the user: `.npz` files and shapes on the command line, checked against what the model declares."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from onnxprune.analyse.samples import Samples
+from onnxprune.errors import BadInputError
+from onnxprune.groups.observation import Array, Feeds, batch_of
+from onnxprune.runtime import declared_batch
+
+
+def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """`("x:1,3,224,224",)` -> `{"x": (1, 3, 224, 224)}`."""
+    shapes = {}
+    for text in texts:
+        name, _, dims = text.rpartition(":")
+        try:
+            shape = tuple(int(d) for d in dims.split(",") if d.strip())
+        except ValueError:
+            shape = (-1,)
+        if not name or not shape or any(not 1 <= d < 1 << 31 for d in shape):
+            raise BadInputError(f"--input-shape '{text}' is not of the form name:1,3,224,224 with sizes above zero.")
+        shapes[name] = shape
+    return shapes
+
+
+def load_data(path: str | Path, inputs: list[onnx.ValueInfoProto], labels: bool = False) -> list[Feeds]:
+    """Feeds from a `.npz` file (arrays named like the inputs, stacked along the batch axis) or a folder of them, one feed each.
+
+    The array of a `.npy` file is the input of a model that has one.
+    Arrays with other names are left out, or come along where `labels` are asked for. Raises `BadInputError` where names,
+    types or shapes do not fit, and where a value is NaN.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted([*path.glob("*.npz"), *path.glob("*.npy")])
+        if not files:
+            raise BadInputError(f"--data {path} holds no .npz file; write one per input with numpy.savez.")
+        return [_read(file, inputs, labels) for file in files]
+    if not path.exists():
+        raise BadInputError(f"--data {path} does not exist; give a .npz file or a folder of them.")
+    return [_read(path, inputs, labels)]
+
+
+def read_arrays(path: Path, option: str, single: str = "", only: Collection[str] | None = None) -> dict[str, Array]:
+    """The arrays of a `.npz` file, or the one of a `.npy` file under the name `single`. only: names to read. Raises `BadInputError`."""
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            if single:
+                return {single: archive}
+            raise BadInputError(
+                f"{option} {path} is a single array; save it by name: numpy.savez(path, input_name=array)."
+            )
+        with archive:
+            if only is None or not {*only} <= {*archive.files}:
+                only = archive.files
+            return {name: archive[name] for name in only}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:150].rstrip(".")
+        if "allow_pickle" in reason or "pickle" in reason:
+            reason = "it is no archive of arrays of numbers"
+        raise BadInputError(f"{option} {path} cannot be read as .npz: {reason}.") from None
+
+
+def _read(path: Path, inputs: list[onnx.ValueInfoProto], labels: bool = False) -> Feeds:
+    names = [v.name for v in inputs]
+    arrays = read_arrays(path, "--data", names[0] if len(names) == 1 else "", None if labels else names)
+    feeds: Feeds = {}
+    for value in inputs:
+        if value.name not in arrays:
+            has = f"it has: {', '.join(list(arrays)[:8])}" if arrays else "it has none at all"
+            raise BadInputError(
+                f"--data {path} has no array '{value.name}' ({has}); name arrays like the model's inputs."
+            )
+        feeds[value.name] = _fit(arrays[value.name], value, path)
+    return (arrays if labels else {}) | feeds
+
+
+def _fit(array: Array, value: onnx.ValueInfoProto, path: Path) -> Array:
+    want = np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+    if array.dtype != want:
+        if not np.can_cast(array.dtype, want, "same_kind"):
+            raise BadInputError(
+                f"--data {path}: '{value.name}' is {array.dtype}, the model wants {want}; convert it first."
+            )
+        array = array.astype(want)
+    if 0 in array.shape:
+        raise BadInputError(
+            f"--data {path}: '{value.name}' has shape {list(array.shape)} and so no samples; give some."
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise BadInputError(f"--data {path}: '{value.name}' contains NaN or infinity; remove or repair those samples.")
+    dims = value.type.tensor_type.shape.dim
+    if value.type.tensor_type.HasField("shape"):
+        declared = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in dims]
+        batchless = list(array.shape)
+        fits = len(declared) == array.ndim and all(
+            d is None or d == n or (axis == 0 and d > 0 and n % d == 0)
+            for axis, (d, n) in enumerate(zip(declared, batchless, strict=True))
+        )
+        if not fits:
+            shown = [d if d is not None else "?" for d in declared]
+            raise BadInputError(
+                f"--data {path}: '{value.name}' has shape {list(array.shape)}, the model wants {shown}."
+            )
+    return array
+
+
+def take(feeds: Feeds, inputs: list[onnx.ValueInfoProto], count: int) -> Feeds:
+    """The first `count` samples where the batch is dynamic, else as many as the model declares."""
+    taken: Feeds = {}
+    for value in inputs:
+        array = feeds[value.name]
+        dims = value.type.tensor_type.shape.dim
+        if not dims:
+            taken[value.name] = array
+            continue
+        fixed = dims[0].dim_value if dims[0].HasField("dim_value") and dims[0].dim_value > 0 else None
+        taken[value.name] = array[: fixed or count]
+    return taken
+
+
+BATCH = 16
+PORTION = 1 << 19  # elements of the inputs in one portion, if more than one sample
+ASIDE = 5  # one portion of so many for the last word
+FOLDS = 4
+PATCH = 0.5
+
+
+def merged(feeds: list[Feeds], inputs: list[onnx.ValueInfoProto]) -> list[Feeds]:
+    """Single feeds of equal shapes stacked along the batch axis, where every input has a dynamic one."""
+    if any(declared_batch(v) or feeds[0][v.name].ndim == 0 for v in inputs):
+        return feeds
+    alike: dict[tuple[tuple[int, ...], ...], list[Feeds]] = {}
+    for feed in feeds:
+        alike.setdefault(tuple(feed[v.name].shape[1:] for v in inputs), []).append(feed)
+    return [{name: np.concatenate([_rows(f[name]) for f in some]) for name in some[0]} for some in alike.values()]
+
+
+def _rows(array: Array) -> Array:
+    """A single label counts as a row."""
+    return array if array.ndim else array[None]
+
+
+def portions(
+    feeds: list[Feeds], inputs: list[onnx.ValueInfoProto], limit: int | None = None, parts: int = FOLDS
+) -> list[Feeds]:
+    """The user's feeds cut along the batch axis into portions that the model accepts, at most `limit` samples.
+
+    parts: cut a feed into at least so many, if it has as many samples.
+
+    Arrays whose first axis is dynamic or a multiple of the declared size are cut; all others go with every portion.
+    """
+    result: list[Feeds] = []
+    left = limit if limit is not None else 1 << 60
+    for feed in feeds:
+        sizes = {v.name: _step(feed[v.name], v) for v in inputs}
+        batched = {n: feed[n].shape[0] // step for n, step in sizes.items() if step}
+        count = min(batched.values(), default=1)
+        for name in feed.keys() - sizes.keys():  # labels
+            if feed[name].ndim and feed[name].shape[0] == count:
+                sizes[name], batched[name] = 1, count
+        if len(set(batched.values())) > 1 or count <= 1 or left <= 0:
+            if left > 0:
+                result.append(feed)
+                left -= max(count, 1)
+            continue
+        fixed = any(declared_batch(v) for v in inputs if sizes[v.name])
+        count = min(count, left)
+        left -= count
+        elements = sum(feed[v.name].size // feed[v.name].shape[0] * sizes[v.name] for v in inputs if sizes[v.name])
+        portion = 1 if fixed else max(1, min(BATCH, count // parts, PORTION // max(elements, 1)))
+        for first in range(0, count, portion):
+            result.append(
+                {
+                    n: a[first * sizes[n] : min(first + portion, count) * sizes[n]] if n in batched else a
+                    for n, a in feed.items()
+                }
+            )
+    return result
+
+
+def _step(array: Array, value: onnx.ValueInfoProto) -> int:
+    """Rows of one sample; 0 for an array that has no batch axis or is one sample already."""
+    declared = declared_batch(value)
+    if array.ndim == 0 or array.shape[0] <= declared:
+        return 0
+    return declared or 1
+
+
+def samples_of(
+    feeds: list[Feeds],
+    inputs: list[onnx.ValueInfoProto],
+    limit: int | None = None,
+    wanted: int = 0,
+    seed: int = 0,
+    accepts: Callable[[Feeds], bool] = lambda feeds: True,
+    aside: bool = False,
+) -> Samples:
+    """Calibration samples: every fourth portion is held out; where there are less than `wanted`, patched ones are added.
+
+    accepts: does the model run on such feeds? A first axis may be dynamic without being the batch. aside: a fifth of the portions
+    takes no part in any of this.
+    """
+    known = {v.name for v in inputs}
+    parts = ASIDE if aside else FOLDS
+    for whole in (portions(merged(feeds, inputs), inputs, limit, parts), portions(feeds, inputs, limit, parts)):
+        if accepts({n: a for n, a in whole[0].items() if n in known}):
+            break
+    else:
+        whole = feeds[:limit]
+    given = [{n: a for n, a in f.items() if n in known} for f in whole]
+    labels = tuple({n: a for n, a in f.items() if n not in known} for f in whole)
+    unseen = None
+    if aside:
+        if len(given) < ASIDE:
+            raise BadInputError(
+                f"--max-drop judges the result on samples that no step has seen: give at least {ASIDE} with --data, not {len(given)}."
+            )
+        last = range(ASIDE // 2, len(given), ASIDE)
+        feeds_aside = tuple(given[k] for k in last)
+        sizes_aside = tuple(batch_of(f) for f in feeds_aside)
+        unseen = Samples(feeds_aside, (True,) * len(last), sizes_aside, len(last), tuple(labels[k] for k in last))
+        given = [f for k, f in enumerate(given) if k not in last]
+        labels = tuple(n for k, n in enumerate(labels) if k not in last)
+    fold = FOLDS if len(given) >= FOLDS else 2
+    sizes = [batch_of(f) for f in given]
+    held = [k % fold == fold - 1 for k in range(len(given))]
+    made: list[Feeds] = []
+    rng = np.random.default_rng(seed)
+    count = sum(sizes)
+    while count and count + len(made) * max(sizes) < wanted and all(_patchable(f) for f in given):
+        for k, feed in enumerate(given):
+            others = [f for f, h in zip(given, held, strict=True) if h == held[k]]
+            made.append(_patched(feed, others[int(rng.integers(len(others)))], rng))
+    more = len(made) // max(len(given), 1)
+    return Samples(tuple(given + made), tuple(held * (1 + more)), tuple(sizes * (1 + more)), len(given), labels, unseen)
+
+
+def _patchable(feed: Feeds) -> bool:
+    """Is there one input to cut a patch from, with space or time?"""
+    return _picture(feed) is not None
+
+
+def _picture(feed: Feeds) -> str | None:
+    """The one floating input with space axes; a sequence of integers where it is the only input."""
+    names = [n for n, v in feed.items() if v.dtype.kind == "f" and v.ndim >= 3 and _space(v)]
+    if not names and len(feed) == 1:
+        names = [n for n, v in feed.items() if v.dtype.kind in "iu" and v.ndim == 2 and _space(v)]
+    return names[0] if len(names) == 1 else None
+
+
+def _space(array: Array) -> list[int]:
+    """Axes that look like space or time: the largest two behind the batch (one, of three axes), if long enough."""
+    axes = sorted(range(1, array.ndim), key=lambda a: -array.shape[a])[: max(1, array.ndim - 2)]
+    return sorted(a for a in axes if array.shape[a] >= 8)
+
+
+def _patched(feed: Feeds, other: Feeds, rng: np.random.Generator) -> Feeds:
+    """Each sample with a patch of half its size along every space axis from another sample (CutMix, ICCV 2019)."""
+    result = dict(feed)
+    name = _picture(feed)
+    assert name is not None
+    array, source = feed[name].copy(), other[name]
+    if source.shape[1:] != array.shape[1:]:
+        source = feed[name]
+    for k in range(array.shape[0]):
+        where: list[slice] = [slice(None)] * (array.ndim - 1)
+        for axis in _space(array):
+            size = max(1, int(array.shape[axis] * PATCH))
+            first = int(rng.integers(0, array.shape[axis] - size + 1))
+            where[axis - 1] = slice(first, first + size)
+        array[k][tuple(where)] = source[int(rng.integers(source.shape[0]))][tuple(where)]
+    result[name] = array
+    return result

@@ -1,0 +1,77 @@
+"""A model and what two inputs show of it: its groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+
+from onnxprune import runtime
+from onnxprune.analyse import feeds as feeding
+from onnxprune.analyse.walk import analyse
+from onnxprune.choose.options import Options
+from onnxprune.errors import BadInputError
+from onnxprune.groups.analysis import Analysis
+from onnxprune.groups.observation import Feeds, Observation
+from onnxprune.model.loaded import LoadedModel
+
+
+def analysis_of(loaded: LoadedModel, settings: Options, feeds: tuple[Feeds, Feeds] | None = None) -> Analysis:
+    """`feeds`: what to observe a part of a model with that has been observed as a whole."""
+    if feeds is None:
+        _globs(loaded, settings)
+
+    def observed(wanted: set[str], typed: set[str]) -> Observation:
+        probe = runtime.Probe(loaded, wanted, typed)
+        return probe.observation(feeds or feeds_of(loaded, settings, probe))
+
+    return analyse(
+        loaded,
+        observed,
+        settings.include_inexact,
+        exclude=_matcher(settings.exclude),
+        include=_matcher(settings.include),
+    )
+
+
+def feeds_of(
+    loaded: LoadedModel, settings: Options, session: runtime.Session | runtime.Probe | None = None
+) -> tuple[Feeds, Feeds]:
+    """Two inputs to observe: the user's first samples, completed by random ones that differ in the dynamic dimensions."""
+    if settings.data is None:
+        return runtime.find_feeds(loaded, settings.input_shapes, settings.seed, session)
+    inputs = runtime.graph_inputs(loaded.proto)
+    feeds = feeding.load_data(settings.data, inputs)
+    first = feeding.take(feeds[0], inputs, 2)
+    second = feeding.take(feeds[0], inputs, 3)
+    session = session or runtime.Session(loaded.proto, runtime.folder_of(loaded))
+    try:
+        session.run(first)
+    except BadInputError:  # a first axis need not be the batch: take the feed as it is
+        first = second = {v.name: feeds[0][v.name] for v in inputs}
+        session.run(first)
+    try:
+        shapes = {k: v.shape for k, v in first.items()}
+        return first, runtime.vary(session, loaded.proto, shapes, settings.seed) or second
+    except BadInputError:
+        return first, second
+
+
+def _matcher(globs: Sequence[str]) -> Callable[[str], bool] | None:
+    if not globs:
+        return None
+    return lambda name: any(fnmatchcase(name, g) for g in globs)
+
+
+def _globs(loaded: LoadedModel, settings: Options) -> None:
+    """A pattern that names nothing is a typing error."""
+    graph = loaded.proto.graph
+    names = {n.name for n in graph.node} | {t.name for t in graph.initializer}
+    names |= {x for n in graph.node for x in (*n.input, *n.output)}
+    names |= {x.name for n in graph.node for a in n.attribute for x in a.g.node}
+    names |= {y for n in graph.node for a in n.attribute for x in a.g.node for y in (*x.input, *x.output)}
+    for option, globs in (("--include", settings.include), ("--exclude", settings.exclude)):
+        for glob in globs:
+            if not any(fnmatchcase(name, glob) for name in names):
+                raise BadInputError(
+                    f"{option} '{glob}' matches no node and no tensor; 'onnxprune inspect' lists names."
+                )

@@ -1,0 +1,55 @@
+"""Calibration inputs for a user who has none.
+
+Images, sounds and the like are smooth on several scales, so floating inputs are sums of noise at octaves, each enlarged to the
+input's size along its space axes, with random weights per sample; scaled to mean 0 and a random contrast about 1. Everything else
+keeps what random observation feeds drew: valid indices, ones for flags. These inputs are a stand-in, and the report says so.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import onnx
+from scipy.ndimage import zoom
+
+from onnxprune.groups.observation import Array, Feeds, batch_of
+
+COUNT = 512
+ELEMENTS = 1 << 26
+
+
+def synthesize(template: Feeds, inputs: list[onnx.ValueInfoProto], seed: int = 0, count: int = COUNT) -> list[Feeds]:
+    """Feeds of the shapes of `template`, which ran; one sample each where its batch is 1, else as many as it holds."""
+    rng = np.random.default_rng(seed)
+    size = batch_of(template)
+    largest = max((v.size for v in template.values()), default=1)
+    number = max(4, min(-(-count // size), ELEMENTS // max(largest, 1)))
+    return [{v.name: _one(template[v.name], rng) for v in inputs} for _ in range(number)]
+
+
+def _one(like: Array, rng: np.random.Generator) -> Array:
+    if like.dtype.kind in "iu" and like.size > 1:
+        low, high = int(like.min()), int(like.max())
+        return rng.integers(low, high + 1, like.shape).astype(like.dtype)
+    if like.dtype.kind != "f":
+        return like
+    if like.ndim < 3:
+        return rng.standard_normal(like.shape).astype(like.dtype)
+    return np.stack([_smooth(like.shape[1:], rng) for _ in range(like.shape[0])]).astype(like.dtype)
+
+
+def _smooth(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    space = sorted(range(len(shape)), key=lambda a: -shape[a])[: max(1, len(shape) - 1)]
+    total = np.zeros(shape)
+    longest = max(shape[a] for a in space)
+    octave = 2
+    while octave <= max(2, longest):
+        small = tuple(min(shape[a], octave) if a in space else shape[a] for a in range(len(shape)))
+        noise = rng.standard_normal(small)
+        factors = [n / s for n, s in zip(shape, small, strict=True)]
+        layer = zoom(noise, factors, order=1) if prod(small) != prod(shape) else noise
+        total += rng.random() ** 2 * layer[tuple(slice(0, n) for n in shape)]
+        octave *= 2
+    total -= total.mean()
+    return np.asarray(total / max(float(total.std()), 1e-6) * rng.uniform(0.5, 1.5) + 0.3 * rng.standard_normal())

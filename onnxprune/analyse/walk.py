@@ -1,0 +1,305 @@
+"""What can be removed from a graph: walk it once with index maps, then solve.
+
+The walk is in graph order. Every node's rule sees the maps of its inputs and gives those of its outputs, and leaves
+ties, rows and pins in the unit table. The model is observed in ONNX Runtime beforehand, so all shapes are concrete.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from onnxprune import ops
+from onnxprune.groups.analysis import Analysis, NotABoxError, Use, settle
+from onnxprune.groups.classes import distinct
+from onnxprune.groups.grouping import Solution, solve
+from onnxprune.groups.maps import Facet, Maps, Shape, simplify
+from onnxprune.groups.observation import Array, Observation
+from onnxprune.groups.units import Pin, UnitTable
+from onnxprune.model.graph import Graph, Node, View, name_of, view
+from onnxprune.model.importer import import_graph
+from onnxprune.model.loaded import LoadedModel
+from onnxprune.ops.base import MapContext, Rule
+
+Observer = Callable[[set[str], set[str]], Observation]
+STRICT = "ONNXPRUNE_STRICT"
+
+
+def analyse(
+    model: LoadedModel,
+    observer: Observer,
+    include_inexact: bool = False,
+    exclude: Callable[[str], bool] | None = None,
+    include: Callable[[str], bool] | None = None,
+) -> Analysis:
+    """Index maps, pins and groups of a model. `observer(wanted, typed)` runs it (see `runtime.Probe`).
+
+    exclude: names of nodes or tensors whose units the user wants left alone; include: leave alone what has no weight
+    whose node or tensor matches.
+    """
+    graph = view(import_graph(model), {o.domain: o.version for o in model.proto.opset_import})
+    nodes = list(graph.graph.walk())
+    wanted = {n.inputs[i] for n in nodes for i in rule(n).params if i < len(n.inputs)} - set(graph.constants)
+    typed = {n.outputs[0] for n in nodes if rule(n).typed}
+    observation = observer(wanted, typed)
+    walk = _Walk(graph, observation, exclude, include)
+    walk.graph(graph.graph, top=True)
+    activations = [f for maps in walk.state.values() for f in maps]
+    constants = [f for _, maps in walk.uses.values() for f in maps]
+    rounded = np.concatenate([np.empty(0, np.int64), *walk.rounded])
+    included = None if include is None else np.concatenate([np.empty(0, np.int64), *walk.included])
+    solution = solve(walk.units, activations, constants, rounded, include_inexact, included)
+    solution = guarded(solution, [*activations, *constants, *walk.units.boxes])
+    return Analysis(
+        model=model,
+        view=graph,
+        observation=observation,
+        feeds=observation.feeds,
+        solution=solution,
+        maps=walk.state,
+        uses=walk.uses,
+        skipped=frozenset(walk.skipped),
+        readers=walk.readers(),
+        sources=walk.lazy,
+        unknown=tuple(dict.fromkeys(walk.unknown)),
+    )
+
+
+def guarded(solution: Solution, facets: list[Facet]) -> Solution:
+    """Try a removal of half of everything, group by group: one that would not leave its tensors boxes is refused.
+
+    Groups are legal by construction; this is the net below, so that a mistake there costs reach and not a broken model.
+    """
+    boxes = [f for f in distinct(facets) if f.ndim > 1]
+    if not boxes:
+        return solution
+    touches = [set(np.unique(solution.classes[f]).tolist()) for f in boxes]
+    gone = np.zeros(solution.count, bool)
+    shuffle = np.random.default_rng(0)
+    groups = []
+    for group in solution.groups:
+        trial = gone.copy()
+        for block, free, per_step in zip(group.blocks, group.free, group.per_step, strict=True):
+            atoms = shuffle.permutation(block[free])
+            trial[atoms[: group.removable // 2 * per_step]] = True
+        trial = solution.closure(trial)
+        changed = set(np.flatnonzero(trial & ~gone).tolist())
+        try:
+            units = solution.of_units(trial)
+            for facet, classes in zip(boxes, touches, strict=True):
+                if changed & classes:
+                    settle([facet], tuple(range(facet.ndim)), facet.shape, units)
+        except NotABoxError:
+            pin = Pin("", f"removing units of {group.origin} would not leave every tensor a box")
+            group = replace(group, removable=0, pins=(*group.pins, pin))
+        else:
+            gone = trial
+        groups.append(group)
+    return replace(solution, groups=tuple(groups))
+
+
+def rule(node: Node) -> Rule:
+    return ops.rule_for(node.op, node.domain)
+
+
+class _Walk:
+    """State of one walk: maps by tensor, constants by use."""
+
+    def __init__(
+        self,
+        view: View,
+        observation: Observation,
+        exclude: Callable[[str], bool] | None,
+        include: Callable[[str], bool] | None,
+    ) -> None:
+        self.view = view
+        self.observation = observation
+        self.exclude = exclude
+        self.include = include
+        self.included: list[Facet] = []
+        self.units = UnitTable()
+        self.state: dict[str, Maps] = {}
+        self.uses: dict[Use, tuple[str, Maps]] = {}
+        self.lazy: dict[str, str] = {key: key for key in view.constants}
+        self.shapes: dict[str, Shape] = dict(observation.shapes)
+        self.shapes |= {key: tuple(c.shape) for key, c in view.constants.items()}
+        self.index_like: set[str] = {
+            key for key, c in view.constants.items() if np.dtype(_dtype(c)).kind in "iub" and np.prod(c.shape) <= 64
+        }
+        self.no_units: set[str] = {
+            key for key, c in view.constants.items() if np.dtype(_dtype(c)).name in ("int32", "int64", "bool", "object")
+        }
+        self.values: dict[str, Array | None] = {}
+        self.skipped: set[str] = set()
+        self.rounded: list[Facet] = []
+        self.unknown: list[str] = []
+
+    def value(self, key: str) -> Array | None:
+        """A constant's value, or what both feeds agreed on."""
+        if key not in self.values:
+            source = self.lazy.get(key)
+            if source is not None:
+                self.values[key] = np.asarray(self.view.constants[source].values)
+            else:
+                same = self.observation.is_static_value(key)
+                self.values[key] = self.observation.values[key] if same else None
+        return self.values[key]
+
+    def graph(self, graph: Graph, top: bool = False) -> list[tuple[Maps, Shape | None]] | None:
+        for node in graph.nodes:
+            self.node(node)
+        if top:
+            for key in graph.outputs:
+                pin = Pin(key, f"graph output '{key}' keeps its shape")
+                for facet in self.state.get(key, ()):
+                    self.units.pin(facet.ravel(), pin)
+        elif any(k not in self.shapes for k in graph.outputs):
+            return None
+        return [(self.state.get(key, ()), self.shapes.get(key)) for key in graph.outputs]
+
+    def subgraph(self, graph: Graph, inputs: dict[str, Maps]) -> list[tuple[Maps, Shape | None]] | None:
+        self.state |= inputs
+        return self.graph(graph)
+
+    def node(self, node: Node) -> None:
+        found = rule(node)
+        if found is ops.UNKNOWN:
+            self.unknown.append(str(node))
+        if found.alias and node.inputs[0] in self.lazy:
+            source = self.lazy[node.inputs[0]]
+            self.lazy[node.outputs[0]] = source
+            self.shapes[node.outputs[0]] = self.shapes[source]
+            if source in self.index_like:
+                self.index_like.add(node.outputs[0])
+            if source in self.no_units:
+                self.no_units.add(node.outputs[0])
+            return
+        if self._computes_shapes(node, found):
+            self.skipped.add(node.key)
+            return
+        unseen = [k for k in (*node.inputs, *node.outputs) if k and k not in self.shapes and k not in self.index_like]
+        if unseen and not node.subgraphs:
+            found = ops.UNSEEN
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        context = MapContext(
+            node,
+            self.shapes,
+            self.lazy,
+            self.state,
+            self.value,
+            self.units,
+            self.view.opsets.get(domain, 1),
+            self.subgraph,
+            self.no_units,
+            self.observation.is_dynamic,
+        )
+        try:
+            results = found.maps(context)
+        except (IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
+            if os.environ.get(STRICT):
+                raise
+            context.given.clear()
+            results = ops.UNKNOWN.maps(context)
+            self.units.pin(np.empty(0, np.int64), context.because(f"has a form its rule does not cover: {error}"))
+        for i, maps in context.given.items():
+            self.uses[node.key, i] = (self.lazy[node.inputs[i]], maps)
+            if found.rounded:
+                self.rounded += [f.ravel()[f.ravel() >= 0] for f in maps]
+        for key, maps in zip(node.outputs, results, strict=False):
+            if key and maps:
+                self.state[key] = self._checked(context, key, simplify(maps))
+        self._user_pins(context)
+
+    def readers(self) -> dict[str, set[Use]]:
+        """Per constant, all (node, input) that read it; a graph output that is a constant counts as a reader."""
+        readers: dict[str, set[Use]] = defaultdict(set)
+        for node in self.view.graph.walk():
+            if rule(node).alias and node.inputs[0] in self.lazy:
+                continue
+            for i, key in enumerate(node.inputs):
+                if key in self.lazy:
+                    readers[self.lazy[key]].add((node.key, i))
+        for path, graph in self.view.gs_graphs.items():
+            for k, tensor in enumerate(graph.outputs):
+                key = self.view.keys.get(id(tensor), "")
+                if key in self.lazy:
+                    readers[self.lazy[key]].add((f"{path}output", k))
+        return readers
+
+    def _computes_shapes(self, node: Node, found: Rule) -> bool:
+        """Integer arithmetic on shapes and small index constants, which carries no units."""
+        if found.carries_shape:
+            self.index_like.update(node.outputs)
+            return True
+        if node.subgraphs or not node.inputs or found is ops.UNKNOWN:
+            return False
+        if all(not k or k in self.index_like for k in node.inputs) and any(node.inputs):
+            rank_one = all(len(self.shapes.get(k, ())) <= 1 for k in node.outputs if k)
+            if rank_one:
+                self.index_like.update(node.outputs)
+                return True
+        return False
+
+    def _checked(self, context: MapContext, key: str, maps: Maps) -> Maps:
+        """Pin what would have to shrink along a dynamic axis."""
+        shape = self.shapes[key]
+        good = []
+        for facet in maps:
+            fits = facet.ndim == len(shape) and all(n in (1, s) for n, s in zip(facet.shape, shape, strict=True))
+            if not fits:
+                raise AssertionError(f"{context.node}: a facet of shape {facet.shape} for a tensor of shape {shape}")
+            if facet.size == 1:
+                context.pin([facet], f"leaves it as the only position of '{key}'")
+                continue
+            dynamic = tuple(a for a, n in enumerate(facet.shape) if n > 1 and self.observation.is_dynamic(key, a))
+            if dynamic:
+                facet = self._without(context, facet, dynamic)
+                if facet.size == 1:
+                    continue
+            good.append(facet)
+        return tuple(good)
+
+    def _without(self, context: MapContext, facet: Facet, dynamic: tuple[int, ...]) -> Facet:
+        """Units that became part of a dynamic axis stay there; what varies along other axes too may lose the same offsets."""
+        reason = f"makes them part of axis {dynamic[0]}, whose size changes with the inputs"
+        rest = tuple(a for a, n in enumerate(facet.shape) if n > 1 and a not in dynamic)
+        if not rest or (facet < 0).any():
+            context.pin([facet], reason)
+            return np.full((1,) * facet.ndim, -1, np.int64)
+        rows = context.units.issue(int(np.prod([facet.shape[a] for a in dynamic])))
+        rows = rows.reshape([n if a in dynamic else 1 for a, n in enumerate(facet.shape)])
+        context.units.row(facet, rows)
+        context.pin([rows], reason)
+        return context.units.column(facet, dynamic)
+
+    def _user_pins(self, context: MapContext) -> None:
+        node = context.node
+        if self.include is not None:
+            mine = self.include(node.name) or any(self.include(name_of(k)) for k in node.outputs)
+            for i, maps in context.given.items():
+                if mine or self.include(name_of(node.inputs[i])) or self.include(name_of(self.lazy[node.inputs[i]])):
+                    self.included += [f[f >= 0] for f in maps]
+        if self.exclude is None:
+            return
+        if self.exclude(node.name):
+            for maps in (*context.given.values(), *(self.state.get(k, ()) for k in node.outputs)):
+                context.pin(list(maps), "is excluded", "change --include / --exclude")
+        for i, maps in context.given.items():
+            if self.exclude(name_of(node.inputs[i])):
+                context.pin(list(maps), f"uses '{node.inputs[i]}', which is excluded", "change --include / --exclude")
+        for key in node.outputs:
+            if key and self.exclude(name_of(key)):
+                context.pin(
+                    list(self.state.get(key, ())), f"gives '{key}', which is excluded", "change --include / --exclude"
+                )
+
+
+def _dtype(constant: object) -> np.dtype[np.generic]:
+    try:
+        return np.dtype(constant.dtype)  # type: ignore[attr-defined]
+    except TypeError:
+        return np.dtype(np.float32)

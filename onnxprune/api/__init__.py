@@ -1,0 +1,1 @@
+"""What users call: each function is a page that reads like its own recipe."""

@@ -1,0 +1,181 @@
+"""Prune during training: small cuts, each repaired and followed by a short distillation, until the target is met.
+
+The share that is kept falls along a cubic ramp ("To prune, or not to prune", 2017): much while there is much to spare, little at the end,
+
+    kept(t) = target + (1 - target) * (1 - t)³,    t = 1/n, 2/n, … 1
+
+so that every cut is small in what it costs, and the network has recovered before the next one. The teacher is the original throughout.
+There is no single plan: every round has its own, of a file that was only made on the way.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import onnx
+
+from onnxprune.api import prune as pipeline
+from onnxprune.api.finetune import FinetuneResult, finetune
+from onnxprune.choose.budget import Budget
+from onnxprune.errors import BadInputError, TargetNotReachableError
+from onnxprune.model.files import check_outputs
+from onnxprune.model.load import load
+from onnxprune.model.loaded import LoadedModel
+from onnxprune.model.save import embedded, save_model
+from onnxprune.ops import is_quantized
+
+Source: TypeAlias = str | PathLike[str] | onnx.ModelProto
+METRICS = ("macs", "params")
+LAST = 0.5  # share of the training steps that follow the last cut
+
+
+@dataclass(frozen=True)
+class Round:
+    """One cut and the training after it. kept: share of the original's MACs or parameters; before, after: held-out loss."""
+
+    kept: float
+    before: float
+    after: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class GradualResult:
+    """The last round's model. counts: MACs and parameters, (before, after)."""
+
+    model: onnx.ModelProto
+    rounds: tuple[Round, ...]
+    counts: dict[str, tuple[int, int]]
+    last: FinetuneResult
+    source: LoadedModel = field(repr=False)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the model atomically, with external data if the original had it."""
+        source = self.source
+        save_model(
+            self.model,
+            Path(path),
+            folder=self.last.source.folder,
+            apart=source.has_external_data,
+            spared=source.data_files,
+        )
+
+
+def ramp(target: float, rounds: int) -> list[float]:
+    """Shares to keep, the target last."""
+    return [target + (1 - target) * (1 - (k + 1) / rounds) ** 3 for k in range(rounds)]
+
+
+def prune_during_training(
+    model: Source,
+    budget: Budget,
+    *,
+    data: str | Path,
+    output: str | PathLike[str] | None = None,
+    rounds: int = 6,
+    steps: int = 3000,
+    minutes: float | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+    training: dict[str, Any] | None = None,
+    **options: Any,
+) -> GradualResult:
+    """Prune to the budget in rounds. steps, minutes: of all training together, half of it after the last cut.
+
+    training: other options of `finetune`; options: those of `prune`. Raises what these raise, and `BadInputError` for a target that
+    is no share of MACs or parameters.
+    """
+    if budget.metric not in METRICS:
+        raise BadInputError("--during-training needs a share of the MACs or of the parameters: --macs or --params.")
+    if options.get("then_quantize") is not None:
+        raise BadInputError("--during-training trains floats; leave out --then-quantize, and quantize what it writes.")
+    if rounds < 1:
+        raise BadInputError(f"--rounds must be at least 1, not {rounds}.")
+    if steps < 1:
+        raise BadInputError(f"--steps must be at least 1, not {steps}.")
+    if minutes is not None and not 0 < minutes < float("inf"):
+        raise BadInputError(f"--minutes must be above zero, not {minutes}.")
+    check_outputs({"-o": output}, (model, data))
+    loaded = load(model)
+    check_outputs({"-o": output}, loaded.data_files)
+    if is_quantized(loaded.proto.graph):
+        raise BadInputError(
+            "--during-training trains floats, and this model is quantized; train and prune the float model."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        start: Source = Path(model) if isinstance(model, str | PathLike) else model
+        result = _rounds(
+            start, loaded, budget, data, rounds, steps, minutes, progress, training or {}, options, Path(folder)
+        )
+        if (whole := embedded(result.model, result.last.source.folder)) is not None:
+            result = replace(result, model=whole)  # the files that it refers to go with the folder
+        if output is not None:
+            result.save(output)
+    return result
+
+
+def _rounds(
+    model: Source,
+    loaded: LoadedModel,
+    budget: Budget,
+    data: str | Path,
+    rounds: int,
+    steps: int,
+    minutes: float | None,
+    progress: Callable[[str], None],
+    training: dict[str, Any],
+    options: dict[str, Any],
+    folder: Path,
+) -> GradualResult:
+    current: Source = model
+    kept, counts, done = 1.0, dict[str, tuple[int, int]](), list[Round]()
+    tuned: FinetuneResult | None = None
+    shares = [(1 - LAST) / (rounds - 1)] * (rounds - 1) + [LAST] if rounds > 1 else [1.0]
+    for k, (goal, share) in enumerate(zip(ramp(budget.amount, rounds), shares, strict=True)):
+        is_last = k == rounds - 1
+        if goal < kept:
+            try:
+                cut = pipeline.prune(
+                    current,
+                    Budget(budget.metric, goal / kept),
+                    data=data,
+                    progress=_told(progress, k, rounds),
+                    **options | {"benchmark": False},
+                )
+            except TargetNotReachableError as problem:
+                if is_last:
+                    start = f"--{budget.metric} {budget.amount:g}: the last round starts from {kept:.3f} of the original, where "
+                    raise TargetNotReachableError(f"{start if kept < 1 else ''}{problem}") from None
+                continue
+            counts = _counted(counts, cut)
+            kept = counts[budget.metric][1] / counts[budget.metric][0]
+            current = folder / f"cut{k}.onnx"
+            cut.save(current)
+        tuned = finetune(
+            current,
+            model,
+            data=data,
+            progress=_told(progress, k, rounds),
+            steps=max(1, round(steps * share)),
+            minutes=minutes and minutes * share,
+            **training,
+        )
+        done.append(Round(kept, tuned.trained.before, tuned.trained.after, tuned.trained.steps))
+        current = folder / f"tuned{k}.onnx"
+        tuned.save(current)
+    assert tuned is not None
+    return GradualResult(tuned.model, tuple(done), counts, tuned, loaded)
+
+
+def _told(progress: Callable[[str], None], k: int, rounds: int) -> Callable[[str], None]:
+    return lambda text: progress(f"round {k + 1} of {rounds}: {text}")
+
+
+def _counted(counts: dict[str, tuple[int, int]], cut: pipeline.PruneResult) -> dict[str, tuple[int, int]]:
+    """The original's numbers and those after this cut."""
+    document = cut.plan.document
+    return {m: (counts[m][0] if counts else int(document[m][0]), int(document[m][1])) for m in METRICS}

@@ -1,0 +1,296 @@
+"""Unstructured and N:M sparsity: load -> find weights -> calibrate -> decide -> write -> (remove what died) -> store -> measure.
+
+sparsify("model.onnx", threshold=0.2, output="sparse.onnx")     # every weight of smaller magnitude becomes zero
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune import runtime
+from onnxprune.analyse.observe import analysis_of
+from onnxprune.analyse.samples import Samples
+from onnxprune.api.prune import Source
+from onnxprune.calibrate.calibrate import calibrate
+from onnxprune.calibrate.calibration import Calibration
+from onnxprune.calibrate.damage import disagreement, divergence
+from onnxprune.choose.channels import samples_for
+from onnxprune.choose.costs import CostModel
+from onnxprune.choose.options import Options, options_of
+from onnxprune.clock import Clock, Progress, silent
+from onnxprune.cut.plan import make_plan
+from onnxprune.cut.rewrite import rewrite
+from onnxprune.errors import BadInputError, NothingPrunableError, VerificationError
+from onnxprune.groups.analysis import Analysis
+from onnxprune.groups.observation import Array
+from onnxprune.model.files import check_outputs, staged
+from onnxprune.model.graph import name_of
+from onnxprune.model.importer import save_model
+from onnxprune.model.load import load
+from onnxprune.model.loaded import LoadedModel
+from onnxprune.model.patch import with_constants
+from onnxprune.model.save import stored_bytes
+from onnxprune.proof.masked import check_interface, error, tolerance_of
+from onnxprune.proof.prove import SCALES, check_well_formed, latency, proved
+from onnxprune.report.sparsity import Layer, Removed, SparsityReport
+from onnxprune.sparsity.dead import dead_units
+from onnxprune.sparsity.decide import Sparse
+from onnxprune.sparsity.decide import sparsify as decide
+from onnxprune.sparsity.find import find_weights
+from onnxprune.sparsity.store import STORES, stored
+from onnxprune.sparsity.targets import CRITERIA, Pattern, Target, Threshold, target_of
+from onnxprune.sparsity.weights import Left, Weight, with_values
+from onnxprune.version import __version__
+
+OPTIONS = ("include", "exclude", "input_shapes", "data", "samples", "seed", "benchmark")
+MADE_UP = 16  # samples to measure the difference on where the user gives none
+ZIPPED = 1 << 28  # larger models are not compressed for the report
+
+
+@dataclass(frozen=True)
+class SparsifyResult:
+    """The sparse model and what was measured."""
+
+    model: onnx.ModelProto
+    report: SparsityReport
+    source: LoadedModel
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the model atomically (with external data, if the original had it or it is too large)."""
+        source = self.source
+        save_model(
+            self.model, Path(path), folder=source.folder, apart=source.has_external_data, spared=source.data_files
+        )
+
+
+def sparsify(
+    model: Source,
+    *,
+    threshold: float | None = None,
+    sparsity: float | None = None,
+    pattern: str | None = None,
+    scope: str | None = None,
+    criterion: str | None = None,
+    store: str = "dense",
+    then_prune: bool = False,
+    output: str | PathLike[str] | None = None,
+    report: str | PathLike[str] | None = None,
+    progress: Progress = silent,
+    **options: Any,
+) -> SparsifyResult:
+    """Set weights to zero: those below `threshold`, a share (`sparsity`) of each layer or of all, or all outside an N:M `pattern`.
+
+    model: path or ModelProto (left alone). criterion: `magnitude`, `wanda`, `obs`; None takes `obs` where there is `data` and the
+    target is no threshold. store: `dense`, `sparse`, `auto`. then_prune: remove units that are zero or unread. output, report: files to
+    write; nothing is written unless everything succeeds. options: include, exclude, input_shapes, data, samples, seed, benchmark.
+    Raises `BadInputError`, `NothingPrunableError`, `VerificationError`.
+    """
+    target = target_of(threshold, sparsity, pattern, scope)
+    settings = _settings(options)
+    chosen = _criterion(criterion, target, settings)
+    if store not in STORES:
+        raise BadInputError(f"Unknown --store '{store}'; choose {', '.join(STORES)}.")
+    files = {"-o": output, "--report": report}
+    check_outputs(files, (model, settings.data))
+    clock = Clock(progress)
+    clock("load")
+    loaded = load(model)
+    check_outputs(files, loaded.data_files)
+    clock("analyse")
+    analysis = analysis_of(loaded, settings)
+    weights, left = _select(analysis, target, settings)
+    clock("calibrate")
+    samples = samples_for(
+        analysis, settings, CostModel(analysis), settings.data is not None and chosen == "obs", MADE_UP
+    )
+    calibration = None
+    if chosen != "magnitude":
+        calibration = calibrate(analysis, samples, settings.seed, False, clock.share)
+    clock("sparsify")
+    sparse = decide(analysis, weights, target, chosen, calibration, settings.seed, clock.share)
+    made = _written(analysis, sparse)
+    removed = None
+    final = made
+    if then_prune:
+        clock("prune")
+        final, removed = _without_dead(loaded, made, settings)
+    clock("store")
+    final, as_sparse = stored(final, set(sparse.values), store, _Loads(analysis, final))
+    clock("measure")
+    difference = _difference(loaded, final, samples, settings.data is None, calibration)
+    times = latency(analysis, final) if settings.benchmark else None
+    clock.stop()
+    layers = [_layer(analysis, w, sparse) for w in weights]
+    sizes = _sizes(loaded, final)
+    text = SparsityReport.make(
+        target, chosen, layers, left, difference, sizes, as_sparse, removed, times, clock.seconds
+    )
+    result = SparsifyResult(final, text, loaded)
+    texts = {}
+    if report is not None:
+        texts[Path(report)] = text.to_json() if str(report).endswith(".json") else text.to_markdown()
+    with staged(texts):
+        if output is not None:
+            result.save(output)
+    return result
+
+
+# ---------------------------------------------------------------- what was asked for
+
+
+def _settings(options: dict[str, Any]) -> Options:
+    unknown = sorted(set(options) - set(OPTIONS))
+    if unknown:
+        raise BadInputError(f"Unknown option '{unknown[0]}'; the options are {', '.join(OPTIONS)}.")
+    return options_of(options)
+
+
+def _criterion(criterion: str | None, target: Target, settings: Options) -> str:
+    if criterion is None:
+        return "magnitude" if settings.data is None or isinstance(target, Threshold) else "obs"
+    if criterion not in CRITERIA:
+        raise BadInputError(f"Unknown --criterion '{criterion}'; choose {', '.join(CRITERIA)}.")
+    if criterion != "magnitude" and settings.data is None:
+        raise BadInputError(f"--criterion {criterion} looks at the layers' inputs; give some with --data.")
+    if criterion == "wanda" and isinstance(target, Threshold):
+        raise BadInputError("--threshold compares magnitudes; use --criterion wanda with --sparsity or --pattern.")
+    return criterion
+
+
+def _select(analysis: Analysis, target: Target, settings: Options) -> tuple[list[Weight], list[Left]]:
+    """Weights that the target and the user's patterns allow, and those that stay, with reasons."""
+    found, left = find_weights(analysis)
+    nodes = {n.key: n.name for n in analysis.view.graph.walk()}
+    kept = []
+    for weight in found:
+        names = {weight.tensor, name_of(weight.tensor)} | {x for k, _ in weight.uses for x in (k, nodes.get(k, ""))}
+        if settings.include and not _matches(names, settings.include):
+            left.append(Left(weight.tensor, weight.node, "is not named by --include"))
+        elif _matches(names, settings.exclude):
+            left.append(Left(weight.tensor, weight.node, "is named by --exclude"))
+        elif isinstance(target, Pattern) and weight.run < target.of:
+            inputs = f"{weight.run} inputs" if weight.run > 1 else "1 input"
+            left.append(Left(weight.tensor, weight.node, f"has {inputs} along {weight.axis}, fewer than {target.of}"))
+        else:
+            kept.append(weight)
+    if not kept:
+        reasons = (
+            "; ".join(f"{x.tensor} {x.reason}" for x in left[:3]) or "no layer multiplies by a stored float weight"
+        )
+        raise NothingPrunableError(f"There is no weight to set to zero: {reasons}.")
+    return kept, left
+
+
+def _matches(names: set[str], globs: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, glob) for name in names if name for glob in globs)
+
+
+# ---------------------------------------------------------------- the steps, once each
+
+
+def _written(analysis: Analysis, sparse: Sparse) -> onnx.ModelProto:
+    proto = with_values(analysis.model, analysis.view.opsets, sparse.values)
+    return with_constants(proto, sparse.biases) if sparse.biases else proto
+
+
+def _without_dead(
+    loaded: LoadedModel, made: onnx.ModelProto, settings: Options
+) -> tuple[onnx.ModelProto, Removed | None]:
+    """The sparse model without the units that nobody misses, proved twice: against its masked self and against itself."""
+    model = replace(loaded, proto=made, path=None)
+    analysis = analysis_of(model, replace(settings, include=(), exclude=()))
+    gone = dead_units(analysis)
+    costs = CostModel(analysis)
+    if not gone.any():
+        return made, Removed(make_plan(analysis, gone, {}, {}, __version__), None, 0.0)
+    cut = rewrite(analysis, gone)
+    verdict = proved(analysis, gone, cut, settings.seed)
+    apart = _apart(analysis, made, cut, settings.seed)
+    after = {"macs": [costs.macs(), costs.macs(gone)], "params": [costs.params(), costs.params(gone)]}
+    return cut, Removed(make_plan(analysis, gone, after, {}, __version__), verdict, apart)
+
+
+def _apart(analysis: Analysis, made: onnx.ModelProto, cut: onnx.ModelProto, seed: int) -> float:
+    """The largest difference between the outputs of both; raises where it is more than float noise."""
+    folder = runtime.folder_of(analysis.model)
+    both = [runtime.Session(p, folder, what="the sparse model") for p in (made, cut)]
+    pairs = [analysis.feeds, *(runtime.rescaled(analysis.feeds, seed, scale) for scale in SCALES)]
+    apart = max(error(both[0].run(feeds), both[1].run(feeds)) for pair in pairs for feeds in pair)
+    if not apart <= tolerance_of(made, 0.0):
+        raise VerificationError(
+            f"Removing units that are zero or unread changed the outputs by {apart:.1e} of their scale; please report this model."
+        )
+    return apart
+
+
+class _Loads:
+    """Does ONNX Runtime load a model, and does it compute what the dense one does?"""
+
+    def __init__(self, analysis: Analysis, dense: onnx.ModelProto) -> None:
+        self.folder = runtime.folder_of(analysis.model)
+        self.feeds = analysis.feeds[0]
+        self.dense = dense
+
+    def __call__(self, proto: onnx.ModelProto) -> bool:
+        try:
+            wanted = runtime.Session(self.dense, self.folder, optimized=True).run(self.feeds)
+            found = runtime.Session(proto, self.folder, optimized=True).run(self.feeds)
+        except BadInputError:
+            return False
+        return all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(wanted, found, strict=True))
+
+
+# ---------------------------------------------------------------- what it is worth
+
+
+def _difference(
+    loaded: LoadedModel, final: onnx.ModelProto, samples: Samples, made_up: bool, calibration: Calibration | None
+) -> dict[str, Any]:
+    """How far the outputs are from the original's, on samples that no weight was fitted to where there are such."""
+    check_interface(loaded.proto, final)
+    folder = runtime.folder_of(loaded)
+    check_well_formed(loaded.proto, final, folder)
+    held = [k for k in range(samples.given) if samples.held[k]] if calibration is not None else []
+    chosen = held or list(range(samples.given))
+    sessions = [runtime.Session(p, folder, optimized=True, what="the model") for p in (loaded.proto, final)]
+    wanted, found = ([s.run(samples.feeds[k]) for k in chosen] for s in sessions)
+    return {
+        "error": max(error(a, b) for a, b in zip(wanted, found, strict=True)),
+        "divergence": divergence(wanted, found),
+        "top1": _top1(wanted, found),
+        "samples": sum(samples.sizes[k] for k in chosen),
+        "held_out": bool(held),
+        "made_up": made_up,
+    }
+
+
+def _top1(wanted: list[list[Array]], found: list[list[Array]]) -> float | None:
+    try:
+        return disagreement(wanted, found)
+    except BadInputError:
+        return None
+
+
+def _layer(analysis: Analysis, weight: Weight, sparse: Sparse) -> Layer:
+    before = np.asarray(analysis.view.constants[weight.tensor].values)
+    after = sparse.values[weight.tensor]
+    zeros = before.size - int(np.count_nonzero(before)), after.size - int(np.count_nonzero(after))
+    return Layer(weight, before.size, zeros, sparse.criteria[weight.tensor])
+
+
+def _sizes(loaded: LoadedModel, final: onnx.ModelProto) -> dict[str, list[int]]:
+    """Bytes of the files, external data included; and zipped, where that is quick to see."""
+    sizes = {"file": [loaded.size_bytes, stored_bytes(final)]}
+    if not loaded.has_external_data and loaded.size_bytes < ZIPPED:
+        both = (loaded.proto, final)
+        sizes["compressed"] = [len(zlib.compress(p.SerializeToString(), 6)) for p in both]
+    return sizes

@@ -1,1 +1,0 @@
-"""Benchmarks: `python -m onnxprune.bench zoo DIR`, `… speed`, `… linear`. Ratios measured in one run."""

@@ -1,0 +1,1 @@
+"""What the original computes on calibration inputs, and how far another model is from it."""

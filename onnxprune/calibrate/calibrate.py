@@ -1,0 +1,102 @@
+"""Stream the calibration inputs through the original once and keep the second moments of every layer's inputs.
+
+Tapped are the inputs of all linear layers (`Rule.linear`); each is unfolded at sampled positions and added to the
+moments in float64, so memory does not grow with the number of samples. Layers that read the same tensor the same way
+share their moments. A layer with more than `CAP` inputs per output keeps none: it is scored without compensation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from onnxprune.analyse.samples import Samples
+from onnxprune.calibrate.calibration import Calibration
+from onnxprune.calibrate.moments import Moments
+from onnxprune.calibrate.positions import allotted, pick
+from onnxprune.calibrate.stepwise import Stepwise, flat_model
+from onnxprune.groups.analysis import Analysis
+from onnxprune.groups.observation import Array
+from onnxprune.model.branches import conditions, show_shapes
+from onnxprune.ops.layer import Layer
+from onnxprune.ops.layers import find_layers
+from onnxprune.runtime import Session, folder_of
+
+CAP = 5000
+
+
+def calibrate(
+    analysis: Analysis,
+    samples: Samples,
+    seed: int = 0,
+    made_up: bool = False,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Calibration:
+    """The original's outputs on all samples and its layers' moments on those that are not held out."""
+    model = analysis.model
+    folder = folder_of(model)
+    flat = flat_model(model.proto, samples.feeds[0], folder)
+    steps = Stepwise(flat, [], folder)
+    shapes = dict(analysis.observation.shapes)
+
+    def shape(key: str) -> tuple[int, ...] | None:
+        if steps.is_constant(key) and key not in shapes:
+            return tuple(steps.constant(key).shape)
+        return shapes.get(key)
+
+    found = find_layers(flat, shape, steps.is_plain)
+    layers = [x for x in found if not steps.is_constant(x.x)]
+    weights = {x.key: x.linear.matrix(steps.constant(x.w).astype(np.float32)) for x in layers}
+    inputs = list(dict.fromkeys(x.x for x in layers))
+    session, shown = _tapped(flat, inputs, layers, folder)
+    names = [o.name for o in flat.graph.output]
+    # other samples may take other branches than the first: what they should give, the whole model says
+    whole = Session(model.proto, folder, optimized=True) if conditions(model.proto) else None
+    moments: dict[tuple[object, ...], Moments] = {}
+    owner: dict[str, tuple[object, ...]] = {}
+    outputs: list[list[Array]] = []
+    taps = [n for n in inputs if n not in samples.feeds[0]]
+    for number, feeds in enumerate(samples.feeds):
+        values = session.run(feeds, [*names, *taps, *shown])
+        given = values[: len(names)] if whole is None else whole.run(feeds, names)
+        outputs.append(deepcopy(given))  # what a session returns keeps its memory, all of it
+        known = feeds | dict(zip(taps, values[len(names) :], strict=False))
+        sizes = values[len(names) + len(taps) :]
+        progress((number + 1) / len(samples.feeds))
+        if samples.held[number]:
+            continue
+        seen: set[tuple[object, ...]] = set()
+        for k, layer in enumerate(layers):
+            y = tuple(int(n) for n in sizes[k])
+            linear, w = layer.linear, weights[layer.key]
+            if w.shape[1] > CAP:
+                continue
+            mark = (layer.x, repr(linear), y)
+            owner.setdefault(layer.key, mark[:2])
+            if mark in seen:
+                continue
+            seen.add(mark)
+            chosen = pick(linear.positions(y), allotted(w.shape[1], w.shape[0], len(samples.feeds)), (seed, number))
+            into = moments.setdefault(mark[:2], Moments.empty(w.shape[0], w.shape[1], 0))
+            into.unfold(linear, known[layer.x], y, chosen)
+    by_layer = {key: moments[mark] for key, mark in owner.items() if mark in moments}
+    passes = 1 if whole is None else 2
+    return Calibration(flat, samples, layers, by_layer, weights, outputs, passes, tuple(taps), made_up, steps.constant)
+
+
+def _tapped(
+    flat: onnx.ModelProto, inputs: list[str], layers: list[Layer], folder: str | None
+) -> tuple[Session, list[str]]:
+    """The model with the layers' inputs and the shapes of their outputs as outputs; the names of these."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(flat)
+    have = {o.name for o in proto.graph.output} | {i.name for i in proto.graph.input}
+    for name in inputs:
+        if name not in have:
+            proto.graph.output.append(helper.make_empty_tensor_value_info(name))
+    shapes = show_shapes(proto.graph, [x.y for x in layers])
+    return Session(proto, folder, optimized=True, what="the model with its layers' inputs as outputs"), shapes

@@ -1,0 +1,71 @@
+"""What `--metric` names: how much worse a model is than the original, on held-out samples.
+
+`kl`, `cosine` and `top1` compare with the original's outputs (`calibrate/damage.py`). `module:function` is the user's own: it gets two
+dictionaries, the model's outputs and all arrays of the data file (labels among them), for the same samples, and returns a score,
+larger is better; the damage is the original's score less the model's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxprune.calibrate.calibration import Calibration
+from onnxprune.calibrate.damage import METRICS, NAMED, Metric, Outputs
+from onnxprune.errors import BadInputError
+from onnxprune.groups.observation import Array
+
+Score = Callable[[dict[str, Array], dict[str, Array]], float]
+
+
+def metric_of(name: str, calibration: Calibration, portions: Sequence[int]) -> Metric:
+    """The damage that `name` asks for, on these portions of the user's samples."""
+    if name in NAMED:
+        return NAMED[name]
+    score, samples = load_score(name), calibration.samples
+    data = _stacked([samples.feeds[k] | (samples.labels[k] if samples.labels else {}) for k in portions])
+    outputs = [o.name for o in calibration.flat.graph.output]
+
+    def damage(reference: Outputs, found: Outputs) -> float:
+        best, now = (_call(score, name, outputs, x, data) for x in (reference, found))
+        if not np.isfinite(best):
+            raise BadInputError(f"--metric {name} gives {best} for the original; it must be a finite number.")
+        return best - now if np.isfinite(now) else float("inf")
+
+    return damage
+
+
+def load_score(name: str) -> Score:
+    """The user's function `module:function`; modules are looked for in the current folder as well."""
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise BadInputError(f"Unknown --metric '{name}'; choose {', '.join(METRICS)} or module:function.")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise BadInputError(f"--metric {name} cannot be imported: {error}.") from None
+    if not callable(found):
+        raise BadInputError(f"--metric {name} is not a function.")
+    return found  # type: ignore[no-any-return]
+
+
+def _stacked(parts: list[dict[str, Array]]) -> dict[str, Array]:
+    """Arrays of several portions, one behind the other; those without a batch axis once."""
+    return {n: np.concatenate([p[n] for p in parts]) if parts[0][n].ndim else parts[0][n] for n in parts[0]}
+
+
+def _call(score: Score, name: str, outputs: list[str], found: Outputs, data: dict[str, Array]) -> float:
+    stacked = _stacked([dict(zip(outputs, (np.asarray(x) for x in f), strict=True)) for f in found])
+    try:
+        value: Any = score(stacked, data)
+        return float(value)
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise BadInputError(f"--metric {name} failed: {type(error).__name__}: {error}.") from None

@@ -1,0 +1,107 @@
+"""Second moments of a layer's inputs (and outputs), accumulated chunk by chunk in float64.
+
+With X [g, P, K] and Y [g, P, O]:  S_x = sum x, S_xx = X'X, S_y, S_xy = X'Y, S_yy = sum y^2 per output. Everything a ridge
+regression or a surgeon needs follows from them; no sample has to be kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.groups.maps import Shape
+from onnxprune.groups.observation import Array
+from onnxprune.ops.linear import Floats, Linear, Picks
+
+CHUNK = 1 << 24
+
+
+@dataclass
+class Moments:
+    """Sums over `count` positions; xy, y and yy are None where only inputs are looked at."""
+
+    count: int
+    x: Floats  # [g, K]
+    xx: Floats  # [g, K, K]
+    y: Floats  # [g, O]
+    xy: Floats  # [g, K, O]
+    yy: Floats  # [g, O]
+
+    @staticmethod
+    def empty(groups: int, inputs: int, outputs: int) -> Moments:
+        return Moments(
+            0,
+            np.zeros((groups, inputs)),
+            np.zeros((groups, inputs, inputs)),
+            np.zeros((groups, outputs)),
+            np.zeros((groups, inputs, outputs)),
+            np.zeros((groups, outputs)),
+        )
+
+    def add(self, x: Array, y: Array | None = None) -> None:
+        """x [g, p, K], y [g, p, O]. Products in the arrays' own precision (float32 at least), sums in float64."""
+        x = x.astype(np.result_type(x.dtype, np.float32), copy=False)
+        self.count += x.shape[1]
+        turned = np.swapaxes(x, 1, 2)
+        self.x += x.sum(axis=1, dtype=np.float64)
+        if len(x) == 1:
+            self.xx[0] += x[0].T @ x[0]  # a symmetric product: half the work
+        else:
+            self.xx += turned @ x
+        if y is not None:
+            y = y.astype(np.result_type(y.dtype, np.float32), copy=False)
+            self.y += y.sum(axis=1, dtype=np.float64)
+            self.xy += turned @ y
+            self.yy += np.square(y, dtype=np.float64).sum(axis=1)
+
+    def unfold(self, linear: Linear, x: Array, shape: Shape, picks: Picks, y: Array | None = None) -> None:
+        """Add a layer's inputs, and outputs of that shape, at picked positions; in parts, as unfolding multiplies them."""
+        groups, inputs = self.x.shape
+        for part in np.array_split(picks, max(1, picks.size * inputs * groups // CHUNK)):
+            self.add(linear.rows(x, shape, part), None if y is None else linear.targets(y, part))
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.count + other.count,
+            self.x + other.x,
+            self.xx + other.xx,
+            self.y + other.y,
+            self.xy + other.xy,
+            self.yy + other.yy,
+        )
+
+    @property
+    def mean_x(self) -> Floats:
+        return self.x / max(self.count, 1)
+
+    @property
+    def mean_y(self) -> Floats:
+        return self.y / max(self.count, 1)
+
+    def covariance(self) -> Floats:
+        """[g, K, K]; what is left of the moments once a bias takes the mean."""
+        mean = self.mean_x
+        return self.xx / max(self.count, 1) - mean[:, :, None] * mean[:, None, :]
+
+    def covariance_of(self, group: int) -> Floats:
+        """[K, K] of one group."""
+        mean = self.mean_x[group]
+        return np.asarray(self.xx[group] / max(self.count, 1) - np.outer(mean, mean))
+
+    def cross_covariance(self) -> Floats:
+        """[g, K, O]."""
+        return self.xy / max(self.count, 1) - self.mean_x[:, :, None] * self.mean_y[:, None, :]
+
+    def variance_y(self) -> Floats:
+        """[g, O]."""
+        return np.maximum(self.yy / max(self.count, 1) - self.mean_y**2, 0.0)
+
+    def error(self, w: Array, b: Array) -> Floats:
+        """Mean square error `[g, O]` of predicting Y by X w + b; w [g, K, O], b [g, O]."""
+        n = max(self.count, 1)
+        quadratic = np.einsum("gko,gko->go", w, self.xx @ w)
+        cross = np.einsum("gko,gko->go", w, self.xy)
+        linear = np.einsum("gk,gko->go", self.x, w)
+        total = quadratic - 2 * cross + self.yy + 2 * b * linear - 2 * b * self.y + n * b**2
+        return np.asarray(np.maximum(total / n, 0.0))

@@ -1,0 +1,310 @@
+"""Run a model a part at a time over many samples, keeping only what later parts read.
+
+A repair needs the inputs of every layer as the layers before it, already repaired, make them. Running the whole model
+for each layer would cost a square; `Stepwise` runs every node once:
+
+    steps = Stepwise(flat, samples, folder)
+    x = steps.values("/conv1/Conv_output_0")     # one array per sample; runs what is needed for it and no more
+    steps.replace(node, {1: new_weight})         # before the node has run
+
+Values that nobody reads any more are dropped; above `memory` bytes, arrays go to a temporary folder.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from onnxprune.errors import BadInputError
+from onnxprune.groups.observation import Array, Feeds
+from onnxprune.model.branches import captured, conditions, flatten, shell, subgraphs
+from onnxprune.model.constants import tensor_in
+from onnxprune.model.tensors import StoredSparseValues
+from onnxprune.ops import rule_for
+from onnxprune.runtime import Session
+
+MEMORY = 1 << 28
+
+
+def flat_model(proto: ModelProto, sample: Feeds, folder: str | None) -> ModelProto:
+    """The model with the branches that this sample takes in place of its Ifs."""
+    for _ in range(8):
+        known = {t.name for t in proto.graph.initializer} | {v.name for v in proto.graph.input}
+        known |= {o for n in proto.graph.node for o in n.output}
+        asked = [c for c in dict.fromkeys(conditions(proto)) if c in known]
+        if not asked:
+            return proto
+        probe = ModelProto()
+        probe.CopyFrom(proto)
+        del probe.graph.output[:]
+        for k, name in enumerate(asked):  # an Identity, as an initializer or input cannot be an output of some versions
+            probe.graph.node.append(helper.make_node("Identity", [name], [f"onnxprune_condition_{k}"]))
+            probe.graph.output.append(helper.make_empty_tensor_value_info(f"onnxprune_condition_{k}"))
+        values = Session(probe, folder).run(sample)
+        proto = flatten(proto, {n: bool(np.asarray(v).all()) for n, v in zip(asked, values, strict=True)})
+    return proto
+
+
+def read_by(node: NodeProto) -> set[str]:
+    """Everything a node reads, captures of its subgraphs included."""
+    names = {x for x in node.input if x}
+    for _, sub in subgraphs(node):
+        names |= captured(sub)
+    return names
+
+
+class Stepwise:
+    """See the module. `proto` must be flat where it matters (`flat_model`); it is left alone."""
+
+    def __init__(self, proto: ModelProto, samples: list[Feeds], folder: str | None, memory: int = MEMORY) -> None:
+        self.folder = folder
+        self.memory = memory
+        self._shell = shell(proto)
+        self.nodes = [_copy(n) for n in proto.graph.node]
+        self.initializers = {t.name: t for t in proto.graph.initializer}
+        for sparse in proto.graph.sparse_initializer:
+            name, stored = sparse.values.name, StoredSparseValues(sparse, Path(folder) if folder else None)
+            self.initializers[name] = numpy_helper.from_array(stored.load(), name)
+        self.reads = [read_by(n) for n in self.nodes]
+        self.maker = {o: k for k, n in enumerate(self.nodes) for o in n.output if o}
+        self._left: dict[str, int] = defaultdict(int)
+        for reads in self.reads:
+            for name in reads:
+                self._left[name] += 1
+        self._done = np.zeros(len(self.nodes), bool)
+        self._kept: dict[str, list[Array | Path]] = {
+            name: [s[name] for s in samples]
+            for name in (samples[0] if samples else {})
+            if name not in self.initializers
+        }
+        self._pinned: set[str] = set(self._kept)
+        self.count = len(samples)
+        self._in_memory = 0
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._fixed = self._find_fixed()
+        self._constants: dict[str, Array] = {}
+
+    # -- constants
+
+    def _find_fixed(self) -> set[str]:
+        """Tensors that depend on no input and nothing random."""
+        fixed = set(self.initializers)
+        for node, reads in zip(self.nodes, self.reads, strict=True):
+            if reads <= fixed and not rule_for(node.op_type, node.domain).random:
+                fixed.update(o for o in node.output if o)
+        return fixed
+
+    def is_constant(self, name: str) -> bool:
+        return name in self._fixed
+
+    def is_plain(self, name: str) -> bool:
+        """A constant that can be written: stored as the numbers it is, made of such by moving them about, or decoded from stored codes."""
+        return self._is_stored(name) or (name in self._fixed and self.encoded(name, self.constant(name)) is not None)
+
+    def _is_stored(self, name: str) -> bool:
+        if name in self.initializers:
+            return True
+        at = self.maker.get(name)
+        if at is None or name not in self._fixed or rule_for(self.nodes[at].op_type, self.nodes[at].domain).coded:
+            return False
+        return all(self._is_stored(n) for n in self.reads[at])
+
+    def encoded(self, name: str, value: Array) -> tuple[int, Array] | None:
+        """The node that decodes a constant, and the codes that give `value`; None where it is not decoded from stored ones."""
+        at = self.maker.get(name)
+        if at is None:
+            return None
+        node = self.nodes[at]
+        encode = rule_for(node.op_type, node.domain).encode
+        if encode is None or not all(n in self.initializers for n in node.input if n):
+            return None
+        attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        codes = encode(attrs, value, [self.constant(n) for n in node.input if n])
+        return None if codes is None else (at, codes)
+
+    def constant(self, name: str) -> Array:
+        """The value of a constant tensor."""
+        if name not in self._constants:
+            if name in self.initializers:
+                self._constants[name] = numpy_helper.to_array(self.initializers[name], base_dir=self.folder or "")
+            elif (stored := tensor_in(self.nodes[self.maker[name]])) is not None:
+                self._constants[name] = numpy_helper.to_array(stored, base_dir=self.folder or "")
+            else:
+                needed = self._ancestors(name, set())
+                self._constants[name] = next(self._run(needed, [name], iter([{}])))[0]
+        return self._constants[name]
+
+    # -- values
+
+    def values(self, name: str) -> Iterator[Array]:
+        """A tensor's value for every sample, read as it is asked for. Runs what it needs and has not run."""
+        self.advance([name])
+        return map(self._load, self._kept[name])
+
+    def advance(self, names: list[str]) -> None:
+        """Run what `names` need; from now on they are kept until `release`."""
+        needed: set[int] = set()
+        for name in names:
+            self._pinned.add(name)
+            if name not in self._kept:
+                needed |= self._ancestors(name, needed)
+        if not needed:
+            return
+        ran = sorted(needed)
+        self._done[ran] = True
+        for k in ran:
+            for name in self.reads[k]:
+                self._left[name] -= 1
+        outputs = [o for k in ran for o in self.nodes[k].output if o and (self._left[o] or o in self._pinned)]
+        outputs = [o for o in outputs if o not in self._fixed or o in self._pinned]
+        inputs = {n for k in ran for n in self.reads[k]}
+        fed = [n for n in inputs if n in self._kept]
+        feeds = ({n: self._load(self._kept[n][i]) for n in fed} for i in range(self.count))
+        for i, results in enumerate(self._run(set(ran), outputs, feeds)):
+            for name, value in zip(outputs, results, strict=True):
+                self._kept.setdefault(name, [np.empty(0)] * self.count)[i] = self._store(name, i, value)
+        for name in inputs | set(outputs):
+            self._drop(name)
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Hold on to these tensors once they are there, until `release`, however far the model runs."""
+        self._pinned.update(names)
+
+    def can(self, name: str) -> bool:
+        """Can the tensor still be had?"""
+        try:
+            self._ancestors(name, set())
+        except BadInputError:
+            return False
+        return name in self._kept or name in self.maker
+
+    def release(self, name: str) -> None:
+        """Let go of a tensor that `values` or `advance` kept."""
+        self._pinned.discard(name)
+        self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        if not self._left[name] and name not in self._pinned and name in self._kept:
+            for value in self._kept.pop(name):
+                if isinstance(value, Path):
+                    value.unlink(missing_ok=True)
+                elif name in self.maker and isinstance(value, np.ndarray):
+                    self._in_memory -= value.nbytes
+
+    def _store(self, name: str, i: int, value: Array) -> Array | Path:
+        if not isinstance(value, np.ndarray):  # a sequence
+            return value
+        if self._in_memory + value.nbytes <= self.memory or value.dtype == object:
+            self._in_memory += value.nbytes
+            return value
+        if self._temporary is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="onnxprune-")
+        path = (
+            Path(self._temporary.name)
+            / f"{self.maker[name]}-{list(self.nodes[self.maker[name]].output).index(name)}-{i}.npy"
+        )
+        np.save(path, value)
+        return path
+
+    def _load(self, value: Array | Path) -> Array:
+        return np.load(value) if isinstance(value, Path) else value
+
+    def _ancestors(self, name: str, known: set[int]) -> set[int]:
+        """Nodes that have to run for a tensor: those that have not, and those that make constants."""
+        found: set[int] = set()
+        stack = [name]
+        while stack:
+            tensor = stack.pop()
+            at = self.maker.get(tensor)
+            if at is None or at in found or at in known or tensor in self._kept:
+                continue
+            if self._done[at] and tensor not in self._fixed:
+                raise BadInputError(f"'{tensor}' was needed after it had been dropped; please report this model.")
+            found.add(at)
+            stack.extend(self.reads[at])
+        return found
+
+    def _run(self, which: set[int], outputs: list[str], feeds: Iterator[Feeds]) -> Iterator[list[Array]]:
+        """The outputs of some nodes, sample by sample."""
+        first = next(feeds, None)
+        if not outputs or first is None:
+            return
+        more = set(which)  # makers of constants that these nodes read run again
+        for k in which:
+            for name in self.reads[k] & self._fixed:
+                more |= self.before(name)
+        proto = ModelProto()
+        proto.CopyFrom(self._shell)
+        graph = proto.graph
+        graph.name = "part"
+        order = sorted(more)
+        graph.node.extend(self.nodes[k] for k in order)
+        reads = {n for k in order for n in self.reads[k]}
+        made = {o for k in order for o in self.nodes[k].output}
+        graph.initializer.extend(self.initializers[n] for n in sorted(reads | set(outputs)) if n in self.initializers)
+        given = [n for n in first if n not in made]
+        graph.input.extend(_declared(name, first[name]) for name in given)
+        for name in outputs:
+            graph.output.append(helper.make_empty_tensor_value_info(name))
+        try:
+            session = Session(proto, self.folder, optimized=True, what="a part of the model")
+        except BadInputError:  # Attention's shape inference divides the last size into heads
+            del graph.input[:]
+            graph.input.extend(_declared(name, first[name], with_last=True) for name in given)
+            session = Session(proto, self.folder, optimized=True, what="a part of the model")
+        for values in chain([first], feeds):
+            yield session.run({n: values[n] for n in given}, outputs)
+
+    def before(self, name: str, stop: Callable[[int], bool] = lambda node: False) -> set[int]:
+        """All nodes that a tensor comes from; no further back than where `stop` says so, these included."""
+        found: set[int] = set()
+        stack = [name]
+        while stack:
+            at = self.maker.get(stack.pop())
+            if at is not None and at not in found:
+                found.add(at)
+                if not stop(at):
+                    stack.extend(self.reads[at])
+        return found
+
+    # -- changes
+
+    def replace(self, node: int, values: dict[int, Array]) -> None:
+        """Give a node that has not run other constants at some of its inputs."""
+        if self._done[node]:
+            raise BadInputError(
+                f"{self.nodes[node].op_type} '{self.nodes[node].name}' ran already; please report this model."
+            )
+        for i, value in values.items():
+            name = f"{self.nodes[node].output[0]}__refit{i}"
+            while len(self.nodes[node].input) <= i:
+                self.nodes[node].input.append("")
+            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+            self._fixed.add(name)
+            for stale in (name, *self.nodes[node].output):
+                self._constants.pop(stale, None)
+            self.nodes[node].input[i] = name
+        self.reads[node] = read_by(self.nodes[node])
+
+
+def _declared(name: str, value: Array | list[Array], with_last: bool = False) -> onnx.ValueInfoProto:
+    """An input that takes the value: a tensor, or a sequence of them. with_last: of this size along the last axis."""
+    first = value if isinstance(value, np.ndarray) else value[0] if value else np.empty(0, np.float32)
+    kind = helper.np_dtype_to_tensor_dtype(first.dtype)
+    if isinstance(value, np.ndarray):
+        dims = [None] * (value.ndim - 1) + [value.shape[-1] if with_last else None] if value.ndim else []
+        return helper.make_tensor_value_info(name, kind, dims)
+    return helper.make_tensor_sequence_value_info(name, kind, None)
+
+
+def _copy(node: NodeProto) -> NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy

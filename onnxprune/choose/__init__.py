@@ -1,0 +1,1 @@
+"""What to remove: options, costs, importance, sensitivity, allocation, layers."""

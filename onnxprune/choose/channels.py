@@ -1,0 +1,120 @@
+"""What to remove: calibration, scores, measured damages and allocation, put together; and the repair that is part of the search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import onnx
+
+from onnxprune import runtime
+from onnxprune.analyse import feeds as feeding
+from onnxprune.analyse.samples import Samples
+from onnxprune.analyse.synthesize import COUNT, synthesize
+from onnxprune.calibrate.calibrate import calibrate
+from onnxprune.calibrate.calibration import Calibration
+from onnxprune.choose.allocate import allocate
+from onnxprune.choose.budget import AUTO, Budget
+from onnxprune.choose.costs import CostModel
+from onnxprune.choose.importance import score
+from onnxprune.choose.options import Options
+from onnxprune.choose.sensitivity import cautious, judge, sense
+from onnxprune.choose.surgeon import operate, ranked
+from onnxprune.clock import Clock
+from onnxprune.cut.bypass import Bypass
+from onnxprune.cut.rewrite import rewrite
+from onnxprune.errors import TargetNotReachableError
+from onnxprune.groups.analysis import Analysis
+from onnxprune.groups.classes import Bools
+from onnxprune.groups.observation import batch_of
+from onnxprune.repair.fits import Repair
+from onnxprune.repair.least_squares import compensate
+
+AUGMENTED = 256  # samples to fit on, the made ones included, ...
+AUGMENTED_MACS = 4e11  # ... as long as running them once takes no more than this
+
+
+def calibrated(
+    analysis: Analysis, settings: Options, costs: CostModel, clock: Clock, aside: bool = False
+) -> Calibration | None:
+    """Samples of the user's, or made up, and what the original does with them; None where nothing asks for it.
+
+    aside: some of them are kept for the last word.
+    """
+    if settings.recover == "none" and settings.importance != "obs" and settings.then_quantize is None:
+        return None
+    samples = samples_for(analysis, settings, costs, settings.data is not None, aside=aside)
+    return calibrate(analysis, samples, settings.seed, settings.data is None, clock.share)
+
+
+def samples_for(
+    analysis: Analysis, settings: Options, costs: CostModel, augmented: bool, made_up: int = COUNT, aside: bool = False
+) -> Samples:
+    """The user's inputs, else made-up ones. augmented: patch more from them, where weights are fitted to few."""
+    inputs = runtime.graph_inputs(analysis.model.proto)
+    given = (
+        feeding.load_data(settings.data, inputs, labels=True)
+        if settings.data
+        else synthesize(analysis.feeds[0], inputs, settings.seed, made_up)
+    )
+    macs = costs.macs() / batch_of(analysis.feeds[0])
+    wanted = int(min(AUGMENTED, AUGMENTED_MACS / max(macs, 1))) if augmented else 0
+    session = runtime.Session(analysis.model.proto, runtime.folder_of(analysis.model))
+    return feeding.samples_of(given, inputs, settings.samples, wanted, settings.seed, session.accepts, aside)
+
+
+def decider(
+    analysis: Analysis,
+    calibration: Calibration | None,
+    budget: Budget,
+    settings: Options,
+    costs: CostModel,
+    clock: Clock,
+) -> Callable[[Budget], Bools]:
+    """Everything that deciding needs, measured once: what to remove as a function of the target."""
+    importance = settings.importance or "l2"
+    scores = score(analysis, "l2" if importance == "obs" else importance, settings.seed)
+    round_to = AUTO if settings.round_to is None else settings.round_to
+    orders = damages = None
+    if calibration is not None:
+        orders = (
+            operate(analysis, calibration, scores, calibration.made_up, clock.share)
+            if importance == "obs"
+            else ranked(analysis, scores)
+        )
+        if budget.metric != "ratio":
+            clock("sense")
+            damages = sense(analysis, calibration, orders, partial(rewrite, analysis), costs, progress=clock.share)
+            damages = cautious(damages) if calibration.made_up else damages
+    clock("allocate")
+
+    def decide(target: Budget) -> Bools:
+        for finer in (round_to, 1):  # rounding is a default, the target is not
+            try:
+                return allocate(analysis, scores, target, finer, costs, orders, damages)
+            except TargetNotReachableError:
+                if settings.round_to is not None or finer == 1:
+                    raise
+        raise AssertionError
+
+    return decide
+
+
+def repaired(
+    analysis: Analysis,
+    removed: Bools,
+    cut: onnx.ModelProto,
+    calibration: Calibration,
+    settings: Options,
+    clock: Clock,
+    bypasses: Sequence[Bypass] = (),
+) -> tuple[onnx.ModelProto, Repair]:
+    """The repaired model; the cut one where the repair does not help on held-out samples."""
+    recover = settings.recover or "lsq"
+    found = compensate(analysis, removed, cut, calibration, recover, settings.seed, clock.share, bypasses)
+    folder = runtime.folder_of(analysis.model)
+    before, after = (judge(calibration, m, folder) for m in (cut, found.model))
+    if not after < before:
+        return cut, replace(found.repair, changed=(), before=before, after=before)
+    return found.model, replace(found.repair, before=before, after=after)

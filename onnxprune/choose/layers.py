@@ -1,0 +1,395 @@
+"""Layers and nodes: what is bypassed, by measured damage; the model that is left is an ordinary one, and its channels are pruned as ever.
+
+    original -> bypass (cut/bypass.py) -> repair -> analyse, calibrate, score, sense, allocate, rewrite -> repair -> tidy
+
+Every damage is against the original's outputs, and every repair is fitted to the original's layers: those keep their names.
+
+- `auto`: the channels alone are pruned to the target first. Then one bypass more is tried at a time, the most promising first, with the
+  channels pruned to the same target; it is kept where the finished model's damage on held-out samples is the lowest so far, or clearly
+  below that of the channels alone: fewer layers are faster at the same cost. Held-out samples are few, hence "clearly" (`CLEAR`).
+- `only`: bypasses until the target is met.
+
+Promising is what costs least damage, after a repair on some of the samples, for what it saves; measured anew after every bypass, as
+damages do not add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from math import inf
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune import runtime
+from onnxprune.analyse.observe import analysis_of
+from onnxprune.analyse.samples import Samples
+from onnxprune.calibrate.calibrate import calibrate
+from onnxprune.calibrate.calibration import Calibration
+from onnxprune.choose.budget import Budget
+from onnxprune.choose.candidates import Candidate, candidates
+from onnxprune.choose.channels import decider, repaired
+from onnxprune.choose.costs import CostModel
+from onnxprune.choose.options import Options
+from onnxprune.choose.sensitivity import judge
+from onnxprune.choose.subject import Subject, with_model
+from onnxprune.clock import Clock
+from onnxprune.cut.bypass import Bypass, Links, bypassed
+from onnxprune.cut.rewrite import rewrite
+from onnxprune.errors import BadInputError, NothingPrunableError, TargetNotReachableError
+from onnxprune.groups.analysis import Analysis
+from onnxprune.groups.classes import Bools
+from onnxprune.groups.observation import batch_of
+from onnxprune.model.graph import name_of
+from onnxprune.model.patch import constants_at, inputs_at, with_constants
+from onnxprune.repair.least_squares import Repaired, compensate
+
+TRIALS = 10  # finished models at most, ...
+FAILURES = 3  # ... and so many in a row that did not help
+LOOKED = 6  # candidates per round that are repaired to see their damage, ...
+FITTED = 64  # ... on so many samples
+TRIAL_MACS, LOOK_MACS = 3e9, 3e9  # fewer of both for models with more MACs per sample than this over them
+TIE = 0.02  # damages that differ by less are equal: fewer layers are faster
+CLEAR = 0.8  # of the damage of the channels alone
+TAKEN, SPARED = "bypassed", "a later one made it needless"
+OVERSHOOT = 0.05  # of the cost
+NEGLIGIBLE = 1e-5  # damage of a node that saves nothing but may go
+
+
+@dataclass(frozen=True)
+class Look:
+    """One candidate that was looked at. damage: of the model with it (and all before it), None where it was not measured."""
+
+    candidate: Candidate
+    damage: float | None
+    verdict: str
+
+    @property
+    def is_taken(self) -> bool:
+        return self.verdict == TAKEN
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was decided: the subject and what to remove of it; looks: the candidates, in order.
+
+    baseline, damage: of the channels alone, and of what was chosen instead, on held-out samples.
+    """
+
+    subject: Subject
+    removed: Bools
+    looks: tuple[Look, ...] = ()
+    baseline: float | None = None
+    damage: float = inf
+
+
+def reduced(
+    original: Subject, bypasses: Sequence[Bypass], settings: Options, clock: Clock, decides: bool = True
+) -> Subject:
+    """The original without what the bypasses make needless, repaired. `decides`: what deciding about channels needs is measured."""
+    if not bypasses:
+        return original
+    model, basis = original.bare.model, original.analysis.model
+    bare = analysis_of(replace(model, proto=bypassed(model.proto, bypasses)), settings, original.bare.observation.feeds)
+    against = original.against
+    if against is None:
+        return Subject(tuple(bypasses), bare, bare, CostModel(bare), None, None)
+    proto = bypassed(basis.proto, bypasses)
+    changed = original.changed
+    if settings.recover != "none":
+        mended = _fitted(original.analysis, proto, against, settings, bypasses, clock)
+        proto, fitted = _in_place(proto, mended, runtime.folder_of(model))
+        changed = tuple(dict.fromkeys((*inputs_at(proto, changed), *fitted)))
+    analysis = with_model(bare, proto)
+    against = replace(against, moments={})
+    own = calibrate(analysis, against.samples, settings.seed, against.made_up, clock.share) if decides else against
+    against = replace(own, flat=against.flat, outputs=against.outputs, moments={})
+    return Subject(
+        tuple(bypasses), bare, analysis, CostModel(bare), own, against, changed, original.mixed, original.blocks
+    )
+
+
+def _in_place(
+    proto: onnx.ModelProto, fitted: Repaired, folder: str | None
+) -> tuple[onnx.ModelProto, tuple[tuple[str, int], ...]]:
+    """The bypassed model with its constants fitted, so that scores and widths are decided on a model that works.
+
+    A constant that the model does not have yet would change what the analysis sees, and is left to the final repair.
+    """
+    changed = fitted.repair.changed
+    names, now = (inputs_at(m, changed) for m in (proto, fitted.model))
+    other = {node for (node, i), name in now.items() if names.get((node, i)) != name}
+    kept = [p for p in changed if p[0] not in other]
+    return with_constants(proto, constants_at(fitted.model, kept, folder)), tuple(kept)
+
+
+def _fitted(
+    analysis: Analysis,
+    proto: onnx.ModelProto,
+    against: Calibration,
+    settings: Options,
+    bypasses: Sequence[Bypass],
+    clock: Clock,
+) -> Repaired:
+    """Nothing is cut: the tensors that are left have the shapes that the analysis of the original knows."""
+    nothing = np.zeros(analysis.solution.count, bool)
+    recover = settings.recover or "lsq"
+    return compensate(analysis, nothing, proto, against, recover, settings.seed, clock.share, bypasses)
+
+
+# ---------------------------------------------------------------- deciding
+
+
+def chosen(original: Subject, budget: Budget, settings: Options, clock: Clock) -> Choice:
+    """What to bypass and what to remove of the rest. Raises `TargetNotReachableError`."""
+    search = _Search(original, budget, settings, clock)
+    return search.auto() if settings.depth == "auto" else search.only()
+
+
+def finished(choice: Choice, settings: Options, clock: Clock) -> onnx.ModelProto:
+    """What a choice makes of the original: cut, and repaired where weights may be changed. Not tidied."""
+    subject, removed = choice.subject, choice.removed
+    cut = rewrite(subject.analysis, removed)
+    if settings.recover == "none" or subject.against is None:
+        return cut
+    return repaired(subject.analysis, removed, cut, subject.against, settings, clock, subject.bypasses)[0]
+
+
+def told(original: Subject, choice: Choice, mode: str) -> dict[str, Any] | None:
+    """What a report says of layers: those that went, and candidates that did not, with reasons; None where none was looked for."""
+    bypasses = choice.subject.bypasses
+    if mode == "off" and not bypasses:
+        return None
+    links = Links(original.bare)
+    damages = {x.candidate.bypass: x.damage for x in choice.looks if x.is_taken}
+    rows = []
+    before: frozenset[str] = frozenset()
+    for k, bypass in enumerate(bypasses):
+        gone = links.gone(bypasses[: k + 1]) - before
+        before |= gone
+        row = {"tensor": bypass.tensor, "by": bypass.by, "nodes": len(gone)}
+        rows.append(row | {"macs": original.costs.of_nodes("macs", gone), "damage": damages.get(bypass)})
+    declined = [
+        {
+            "tensor": x.candidate.bypass.tensor,
+            "by": x.candidate.bypass.by,
+            "macs": x.candidate.macs,
+            "change": x.candidate.change,
+            "damage": x.damage,
+            "reason": x.verdict,
+        }
+        for x in choice.looks
+        if not x.is_taken
+    ]
+    return {"mode": mode, "channels_alone": choice.baseline, "bypassed": rows, "declined": declined}
+
+
+class _Search:
+    def __init__(self, original: Subject, budget: Budget, settings: Options, clock: Clock) -> None:
+        assert original.against is not None
+        self.original, self.budget, self.settings, self.clock = original, budget, settings, clock
+        self.against = original.against
+        self.few = thinned(original.against)
+        self.folder = runtime.folder_of(original.bare.model)
+        self.total = original.costs.measure(budget.metric)(None)
+        self.links = Links(original.bare)
+        self.looks: list[Look] = []
+        macs = max(1, original.costs.macs() // batch_of(original.bare.feeds[0]))
+        self.trials = int(min(TRIALS, max(FAILURES, TRIAL_MACS / macs)))
+        self.looked = int(min(LOOKED, max(2, LOOK_MACS / macs)))
+        clock("depth")
+        free = _freedom(self.links, settings)
+        self.pool = candidates(original.bare, original.costs, self.few, budget.metric, free)
+
+    def auto(self) -> Choice:
+        removed, alone = self._finished(self.original)
+        choice = Choice(self.original, removed, baseline=alone)
+        idle = self._idle()
+        if idle:
+            choice = self._tried(idle, choice, alone * (1 + TIE))
+        waiting = self._ranked(choice.subject.bypasses, 1 - self.budget.amount)
+        least = min(alone, choice.damage)
+        trials = failures = 0
+        while waiting and trials < self.trials and failures < FAILURES:
+            candidate, damage = waiting.pop(0)
+            trials += 1
+            self.clock(f"depth, trial {trials} of at most {self.trials}")
+            found = self._tried(
+                [*choice.subject.bypasses, candidate.bypass], choice, max(least * (1 + TIE), alone * CLEAR)
+            )
+            if found is choice:
+                failures += 1
+                self._note(candidate, damage, "the finished model loses more than without")
+                continue
+            choice, failures = found, 0
+            least = min(least, found.damage)
+            alone = min(alone, found.damage / CLEAR) if not np.isfinite(alone) else alone  # they do not get there
+            self._note(candidate, damage, TAKEN)
+            waiting = self._ranked(choice.subject.bypasses, 1 - self.budget.amount)
+        for candidate, damage in waiting:
+            self._note(candidate, damage, "not tried: others came first")
+        if not np.isfinite(choice.baseline or 0.0) and choice.subject is self.original:
+            self._decider(self.original, self.budget)(self.budget)  # says what holds the channels
+            raise self._unreachable(())
+        return replace(choice, looks=tuple(self.looks))
+
+    def only(self) -> Choice:
+        drops = self._idle()
+        ranked: list[tuple[Candidate, float]] = []
+        while self._saved(drops) < 1 - self.budget.amount:
+            ranked = self._ranked(drops, self._enough(drops))
+            if not ranked:
+                raise self._unreachable(drops)
+            candidate, damage = ranked.pop(0)
+            drops = [*drops, candidate.bypass]
+            self._note(candidate, damage, TAKEN)
+        for candidate, damage in ranked:
+            self._note(candidate, damage, "others lose less for what they save")
+        needed = self._needed(drops)
+        subject = reduced(self.original, needed, self.settings, self.clock, decides=False)
+        looks = [
+            x if x.candidate.bypass in needed or not x.is_taken else replace(x, verdict=SPARED) for x in self.looks
+        ]
+        return Choice(subject, np.zeros(subject.bare.solution.count, bool), tuple(looks))
+
+    # -- one model
+
+    def _tried(self, drops: Sequence[Bypass], choice: Choice, most: float) -> Choice:
+        """These bypasses with the channels pruned to the target, where the damage is not above `most`; else the choice as it was."""
+        subject = reduced(self.original, drops, self.settings, self.clock)
+        removed, damage = self._finished(subject)
+        if not np.isfinite(damage) or damage > most:
+            return choice
+        return replace(choice, subject=subject, removed=removed, damage=damage)
+
+    def _finished(self, subject: Subject) -> tuple[Bools, float]:
+        """Channels pruned to the target, repaired: what went, and the damage; infinite where the target cannot be met."""
+        nothing = np.zeros(subject.bare.solution.count, bool)
+        assert subject.against is not None
+        target = self._relative(subject)
+        try:
+            removed = nothing
+            if target.amount < 1:
+                removed = self._decider(subject, target)(target)
+        except (TargetNotReachableError, NothingPrunableError):
+            return nothing, inf
+        self.clock("compensate")
+        model = finished(Choice(subject, removed), self.settings, self.clock)
+        return removed, judge(subject.against, model, self.folder)
+
+    def _decider(self, subject: Subject, target: Budget) -> Callable[[Budget], Bools]:
+        return decider(subject.analysis, subject.calibration, target, self.settings, subject.costs, self.clock)
+
+    def _relative(self, subject: Subject) -> Budget:
+        """The target, which is a share of the original's cost, as a share of the subject's."""
+        own = subject.costs.measure(self.budget.metric)(None)
+        if not self.total:
+            return self.budget
+        return replace(self.budget, amount=min(1.0, self.budget.amount * self.total / max(own, 1)))
+
+    # -- which one next
+
+    def _idle(self) -> list[Bypass]:
+        """Nodes that save nothing of the target's cost but change next to nothing."""
+        drops: list[Bypass] = []
+        for candidate in [c for c in self.pool if not c.saved]:
+            damage = self._damage([*drops, candidate.bypass], repair=False)
+            if damage <= NEGLIGIBLE:
+                drops.append(candidate.bypass)
+            self._note(candidate, damage, TAKEN if damage <= NEGLIGIBLE else "changes the outputs and saves nothing")
+        return drops
+
+    def _ranked(self, drops: Sequence[Bypass], most: float) -> list[tuple[Candidate, float]]:
+        """Candidates that save more, and no more than `most` of the cost together, the least damage per saving first."""
+        before = self._saved(drops)
+        refused = {x.candidate.bypass for x in self.looks}
+        found = []
+        for candidate in self.pool:
+            if candidate.saved and candidate.bypass not in refused:
+                saved = self._saved([*drops, candidate.bypass])
+                if before + 1e-9 < saved <= most + 1e-9:
+                    found.append((candidate, saved - before))
+        measured = []
+        self.clock("depth")
+        for k, (candidate, saving) in enumerate(found[: self.looked]):
+            damage = self._damage([*drops, candidate.bypass], repair=self.settings.recover != "none")
+            measured.append((damage / saving, k, candidate, damage))
+        return [(c, damage) for _, _, c, damage in sorted(measured, key=lambda x: x[:2])]
+
+    def _enough(self, drops: Sequence[Bypass]) -> float:
+        """The share that need be saved: the least that meets the target with one more bypass, and a little.
+
+        Damage has a ceiling: without this bound, dropping nearly everything would be the cheapest per saving.
+        """
+        shares = [self._saved([*drops, c.bypass]) for c in self.pool]
+        return min((x for x in shares if x >= 1 - self.budget.amount), default=1.0) + OVERSHOOT
+
+    def _damage(self, drops: list[Bypass], repair: bool) -> float:
+        """On held-out samples, after a repair on a few; infinite where the model does not run."""
+        proto = bypassed(self.original.analysis.model.proto, drops)
+        try:
+            if repair:
+                silent = Clock(lambda stage: None)
+                proto = _fitted(self.original.analysis, proto, self.few, self.settings, drops, silent).model
+            damage = judge(self.against, proto, self.folder)
+        except BadInputError:
+            return inf
+        return damage if np.isfinite(damage) else inf
+
+    def _saved(self, drops: Sequence[Bypass]) -> float:
+        """The share of the cost that goes with whole nodes."""
+        return self.original.costs.of_nodes(self.budget.metric, self.links.gone(drops)) / max(self.total, 1)
+
+    def _needed(self, drops: list[Bypass]) -> list[Bypass]:
+        """Without those that a later, larger one made needless."""
+        for bypass in list(drops):
+            fewer = [b for b in drops if b != bypass]
+            if self._saved(fewer) >= 1 - self.budget.amount:
+                drops = fewer
+        return drops
+
+    def _note(self, candidate: Candidate, damage: float | None, verdict: str) -> None:
+        self.looks.append(Look(candidate, damage, verdict))
+
+    def _unreachable(self, drops: Sequence[Bypass]) -> TargetNotReachableError:
+        return TargetNotReachableError(
+            f"--{self.budget.metric} {self.budget.amount:g} cannot be reached with --depth {self.settings.depth}: at most down to "
+            f"{1 - self._saved(drops):.3f} of the original by layers"
+            ". Try a larger value" + (", or --depth auto." if self.settings.depth == "only" else ".")
+        )
+
+
+def thinned(calibration: Calibration) -> Calibration:
+    """The same with no more than `FITTED` samples to fit on, and as many held out, spread evenly."""
+    samples = calibration.samples
+    chosen: list[int] = []
+    for held in (False, True):
+        own = [k for k, out in enumerate(samples.held) if out == held]
+        chosen += own[:: max(1, round(sum(samples.sizes[k] for k in own) / FITTED))]
+    few = [sorted(chosen)[k] for k in range(len(chosen))]
+    kept = Samples(
+        tuple(samples.feeds[k] for k in few),
+        tuple(samples.held[k] for k in few),
+        tuple(samples.sizes[k] for k in few),
+        sum(k < samples.given for k in few),
+    )
+    return replace(calibration, samples=kept, outputs=[calibration.outputs[k] for k in few])
+
+
+def _freedom(links: Links, settings: Options) -> Callable[[frozenset[str]], bool]:
+    """May these nodes go? None that the user excludes, and, with `include`, only nodes of the user's."""
+
+    def named(key: str, globs: Sequence[str]) -> bool:
+        node = links.nodes[key]
+        names = [node.name, *(name_of(x) for x in (*node.inputs, *node.outputs) if x)]
+        return any(fnmatchcase(n, g) for n in names for g in globs)
+
+    def is_free(gone: frozenset[str]) -> bool:
+        if any(named(key, settings.exclude) for key in gone):
+            return False
+        return not settings.include or all(named(key, settings.include) for key in gone)
+
+    return is_free

@@ -1,0 +1,200 @@
+"""How much does the whole model suffer when one group shrinks? Measured, at a few widths per group.
+
+The group alone is cut, its consumers get the weights that the second moments of the original give in closed form,
+
+    W_kept += C_kk^-1 C_ks W_s        b += mean' (W_old - W_new)
+
+and the model's outputs are compared with the original's (`calibrate/damage.py`). Between the measured widths the damage follows the
+surgeon's error curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from onnxprune.calibrate.calibration import Calibration
+from onnxprune.calibrate.damage import Metric, divergence
+from onnxprune.choose.costs import CostModel
+from onnxprune.choose.order import Order
+from onnxprune.groups.analysis import Analysis, compress
+from onnxprune.groups.classes import Bools
+from onnxprune.groups.maps import Maps
+from onnxprune.groups.observation import Array, batch_of
+from onnxprune.model.patch import with_constants
+from onnxprune.ops.layer import Layer
+from onnxprune.ops.linear import Floats
+from onnxprune.runtime import Session, folder_of
+
+LEVELS = (0.25, 0.5, 0.75)
+DAMPING = 1e-3
+FEW = (0.3, 0.6)  # for models that take long
+SAMPLES = 64
+WORK = 1.5e12  # multiply-accumulates that all trials together may take
+
+
+Cut = Callable[[Bools], onnx.ModelProto]
+
+
+def sense(
+    analysis: Analysis,
+    calibration: Calibration,
+    orders: Mapping[str, Order],
+    cut: Cut,
+    costs: CostModel,
+    metric: Metric = divergence,
+    progress: Callable[[float], None] = lambda share: None,
+) -> dict[str, Floats]:
+    """Damage per group after 0, 1, ... steps. `cut(removed)` gives the pruned model (`cut/rewrite.py`)."""
+    work = max(1, costs.macs() // batch_of(analysis.feeds[0]) * len(orders))
+    levels = LEVELS if work * len(LEVELS) * SAMPLES <= WORK else FEW
+    trial = Trial(analysis, calibration, cut, metric, max(4, min(SAMPLES, int(WORK / work / len(levels)))))
+    result: dict[str, Floats] = {}
+    for k, (name, order) in enumerate(orders.items()):
+        counts = sorted({max(1, round(share * len(order.classes))) for share in levels})
+        found = []
+        for n in counts:
+            removed = np.zeros(analysis.solution.count, bool)
+            removed[np.concatenate(order.classes[:n])] = True
+            found.append(trial(analysis.solution.closure(removed)))
+        result[name] = curve(order.error, counts, found)
+        progress((k + 1) / len(orders))
+    return result
+
+
+def cautious(damages: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Damages that a stand-in for real inputs measured, with the square of the share that is cut added.
+
+    Its weight is the groups' mean damage at half their width: enough that no group pays for all because made-up inputs spare it.
+    """
+    if not damages:
+        return {}
+    weight = float(np.mean([d[len(d) // 2] for d in damages.values()]))
+    return {k: d + weight * np.linspace(0, 1, len(d)) ** 2 for k, d in damages.items()}
+
+
+def curve(error: Floats, counts: Sequence[int], found: Sequence[float]) -> Floats:
+    """Damage after 0, 1, ... steps: measured at `counts`, in between along the error (log-log), never falling."""
+    e = np.maximum(error, 1e-12)
+    at = np.log(e[np.array(counts) - 1])
+    d = np.log(np.maximum(np.maximum.accumulate(np.maximum(found, 0.0)), 1e-9))
+    x = np.log(e)
+    inside = np.interp(x, at, d)
+    inside = np.where(x < at[0], d[0] + (x - at[0]), inside)
+    slope = 1.0 if len(at) < 2 or at[-1] - at[-2] < 1e-6 else max(1.0, (d[-1] - d[-2]) / (at[-1] - at[-2]))
+    inside = np.where(x > at[-1], d[-1] + slope * (x - at[-1]), inside)
+    return np.concatenate([[0.0], np.maximum.accumulate(np.exp(np.minimum(inside, 50.0)))])
+
+
+class Trial:
+    """Damage of a removal (bool per class), with the closed-form repair."""
+
+    def __init__(
+        self, analysis: Analysis, calibration: Calibration, cut: Cut, metric: Metric, samples: int = SAMPLES
+    ) -> None:
+        self.analysis, self.calibration, self.cut, self.metric = analysis, calibration, cut, metric
+        self.chosen = _held(calibration, samples)
+
+    def __call__(self, removed: Bools) -> float:
+        changes = closed_form(self.analysis, self.calibration, removed)
+        model = with_constants(self.cut(removed), changes)
+        return judge(self.calibration, model, folder_of(self.analysis.model), self.metric, self.chosen)
+
+
+def judge(
+    calibration: Calibration,
+    model: onnx.ModelProto,
+    folder: str | None,
+    metric: Metric = divergence,
+    chosen: Sequence[int] | None = None,
+) -> float:
+    """Damage of a model on held-out samples."""
+    chosen = _held(calibration) if chosen is None else chosen
+    session = Session(model, folder, optimized=True, what="the pruned model")
+    feeds = calibration.samples.feeds
+    return metric([calibration.outputs[k] for k in chosen], [session.run(feeds[k]) for k in chosen])
+
+
+def _held(calibration: Calibration, wanted: int = SAMPLES) -> list[int]:
+    """Portions to judge with: about so many of the samples held out, all if none is."""
+    samples = calibration.samples
+    held = [k for k, out in enumerate(samples.held) if out] or list(range(len(samples.feeds)))
+    return held[:: max(1, round(sum(samples.sizes[k] for k in held) / wanted))]
+
+
+def closed_form(analysis: Analysis, calibration: Calibration, removed: Bools) -> dict[tuple[str, int], Array]:
+    """Weights and biases, already cut, of all layers that lose inputs."""
+    gone = analysis.solution.of_units(removed)
+    changes: dict[tuple[str, int], Array] = {}
+    for layer in calibration.layers:
+        lost = _lost(analysis, layer, gone)
+        moments = calibration.moments.get(layer.key)
+        if lost is None or moments is None or lost.all(axis=1).any():
+            continue
+        w0 = calibration.weights[layer.key].astype(np.float64)
+        w = np.zeros_like(w0)
+        for g in range(len(w)):
+            c = moments.covariance_of(g)
+            k, s = np.flatnonzero(~lost[g]), np.flatnonzero(lost[g])
+            if not s.size:
+                w[g] = w0[g]
+                continue
+            damping = DAMPING * np.trace(c) / len(c) + 1e-12
+            w[g, k] = w0[g, k] + np.linalg.solve(c[np.ix_(k, k)] + damping * np.eye(k.size), c[np.ix_(k, s)] @ w0[g, s])
+        shift = np.einsum("gk,gko->go", moments.mean_x, w0 - w)
+        _write(analysis, calibration, layer, w, shift, gone, changes)
+    return changes
+
+
+def _lost(analysis: Analysis, layer: Layer, gone: Bools) -> Bools | None:
+    """Which columns `[g, K]` leave; None if none does, or whole groups do."""
+    shape = analysis.observation.shapes.get(layer.x)
+    if shape is None:
+        return None
+    axis = layer.linear.channel_axis % len(shape)
+    of_channel = np.zeros(shape[axis], bool)
+    for units in analysis.along(layer.x, axis):
+        of_channel |= gone[units]
+    if not of_channel.any():
+        return None
+    return np.asarray(of_channel[layer.linear.channels])
+
+
+def _write(
+    analysis: Analysis,
+    calibration: Calibration,
+    layer: Layer,
+    w: Floats,
+    shift: Floats,
+    gone: Bools,
+    changes: dict[tuple[str, int], Array],
+) -> None:
+    linear = layer.linear
+    old = calibration.constants(layer.w)
+    maps = _maps(analysis, layer.key, linear.w, layer.w)
+    changes[layer.key, linear.w] = compress(linear.kernel(w).astype(old.dtype), maps, gone)
+    bias = calibration.constants(layer.b) if layer.b else None
+    if layer.adder is not None:
+        assert bias is not None
+        node, i = layer.adder
+        key = next(o for o in calibration.flat.graph.node[node].output if o)
+        value = bias + shift.reshape(-1).astype(bias.dtype)
+    elif linear.b is not None:
+        key, i = layer.key, linear.b
+        base = linear.bias(bias.astype(np.float64)) if bias is not None else np.zeros(())
+        if base is None:
+            return
+        value = linear.stored_bias(base + shift).astype(old.dtype)
+    else:
+        return
+    maps = _maps(analysis, key, i, layer.b) if layer.b else ()
+    if bias is None or bias.shape != value.shape:  # a new bias has a number per output channel
+        maps = tuple(analysis.along(layer.y, 1 if linear.channel_axis == 1 else -1))
+    changes[key, i] = compress(value, maps, gone)
+
+
+def _maps(analysis: Analysis, node: str, i: int, tensor: str) -> Maps:
+    use = analysis.uses.get((node, i))
+    return use[1] if use else analysis.maps.get(tensor, ())

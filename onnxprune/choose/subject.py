@@ -1,0 +1,118 @@
+"""What channels are pruned from: the original, in the bases that suit it (`choose/mix.py`), or what bypasses leave of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import onnx
+
+from onnxprune import runtime
+from onnxprune.calibrate.calibrate import calibrate
+from onnxprune.calibrate.calibration import Calibration
+from onnxprune.choose.channels import calibrated
+from onnxprune.choose.costs import CostModel
+from onnxprune.choose.mix import Basis, bases, changes
+from onnxprune.choose.options import Options
+from onnxprune.clock import Clock
+from onnxprune.cut.bypass import Bypass
+from onnxprune.groups.analysis import Analysis
+from onnxprune.model.graph import view
+from onnxprune.model.importer import import_graph
+from onnxprune.model.patch import inputs_at, with_constants
+from onnxprune.proof.masked import error, tolerance_of
+
+COMPARED = 4  # samples, beside the feeds of the analysis
+HALF = 5e-3  # of the outputs' scale, for 16-bit floats
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What channels are pruned from.
+
+    bare: before any constant was changed, which the oracle is about. calibration: what its own layers see and say; against: the same
+    with the outputs and the layers of the original, which repairs and damages are measured with. changed: constants that a change
+    of basis, or the repair of what bypasses leave, wrote. mixed: tensors whose units are in other bases than the original's,
+    in so many blocks.
+    """
+
+    bypasses: tuple[Bypass, ...]
+    bare: Analysis
+    analysis: Analysis
+    costs: CostModel
+    calibration: Calibration | None
+    against: Calibration | None
+    changed: tuple[tuple[str, int], ...] = ()
+    mixed: tuple[str, ...] = ()
+    blocks: int = 0
+
+
+def uncalibrated(analysis: Analysis) -> Subject:
+    """The original as it is."""
+    return Subject((), analysis, analysis, CostModel(analysis), None, None)
+
+
+def whole(analysis: Analysis, settings: Options, clock: Clock, aside: bool = False) -> Subject:
+    """The original, calibrated where anything asks for it, and in other bases where its weights may be changed.
+
+    aside: keep samples for the last word.
+    """
+    costs = CostModel(analysis)
+    clock("calibrate")
+    calibration = calibrated(analysis, settings, costs, clock, aside)
+    plain = Subject((), analysis, analysis, costs, calibration, calibration)
+    if calibration is None or not settings.mix:
+        return plain
+    clock("mix")
+    chosen = _exact(analysis, calibration, _in_place(analysis, bases(analysis, calibration)))
+    if not chosen:
+        return plain
+    new = changes(analysis, chosen)
+    turned = with_model(analysis, with_constants(analysis.model.proto, new))
+    mixed = tuple(dict.fromkeys(t for basis in chosen for t in basis.block.tensors))
+    samples, made_up = calibration.samples, calibration.made_up
+    own = calibrate(turned, samples, settings.seed, made_up, clock.share)
+    return Subject((), analysis, turned, costs, own, own, tuple(new), mixed, len(chosen))
+
+
+def with_model(analysis: Analysis, proto: onnx.ModelProto) -> Analysis:
+    """The same analysis of a model that differs in the values of its constants only: they have the same names, too."""
+    loaded = replace(analysis.model, proto=proto)
+    return replace(analysis, model=loaded, view=view(import_graph(loaded), analysis.view.opsets))
+
+
+def _in_place(analysis: Analysis, found: Sequence[Basis]) -> list[Basis]:
+    """Those whose constants can be changed where they are stored: new ones are nothing that the analysis knows."""
+    proto = analysis.model.proto
+    new = changes(analysis, found)
+    before, after = (inputs_at(m, new) for m in (proto, with_constants(proto, new)))
+    moved = {use for use in new if before.get(use) != after.get(use)}
+    return [b for b in found if not any(c.use in moved for c in b.block.constants)]
+
+
+def _exact(analysis: Analysis, calibration: Calibration, found: Sequence[Basis]) -> list[Basis]:
+    """Those that leave the outputs what they were, as far as floats do."""
+    if not found:
+        return []
+    proto, folder = analysis.model.proto, runtime.folder_of(analysis.model)
+    feeds = [*analysis.feeds, *calibration.samples.feeds[:COMPARED]]
+    original = runtime.Session(proto, folder)
+    wanted = [original.run(f) for f in feeds]
+    allowed = min(tolerance_of(proto, 0.0), HALF)
+
+    def is_exact(some: Sequence[Basis]) -> bool:
+        session = runtime.Session(
+            with_constants(proto, changes(analysis, some)), folder, what="the model in other bases"
+        )
+        return all(error(w, session.run(f)) <= allowed for w, f in zip(wanted, feeds, strict=True))
+
+    def exact(some: list[Basis]) -> list[Basis]:
+        if not some or is_exact(some):
+            return some
+        if len(some) == 1:
+            return []
+        half = len(some) // 2
+        left = [*exact(some[:half]), *exact(some[half:])]
+        return left if is_exact(left) else []
+
+    return exact(list(found))

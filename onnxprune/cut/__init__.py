@@ -1,0 +1,1 @@
+"""Carry out a removal: the plan, the rewriting of the graph, bypasses of layers, tidying up."""

@@ -1,0 +1,360 @@
+"""From units and relations to groups: what can be removed, in which steps.
+
+**Classes** are units that go together (connected components of the ties). A tensor has to stay a box: where a facet varies over
+several axes, each of its **rows** (all varying axes but the last) must lose equally many positions. Classes that
+lie in the same rows of all such facets form a **block**; a step of a group removes `per_step` classes from every block that shares
+a facet with the others, so each row loses the same number. Where that leaves no step (a channel shuffle asks for equal counts
+along both axes), the rows are aligned: the same offset leaves every row.
+
+**Rows** (heads, convolution groups) go as a whole: a parent class goes exactly when its children go.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from onnxprune.groups.blocks import Blocks, Boxes, align_degenerate, find_blocks, find_boxes, per_step, tie_slabs
+from onnxprune.groups.classes import Bools, Relations, distinct, find_atoms, merge
+from onnxprune.groups.maps import Facet, shrink, varying
+from onnxprune.groups.units import Ids, Pin, UnitTable
+
+
+@dataclass(frozen=True)
+class Group:
+    """Classes that are interchangeable: `units` steps, of which `removable` may go.
+
+    blocks: class ids `[n, k]`: n atoms of k classes that go together (k > 1 where rows are aligned); a step takes
+        `per_step[b]` atoms from each block `b`.
+    free: per block, which atoms are not pinned.
+    """
+
+    id: str
+    origin: str
+    kind: str
+    blocks: tuple[Ids, ...]
+    per_step: tuple[int, ...]
+    free: tuple[Bools, ...]
+    units: int
+    removable: int
+    exact: bool
+    rounded: bool
+    pins: tuple[Pin, ...]
+
+    @property
+    def classes(self) -> Ids:
+        return np.unique(np.concatenate([b.ravel() for b in self.blocks]))
+
+
+@dataclass(frozen=True)
+class Solution:
+    """classes: class of each unit, with -1 for unit -1 (the last entry).
+
+    children: `(child, parent)` pairs; instances: `(instance, child)` pairs and the parent of each instance; pinned, approximate:
+    per class; axes: class arrays of single axes, none of which may be emptied.
+    """
+
+    classes: Ids
+    count: int
+    children: tuple[Ids, Ids]
+    pinned: Bools
+    approximate: Bools
+    groups: tuple[Group, ...]
+    axes: tuple[Ids, ...]
+    instances: tuple[Ids, Ids, Ids]
+
+    def closure(self, gone: Bools) -> Bools:
+        """`gone` with the children of removed rows, and the rows of which an instance has lost all children."""
+        gone = gone.copy()
+        child, parent = self.children
+        if not child.size:
+            return gone
+        instance, instance_child, instance_parent = self.instances
+        while True:
+            before = int(gone.sum())
+            gone[child[gone[parent]]] = True
+            alive = np.zeros(instance_parent.size, bool)
+            alive[instance[~gone[instance_child]]] = True
+            gone[instance_parent[~alive]] = True
+            if int(gone.sum()) == before:
+                return gone
+
+    def of_units(self, gone: Bools) -> Bools:
+        """Per unit: has its class gone? The last entry answers for unit -1."""
+        return np.append(gone, False)[self.classes]
+
+
+def solve(
+    units: UnitTable,
+    activations: list[Facet],
+    constants: list[Facet],
+    rounded: Ids,
+    include_inexact: bool = False,
+    included: Ids | None = None,
+) -> Solution:
+    """Classes, blocks and groups of everything collected while walking the graph.
+
+    activations, constants: all facets of all tensors; rounded: units whose groups are worth rounding; included: units that the user named
+    (None: all).
+    """
+    facets = distinct([*activations, *constants, *units.boxes, *units.aligned])
+    work = Relations(units, facets, distinct(activations))
+    stuck: set[int] = set()
+    for attempt in range(20):
+        merge(work)
+        boxes = find_boxes(work)
+        if attempt < 10 and tie_slabs(work, boxes):
+            continue
+        find_atoms(work)
+        blocks = find_blocks(boxes, work)
+        again = align_degenerate(work, boxes, blocks, final=attempt == 19, stuck=stuck)
+        if not again:
+            break
+    return _solution(work, boxes, blocks, rounded, include_inexact, stuck, included)
+
+
+def _solution(
+    work: Relations,
+    boxes: Boxes,
+    blocks: Blocks,
+    rounded: Ids,
+    include_inexact: bool,
+    stuck: set[int],
+    included: Ids | None,
+) -> Solution:
+    units, classes = work.units, work.classes
+    count = int(classes.max(initial=-1)) + 1
+    pinned, approximate, in_part = (np.zeros(count, bool) for _ in range(3))
+    reasons: dict[int, list[Pin]] = defaultdict(list)
+    for ids, pin in units.pins:
+        found = np.unique(classes[ids])
+        pinned[found] = True
+        if pin is not None:
+            for c in found:
+                reasons[int(c)].append(pin)
+    for c in stuck:
+        pinned[c] = True
+        reasons[c].append(Pin("", "its rows share no common step"))
+    for facet in work.facets:
+        found = work.classes[facet].ravel()
+        if found[0] >= 0 and (found == found[0]).all():
+            pinned[found[0]] = True
+            reasons[int(found[0])].append(Pin("", "all positions of an axis hang together"))
+    whole: list[Ids] = []
+    for ids, pin in units.approximations:
+        rows = classes[ids]
+        if len(ids) > 1:  # a row of one class leaves as a whole
+            rows = rows[(rows != rows[:, :1]).any(axis=1)]
+        found = np.unique(rows[rows >= 0])
+        if include_inexact:
+            approximate[found] = True
+            continue
+        (in_part if len(ids) > 1 else pinned)[found] = True
+        whole.append(rows)
+        for c in found:
+            reasons[int(c)].append(pin)
+    if included is not None:
+        outside = np.ones(count, bool)
+        outside[classes[included]] = False
+        outside[work.parent] = False
+        pinned |= outside
+        for c in np.flatnonzero(outside).tolist():
+            reasons[c].append(Pin("", "no --include pattern names it", "change --include"))
+    held = work.is_offset[work.parent] & pinned[work.parent] if work.parent.size else np.empty(0, bool)
+    offsets = in_part.copy()  # positions that go with whole rows only, as does an offset that has to stay
+    for p, c in zip(work.parent[held].tolist(), work.child[held].tolist(), strict=True):
+        offsets[c] = True
+        reasons[c] += reasons.get(p, [])
+    # a row is pinned, or approximate, with any of its children
+    for flags in (pinned, approximate):
+        while work.child.size:
+            more = work.parent[flags[work.child] & ~flags[work.parent]]
+            if not more.size:
+                break
+            flags[more] = True
+            if flags is pinned:
+                fresh = np.isin(work.parent, more)
+                for p, c in zip(work.parent[fresh].tolist(), work.child[fresh].tolist(), strict=True):
+                    reasons[p] += [r for r in reasons.get(c, [])[:4] if r not in reasons[p]]
+    axes = _single_axes(work)
+    instances = (work.instance, work.instance_child, work.instance_parent)
+    draft = Solution(classes, count, (work.child, work.parent), pinned, approximate, (), axes, instances)
+    groups = _groups(work, [*boxes.classes, *whole], blocks, draft, reasons, rounded, pinned | offsets)
+    return Solution(classes, count, (work.child, work.parent), pinned, approximate, groups, axes, instances)
+
+
+def _single_axes(work: Relations) -> tuple[Ids, ...]:
+    """Class arrays of facets that vary along one axis and could be emptied (no position without a unit)."""
+    found: dict[bytes, Ids] = {}
+    for facet in work.facets:
+        small = shrink(work.classes[facet])
+        if len(varying(small)) == 1:
+            flat = np.unique(small)
+            if flat[0] >= 0:
+                found.setdefault(flat.tobytes(), flat)
+    return tuple(found.values())
+
+
+def _groups(
+    work: Relations,
+    boxes: list[Ids],
+    blocks: Blocks,
+    draft: Solution,
+    reasons: dict[int, list[Pin]],
+    rounded: Ids,
+    staying: Bools,
+) -> tuple[Group, ...]:
+    units, classes, count = work.units, work.classes, draft.count
+    if not count:
+        return ()
+    offered = np.zeros(count, bool)
+    origin: dict[int, str] = {}
+    left: list[Ids] = []
+    right: list[Ids] = []
+    for ids, name in units.issues:
+        found = np.unique(classes[ids])
+        offered[found] = True
+        for c in found:
+            origin.setdefault(int(c), name)
+        left.append(found[:-1])
+        right.append(found[1:])
+    is_parent = np.zeros(count, bool)
+    is_parent[work.parent] = True
+    # rows of one facet belong together: link parents whose children lie in the same linked set
+    if work.parent.size:
+        true_rows = ~work.is_column[work.parent]
+        of_child = blocks.linked[work.atoms[work.child]]
+        order = np.argsort(of_child[true_rows], kind="stable")
+        parent, linked = work.parent[true_rows][order], of_child[true_rows][order]
+        same = (linked[1:] == linked[:-1]) & (linked[1:] >= 0)
+        left.append(parent[:-1][same])
+        right.append(parent[1:][same])
+        for p in np.unique(work.parent):
+            kids = work.child[work.parent == p]
+            name = next((origin[int(c)] for c in kids if int(c) in origin), "")
+            if name:
+                origin.setdefault(int(p), name)
+                offered[p] = True
+    a, b = np.concatenate([*left, np.empty(0, np.int64)]), np.concatenate([*right, np.empty(0, np.int64)])
+    family = connected_components(coo_array((np.ones(a.size), (a, b)), shape=(count, count)), directed=False)[1]
+    is_rounded = np.zeros(count, bool)
+    is_rounded[classes[rounded]] = True
+    keys: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+    live = np.zeros(count + 1, bool)  # between two constants there is nothing to remove
+    for facet in [*work.activations, *units.boxes]:
+        live[classes[facet.ravel()]] = True
+    offered &= live[:-1] | is_parent
+    linked_of = blocks.linked[work.atoms]
+    for c in np.flatnonzero(offered & ~work.is_column):
+        if linked_of[c] >= 0 and not is_parent[c]:
+            keys[0, int(linked_of[c]), 0].append(int(c))
+        else:
+            keys[1, int(family[c]), int(is_parent[c])].append(int(c))
+    groups: list[Group] = []
+    for (lone, _, rows), members in sorted(keys.items(), key=lambda item: item[1][0]):
+        ids = np.array(members, np.int64)
+        group = _make(
+            len(groups), ids, bool(lone), bool(rows), work, blocks, draft, staying, reasons, origin, is_rounded, boxes
+        )
+        if group is not None:
+            groups.append(group)
+    return tuple(groups)
+
+
+def _make(
+    number: int,
+    ids: Ids,
+    lone: bool,
+    rows: bool,
+    work: Relations,
+    blocks: Blocks,
+    draft: Solution,
+    staying: Bools,
+    reasons: dict[int, list[Pin]],
+    origin: dict[int, str],
+    is_rounded: Bools,
+    boxes: list[Ids],
+) -> Group | None:
+    pinned = draft.pinned if rows else staying
+    if lone:
+        parts: tuple[Ids, ...] = (ids[:, None],)
+        taken: tuple[int, ...] = (1,)
+        if rows:
+            pinned = pinned.copy()
+            bad = _illegal_rows(ids, draft, boxes)
+            pinned[bad] = True
+            for c in bad:
+                reasons[int(c)].append(Pin("", "its rows do not line up with those of another tensor"))
+    else:
+        label = int(blocks.linked[work.atoms[ids[0]]])
+        inside = np.flatnonzero(blocks.linked == label)
+        members, sizes = np.unique(blocks.block[inside], return_counts=True)
+        found = per_step(blocks, members, sizes)
+        if found is None:
+            found = sizes
+        parts = tuple(_atoms(work, inside[blocks.block[inside] == m]) for m in members)
+        taken = tuple(int(t) for t in found)
+    free: tuple[Bools, ...] = tuple(np.logical_not(pinned[p].any(axis=1)) for p in parts)
+    units = min(len(p) // t for p, t in zip(parts, taken, strict=True))
+    removable = min(int(f.sum()) // t for f, t in zip(free, taken, strict=True))
+    removable = max(0, min(removable, units - 1))
+    why: dict[str, Pin] = {}
+    everything = np.unique(np.concatenate([p.ravel() for p in parts]))
+    for c in everything:
+        if pinned[c]:
+            for pin in reasons.get(int(c), []):
+                why.setdefault(pin.reason, pin)
+    unpinned = everything[~pinned[everything]]
+    exact = not draft.approximate[unpinned].any()
+    name = next((origin[int(c)] for c in everything if int(c) in origin), "")
+    if units == 1 and not why:
+        why["one"] = Pin("", f"all positions of {name} hang together")
+    return Group(
+        id=f"g{number}",
+        origin=name,
+        kind="rows" if rows else "channels" if lone else "blocks",
+        blocks=parts,
+        per_step=taken,
+        free=free,
+        units=units,
+        removable=removable,
+        exact=exact,
+        rounded=bool(is_rounded[everything].any()),
+        pins=tuple(why.values()),
+    )
+
+
+def _atoms(work: Relations, atoms: Ids) -> Ids:
+    """Classes `[n, k]` of atoms; shorter ones repeat their first class."""
+    order = np.argsort(work.atoms, kind="stable")
+    start = np.searchsorted(work.atoms[order], atoms)
+    end = np.searchsorted(work.atoms[order], atoms, side="right")
+    width = int((end - start).max())
+    index = start[:, None] + np.arange(width)[None, :]
+    index = np.where(index < end[:, None], index, start[:, None])
+    atoms_of: Ids = order[index]
+    return atoms_of
+
+
+def _illegal_rows(ids: Ids, draft: Solution, boxes: list[Ids]) -> Ids:
+    """Row classes whose removal would take a part of some row of a box (class arrays `[rows, line]`)."""
+    label = np.full(draft.count + 1, -1, np.int64)
+    bad: set[int] = set()
+    for c in ids:
+        gone = np.zeros(draft.count, bool)
+        gone[c] = True
+        found = np.flatnonzero(draft.closure(gone))
+        clash = label[found][label[found] >= 0]
+        if clash.size or draft.pinned[found].any():
+            bad.add(int(c))
+            continue
+        label[found] = c
+    for array in boxes:
+        marks = label[array]
+        whole = (marks == marks[:, :1]).all(axis=1)
+        bad.update(int(m) for m in np.unique(marks[~whole]) if m >= 0)
+    return np.array(sorted(bad), np.int64)

@@ -1,0 +1,1 @@
+"""An ONNX file, with nothing lost: read, checked, seen as a graph, changed and written back."""

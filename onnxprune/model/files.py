@@ -1,0 +1,52 @@
+"""Text files, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from onnxprune.errors import BadInputError
+
+
+def check_writable(path: Path, option: str, inputs: tuple[Path, ...] = ()) -> None:
+    """Fail early, before any work, when `path` could not be written or is one of the inputs."""
+    if path.is_dir():
+        raise BadInputError(f"{option} {path} is a folder; give a file name.")
+    if not path.parent.is_dir():
+        raise BadInputError(f"{option} {path}: the folder {path.parent} does not exist; create it first.")
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise BadInputError(f"{option} {path} cannot be written; choose another place.")
+    for other in inputs:
+        if path.resolve() == other.resolve():
+            raise BadInputError(f"{option} {path} is named twice, or is an input; choose another name.")
+
+
+def check_outputs(outputs: Mapping[str, str | os.PathLike[str] | None], inputs: Iterable[object] = ()) -> None:
+    """`check_writable` for files to write, by option, against what is read and against each other. inputs: paths count, others do not."""
+    taken = tuple(Path(p) for p in inputs if isinstance(p, str | os.PathLike))
+    for option, path in outputs.items():
+        if path is not None:
+            check_writable(Path(path), option, taken)
+            taken = (*taken, Path(path))
+
+
+@contextlib.contextmanager
+def staged(texts: dict[Path, str]) -> Iterator[None]:
+    """Texts are written beside their places first; they move there when the block ends well, or vanish."""
+    temporary: dict[str, Path] = {}
+    try:
+        for path, text in texts.items():
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+            temporary[name] = path
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(name, 0o644)
+        yield
+        for name, path in temporary.items():
+            os.replace(name, path)
+    finally:
+        for name in temporary:
+            Path(name).unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Is the pruned model what it should be? Compared with the masked original."""

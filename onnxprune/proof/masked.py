@@ -1,0 +1,457 @@
+"""The oracle: removing a unit must equal forcing it to zero wherever it lives.
+
+In a copy of the original, every activation that carries removed units is set to zero there by a mask; the copy and the pruned model
+run on the same inputs in ONNX Runtime and their outputs must agree, relative to the output's own scale.
+
+Bypassing a tensor must equal choosing the other one wherever it is read: in that copy a Where takes `by` in its place, and all that
+is bypassed is still there and still computed (`standing_in`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import helper
+
+from onnxprune import ops
+from onnxprune.cut.bypass import Bypass, keyed
+from onnxprune.errors import VerificationError
+from onnxprune.groups.analysis import Analysis
+from onnxprune.groups.classes import Bools
+from onnxprune.groups.maps import Maps
+from onnxprune.groups.observation import Array
+from onnxprune.model.branches import SEPARATOR, subgraphs
+from onnxprune.model.graph import Node, View, name_of, view
+from onnxprune.model.importer import export_model, import_graph
+from onnxprune.model.loaded import LoadedModel
+from onnxprune.model.patch import constants_at, digest_of, with_constants
+from onnxprune.model.save import tensors
+from onnxprune.model.tensors import little_endian, read
+from onnxprune.ops.base import MaskEdit
+from onnxprune.proof.verdict import Verdict
+
+TOLERANCE = 1e-4
+NOISY = 1e-3
+HALF = 2e-2
+STEP = 1e-6
+
+
+MASKABLE = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+}
+
+
+def check_refit(
+    cut: onnx.ModelProto,
+    pruned: onnx.ModelProto,
+    refit: Sequence[tuple[str, int]],
+    digest: str | None,
+    folders: tuple[str | None, str | None] = (None, None),
+    finish: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda model: model,
+) -> None:
+    """A repaired model must be the cut one with other numbers at the inputs that the plan names, and nothing else.
+
+    digest: of those numbers, where the plan has one. finish: what was done to the repaired model last. folders: where external data
+    of either lies. Raises `VerificationError`.
+    """
+    values = constants_at(pruned, refit, folders[1])
+    lost = [f"{node}:{i}" for node, i in refit if (node, i) not in values]
+    if lost:
+        raise VerificationError(f"The pruned model has no constant at {lost[0]}, which the plan says was fitted.")
+    bad = next((f"{node}:{i}" for (node, i), v in values.items() if not np.isfinite(v).all()), None)
+    if bad is not None:
+        raise VerificationError(f"The fitted constant at {bad} is not finite.")
+    before = constants_at(cut, refit, folders[0])
+    odd = next((p for p, v in values.items() if p in before and before[p].shape != v.shape), None)
+    if odd is not None:
+        raise VerificationError(
+            f"The constant at {odd[0]}:{odd[1]} has shape {list(values[odd].shape)}, but the plan leaves {list(before[odd].shape)}."
+        )
+    if digest is not None and digest_of(values) != digest:
+        raise VerificationError(
+            "The fitted constants are not those of the plan; the file was changed since, or belongs to another plan."
+        )
+    wanted = finish(with_constants(cut, values))
+    if (
+        wanted.SerializeToString() != pruned.SerializeToString()
+        and digested(wanted, folders[0]).SerializeToString() != digested(pruned, folders[1]).SerializeToString()
+    ):
+        raise VerificationError(
+            "The pruned model is not what the plan makes of the original: it differs in more than the fitted constants."
+        )
+
+
+def digested(proto: onnx.ModelProto, folder: str | None) -> onnx.ModelProto:
+    """A copy with digests in place of numbers, so that it does not matter how and in which file they are stored."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    for tensor in tensors(copy.graph):
+        if tensor.data_type == onnx.TensorProto.STRING:
+            continue
+        digest = hashlib.sha256(little_endian(read(tensor, Path(folder) if folder else None))).digest()
+        bare = onnx.TensorProto(name=tensor.name, doc_string=tensor.doc_string, data_type=tensor.data_type)
+        bare.dims.extend(tensor.dims)
+        bare.raw_data = digest
+        tensor.CopyFrom(bare)
+    return copy
+
+
+def masked_keys(analysis: Analysis, removed: Bools) -> set[str]:
+    """Activations that carry removed units."""
+    gone = analysis.solution.of_units(removed)
+    return {key for key, maps in analysis.maps.items() if any(gone[f].any() for f in maps)}
+
+
+def standing_in(proto: onnx.ModelProto, bypasses: Sequence[Bypass]) -> onnx.ModelProto:
+    """A copy in which a Where between the two, whose condition is always true, makes every bypassed tensor."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    opset = next((o.version for o in copy.opset_import if o.domain in ("", "ai.onnx")), 1)
+    _stand_in(copy.graph, "", {b.tensor: b.by for b in bypasses}, opset)
+    return copy
+
+
+def _stand_in(graph: onnx.GraphProto, path: str, wanted: dict[str, str], opset: int) -> None:
+    nodes = []
+    for node, key in keyed(graph, path):
+        for attribute, sub in subgraphs(node):
+            _stand_in(sub, f"{key}.{attribute}{SEPARATOR}", wanted, opset)
+        nodes.append(node)
+        for k, name in enumerate(node.output):
+            if name and path + name in wanted:
+                by, own = name_of(wanted[path + name]), f"{name}__own"
+                node.output[k] = own
+                nodes += _choice(by, own, name, opset)
+    made = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    del graph.node[:]
+    graph.node.extend(made)
+
+
+def _choice(by: str, own: str, name: str, opset: int) -> list[onnx.NodeProto]:
+    """`name` is `by`, for readers who cannot know; before there was a Where, by + (own - own)."""
+    if opset < 9:
+        nothing = f"{name}__nothing"
+        return [helper.make_node("Sub", [own, own], [nothing]), helper.make_node("Add", [by, nothing], [name])]
+    true = helper.make_tensor(f"{name}__true", onnx.TensorProto.BOOL, [], [True])
+    constant = helper.make_node("Constant", [], [true.name], value=true)
+    return [constant, helper.make_node("Where", [true.name, by, own], [name])]
+
+
+def masked_original(
+    analysis: Analysis, removed: Bools, types: dict[str, Any], base: LoadedModel | None = None
+) -> onnx.ModelProto:
+    """The original with removed positions forced to zero. `types`: ONNX Runtime's type name per masked tensor.
+
+    base: the original of a model whose `analysis` is of what bypasses left of it, with the Wheres of `standing_in`.
+    """
+    base = base or analysis.model
+    gone = analysis.solution.of_units(removed)
+    graph = import_graph(base)
+    known = {n.key for n in analysis.view.graph.walk()}
+    index = view(graph, analysis.view.opsets)
+    after: dict[int, list[gs.Node]] = defaultdict(list)
+    before: dict[int, list[gs.Node]] = defaultdict(list)
+    outputs = {id(t) for t in graph.outputs}
+    opset = index.opsets.get("", index.opsets.get("ai.onnx", 1))
+    for node in index.graph.walk():
+        reference = ops.rule_for(node.op, node.domain).reference if node.key in known else None
+        for key, tensor in zip(node.outputs, list(node.gs_node.outputs), strict=True):
+            maps = analysis.maps.get(key, ())
+            if not key or id(tensor) in outputs or not any(gone[f].any() for f in maps):
+                continue
+            dtype = MASKABLE.get(str(types.get(key)))
+            if dtype is not None:
+                after[id(node.gs_node)] += _mask(node.gs_node, tensor, maps, gone, dtype, opset)
+        if reference is not None:
+            edit = MaskedNode(analysis, index, node, gone, before, types)
+            if edit.touched():
+                reference(edit)
+    for sub in index.gs_graphs.values():
+        if any(id(n) in after or id(n) in before for n in sub.nodes):
+            sub.nodes = [x for n in sub.nodes for x in (*before.get(id(n), ()), n, *after.get(id(n), ()))]
+    return export_model(graph, base.proto)
+
+
+def _mask(node: gs.Node, tensor: gs.Tensor, maps: Maps, gone: Bools, dtype: Any, opset: int) -> list[gs.Node]:
+    """One Where per facet after the node (zero times infinity would be NaN); the masked tensor keeps its name."""
+    raw = gs.Variable(f"{tensor.name}__raw")
+    node.outputs[next(k for k, t in enumerate(node.outputs) if t is tensor)] = raw
+    new = []
+    hit = [f for f in maps if gone[f].any()]
+    for k, facet in enumerate(hit):
+        mask = gs.Constant(f"{tensor.name}__mask{k}", ~gone[facet] if opset >= 9 else (~gone[facet]).astype(dtype))
+        zero = gs.Constant(f"{tensor.name}__zero{k}", np.zeros((), dtype))
+        out = tensor if k == len(hit) - 1 else gs.Variable(f"{tensor.name}__masked{k}")
+        op, inputs = ("Where", [mask, raw, zero]) if opset >= 9 else ("Mul", [raw, mask])
+        new.append(gs.Node(op, f"{tensor.name}__mask{k}", inputs=inputs, outputs=[out]))
+        raw = out
+    return new
+
+
+class MaskedNode(MaskEdit):
+    """One node of the masked original, for rules whose operator does more than its outputs show."""
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        graph: View,
+        node: Node,
+        gone: Bools,
+        before: dict[int, list[gs.Node]],
+        types: dict[str, Any],
+    ) -> None:
+        self.types = types
+        self.analysis = analysis
+        self.graph = graph
+        self.node = node
+        self.attrs = dict(node.attrs)
+        self._gone = gone
+        self._before = before[id(node.gs_node)]
+        self._opset = graph.opsets.get("", graph.opsets.get("ai.onnx", 1))
+        self._count = 0
+
+    def touched(self) -> bool:
+        hit = any(self._gone[f].any() for i in range(len(self.node.inputs)) for f in self._maps(i))
+        return hit or any(self._gone[f].any() for k in self.node.outputs for f in self.analysis.maps.get(k, ()))
+
+    def has(self, i: int) -> bool:
+        return i < len(self.node.inputs) and self.node.inputs[i] != ""
+
+    def _maps(self, i: int) -> Maps:
+        use = self.analysis.uses.get((self.node.key, i))
+        return use[1] if use else self.analysis.maps.get(self.node.inputs[i], ())
+
+    def shape(self, i: int) -> tuple[int, ...]:
+        key = self.analysis.sources.get(self.node.inputs[i])
+        if key is not None:
+            return tuple(self.analysis.view.constants[key].shape)
+        return self.analysis.observation.shapes.get(self.node.inputs[i], ())
+
+    def _removed(self, maps: Maps, shape: tuple[int, ...]) -> Array:
+        result = np.zeros((1,) * len(shape), bool)
+        for facet in maps:
+            result = result | self._gone[facet]
+        return result
+
+    def removed(self, i: int) -> Array:
+        return np.broadcast_to(self._removed(self._maps(i), self.shape(i)), self.shape(i))
+
+    def constant(self, i: int) -> Array | None:
+        key = self.analysis.sources.get(self.node.inputs[i]) if self.has(i) else None
+        return None if key is None else np.asarray(self.analysis.view.constants[key].values)
+
+    def set_constant(self, i: int, value: Array) -> None:
+        self.node.gs_node.inputs[i] = self._const(value)
+
+    # -- arithmetic in front of the node, which ends as an Identity
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"{self.node.key}__ref{self._count}"
+
+    def _const(self, value: Array) -> gs.Constant:
+        return gs.Constant(self._name(), np.asarray(value, order="C"))
+
+    def _add(self, op: str, *inputs: Any, **attrs: Any) -> gs.Variable:
+        out = gs.Variable(self._name())
+        self._before.append(gs.Node(op, out.name, attrs=attrs, inputs=list(inputs), outputs=[out]))
+        return out
+
+    def _mean(self, x: Any, axes: tuple[int, ...]) -> gs.Variable:
+        if self._opset >= 18:
+            return self._add("ReduceMean", x, self._const(np.array(axes, np.int64)), keepdims=1)
+        return self._add("ReduceMean", x, axes=list(axes), keepdims=1)
+
+    def sum_inputs(self, inputs: tuple[int, ...]) -> Any:
+        total: Any = None
+        for i in inputs:
+            if self.has(i):
+                tensor = self.node.gs_node.inputs[i]
+                total = tensor if total is None else self._add("Add", total, tensor)
+        return total
+
+    def _standardize(self, x: Any, kept: Array, axes: tuple[int, ...], epsilon: float, dtype: Any) -> gs.Variable:
+        """(x - m) / sqrt(v + epsilon) where m and v are means over kept positions: mean over all, times n / n'."""
+        share = kept.mean(axis=axes, keepdims=True)
+        factor = self._const((1 / np.where(share > 0, share, 1)).astype(dtype))
+        mask = self._const(kept.astype(dtype))
+        x = self._add("Mul", x, mask)
+        centred = self._add("Mul", self._add("Sub", x, self._add("Mul", self._mean(x, axes), factor)), mask)
+        variance = self._add("Mul", self._mean(self._add("Mul", centred, centred), axes), factor)
+        root = self._add("Sqrt", self._add("Add", variance, self._const(np.array(epsilon, dtype))))
+        return self._add("Div", centred, root)
+
+    def _finish(self, result: Any) -> None:
+        node = self.node.gs_node
+        node.op, node.domain = "Identity", None
+        node.attrs.clear()
+        node.inputs = [result]
+        for k, out in enumerate(list(node.outputs)[1:], 1):
+            if not out.is_empty() and k == 3 and len(self.node.inputs) > 1:  # the sum of a Skip normalization
+                total = self.sum_inputs_saved
+                self._before.append(gs.Node("Identity", self._name(), inputs=[total], outputs=[out]))
+        node.outputs = [node.outputs[0]]
+
+    sum_inputs_saved: Any = None
+
+    def _dtype(self, i: int | None) -> Any:
+        """Of what is normalised: that of constant input `i`, else what was observed of the node's tensors."""
+        value = self.constant(i) if i is not None and self.has(i) else None
+        if value is not None:
+            return value.dtype
+        seen = (MASKABLE.get(str(self.types.get(k))) for k in (*self.node.outputs, *self.node.inputs))
+        return next((dtype for dtype in seen if dtype is not None), np.float32)
+
+    def _along(self, i: int, shape: tuple[int, ...]) -> Any:
+        """Input `i` [C] as a tensor of this shape, a constant where it is one; one number per group counts for all of its channels."""
+        channels, have = int(np.prod(shape)), int(np.prod(self.shape(i)))
+        value = self.constant(i)
+        if value is not None:
+            return self._const(np.repeat(value, channels // have).reshape(shape))
+        tensor = self.node.gs_node.inputs[i]
+        if have != channels:
+            each = self._add("Reshape", tensor, self._const(np.array([have, 1], np.int64)))
+            tensor = self._add("Expand", each, self._const(np.array([have, channels // have], np.int64)))
+        return self._add("Reshape", tensor, self._const(np.array(shape, np.int64)))
+
+    def normalize_kept(
+        self,
+        i: int,
+        axes: tuple[int, ...],
+        scale: int | None,
+        bias: int | None,
+        where: tuple[int, ...],
+        epsilon: float,
+        total: Any = None,
+    ) -> None:
+        x = self.node.gs_node.inputs[i] if total is None else total
+        self.sum_inputs_saved = x
+        rank = len(self.shape(i))
+        kept = ~self._removed(self._maps(i), self.shape(i))
+        result = self._standardize(x, kept, axes, epsilon, self._dtype(scale))
+        for op, k in (("Mul", scale), ("Add", bias)):
+            if k is None or not self.has(k):
+                continue
+            vector = self.node.gs_node.inputs[k]
+            if where and where[-1] != rank - 1:  # along an inner axis: [C] -> [1, C, 1, ...]
+                vector = self._along(k, tuple(self.shape(i)[a] if a in where else 1 for a in range(rank)))
+            result = self._add(op, result, vector)
+        self._finish(result)
+
+    def normalize_groups(self, groups: int, epsilon: float) -> None:
+        x = self.node.gs_node.inputs[0]
+        shape = self.shape(0)
+        channels = shape[1]
+        per_group = channels // groups
+        kept = np.broadcast_to(~self._removed(self._maps(0), shape), (1, channels, *([1] * (len(shape) - 2))))
+        split = self._add("Reshape", x, self._const(np.array([0, groups, per_group, -1], np.int64)))
+        dtype = self._dtype(1)
+        flat = self._standardize(split, kept.reshape(1, groups, per_group, 1), (2, 3), epsilon, dtype)
+        result = self._add("Reshape", flat, self._add("Shape", x))
+        for op, k in (("Mul", 1), ("Add", 2)):
+            result = self._add(op, result, self._along(k, (1, channels, *([1] * (len(shape) - 2)))))
+        self._finish(result)
+
+
+def check_interface(original: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
+    """Inputs and outputs, metadata and opsets are those of the original."""
+    for what in ("input", "output"):
+        a = [v.SerializeToString(deterministic=True) for v in _interface(original, what)]
+        b = [v.SerializeToString(deterministic=True) for v in _interface(pruned, what)]
+        if a != b:
+            raise VerificationError(
+                f"The pruned model's {what}s are not those of the original. Please report this model."
+            )
+    same = ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string")
+    if any(getattr(original, k) != getattr(pruned, k) for k in same) or list(original.metadata_props) != list(
+        pruned.metadata_props
+    ):
+        raise VerificationError("The pruned model's metadata is not that of the original. Please report this model.")
+    if {o.domain: o.version for o in original.opset_import} != {o.domain: o.version for o in pruned.opset_import}:
+        raise VerificationError("The pruned model's opsets are not those of the original. Please report this model.")
+
+
+def _interface(model: onnx.ModelProto, what: str) -> list[onnx.ValueInfoProto]:
+    constants = {t.name for t in model.graph.initializer}
+    return [v for v in getattr(model.graph, what) if v.name not in constants]
+
+
+def tolerance_of(model: onnx.ModelProto, noise: float, deviation: float = np.inf) -> float:
+    """1e-4; up to 1e-3 where the unpruned model is that noisy itself; 2e-2 for models with 16-bit floats.
+
+    Outputs of a saturated sigmoid (scale 1e-6, steps of 6e-8) have no finer scale of their own: an absolute deviation within
+    1e-6 passes there if the unpruned model deviates as much from itself.
+    """
+    if deviation <= STEP and noise > TOLERANCE:
+        return 10 * noise
+    half = _is_half(model.graph)
+    return max(HALF if half else TOLERANCE, min(NOISY, 10 * noise))
+
+
+def _is_half(graph: onnx.GraphProto) -> bool:
+    """Does it compute with 16-bit floats? Those that are only stored, and read by a Cast, do not count."""
+    stored = {t.name for t in graph.initializer if t.data_type in (10, 16)}
+    graphs = [graph]
+    for each in graphs:
+        if any(name in stored for node in each.node if node.op_type != "Cast" for name in node.input):
+            return True
+        graphs += [sub for node in each.node for _, sub in subgraphs(node)]
+    return False
+
+
+def verdict(
+    analysis: Analysis, removed: Bools, worst: float, noise: float | None = None, deviation: float = np.inf
+) -> Verdict:
+    """Judge an error; `noise` was measured only if the error was above the plain tolerance."""
+    tolerance = tolerance_of(analysis.model.proto, noise or 0.0, deviation)
+    hit = [g for g in analysis.groups if removed[g.classes].any()]
+    if not worst <= tolerance:
+        raise VerificationError(
+            f"The pruned model differs from the masked original by {worst:.2g} of the output's scale (allowed {tolerance:.0e});"
+            " nothing was written. Please report this model."
+        )
+    return Verdict(worst, tolerance, all(g.exact for g in hit), noise, len(masked_keys(analysis, removed)))
+
+
+def deviation(reference: list[Array], result: list[Array]) -> float:
+    """Largest absolute difference of finite values."""
+    worst = 0.0
+    for a, b in zip(reference, result, strict=True):
+        if isinstance(a, np.ndarray) and a.dtype.kind == "f" and a.size and a.shape == b.shape:
+            difference = np.abs(a.astype(np.float64) - b.astype(np.float64))
+            worst = max(worst, float(np.nanmax(np.where(np.isfinite(difference), difference, np.nan), initial=0.0)))
+    return worst
+
+
+def is_vacuous(reference: list[Array]) -> bool:
+    """True when no output holds a finite number: nothing could be compared."""
+    return not any(isinstance(a, np.ndarray) and a.dtype.kind in "fiub" and np.isfinite(a).any() for a in reference)
+
+
+def error(reference: list[Array], result: list[Array]) -> float:
+    """Largest deviation relative to the output's own scale; NaN and infinity must be where they were."""
+    worst = 0.0
+    for a, b in zip(reference, result, strict=True):
+        if not isinstance(a, np.ndarray) or a.dtype.kind not in "fiub" or a.size == 0:
+            continue
+        if a.shape != b.shape:
+            return float("inf")
+        x, y = a.astype(np.float64), b.astype(np.float64)
+        finite = np.isfinite(x)
+        if (finite != np.isfinite(y)).any():
+            return float("inf")
+        if finite.any():
+            scale = np.abs(x[finite]).max()
+            worst = max(worst, float(np.abs(x[finite] - y[finite]).max() / (scale + 1e-30)))
+    return worst

@@ -1,0 +1,292 @@
+"""Repair without training: every layer is fitted again to what the original would have said, on the pruned model's own inputs.
+
+In graph order, layer by layer, with X the inputs that the pruned (and so far repaired) model makes and Y the original's outputs
+of the same layer at the same positions (the channels that stayed):
+
+    W = argmin |Y - X W - b|^2 + lambda |W - W0|^2        W0: the sliced weights; the bias is free
+
+Where the layer ends in an Add, Y also takes what the other operand is still missing; where layers behind it were bypassed
+(`cut/bypass.py`), what they added. lambda is chosen on held-out samples, and
+the layer keeps its fit only if that beats the sliced weights there. (He et al. 2017, Channel
+Pruning, equation 3, without its selection; ridge towards the weights.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from onnxprune import ops
+from onnxprune.calibrate.calibration import Calibration
+from onnxprune.calibrate.moments import Moments
+from onnxprune.calibrate.positions import allotted, pick
+from onnxprune.calibrate.stepwise import Stepwise, flat_model
+from onnxprune.cut.bypass import Bypass
+from onnxprune.errors import BadInputError
+from onnxprune.groups.analysis import Analysis, Shapes, compress
+from onnxprune.groups.classes import Bools
+from onnxprune.groups.observation import Array
+from onnxprune.model.patch import with_constants
+from onnxprune.ops.layer import Layer
+from onnxprune.ops.layers import find_layers
+from onnxprune.ops.linear import Floats
+from onnxprune.repair.fits import Fit, Repair
+from onnxprune.runtime import folder_of
+
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+CAP = 5000
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """The model with its layers fitted, and what that did to each."""
+
+    model: onnx.ModelProto
+    repair: Repair
+
+
+def compensate(
+    analysis: Analysis,
+    removed: Bools,
+    pruned: onnx.ModelProto,
+    calibration: Calibration,
+    recover: str = "lsq",
+    seed: int = 0,
+    progress: Callable[[float], None] = lambda share: None,
+    bypasses: Sequence[Bypass] = (),
+) -> Repaired:
+    """recover: `lsq` fits weights and biases, `bias` only biases. bypasses: those that `pruned` has against the original."""
+    run = _Run(analysis, removed, pruned, calibration, recover, seed, bypasses)
+    fits = []
+    for k, layer in enumerate(run.layers):
+        fit = run.repair(layer)
+        if fit is not None:
+            fits.append(fit)
+        progress((k + 1) / len(run.layers))
+    return Repaired(with_constants(pruned, run.changes), Repair(recover, tuple(fits), tuple(run.changes)))
+
+
+@dataclass(frozen=True)
+class _Lack:
+    """(old - less) / scale is missing: both of the original, or `less` as it is `now`, in the pruned model."""
+
+    old: str
+    less: str
+    now: bool
+    scale: Array
+
+
+class _Run:
+    def __init__(
+        self,
+        analysis: Analysis,
+        removed: Bools,
+        pruned: onnx.ModelProto,
+        calibration: Calibration,
+        recover: str,
+        seed: int,
+        bypasses: Sequence[Bypass],
+    ) -> None:
+        self.analysis, self.recover, self.seed = analysis, recover, seed
+        self.gone = analysis.solution.of_units(removed)
+        shapes = Shapes(analysis, self.gone)
+        folder = folder_of(analysis.model)
+        samples = list(calibration.samples.feeds)
+        self.held = calibration.samples.held
+        self.flat = flat_model(pruned, samples[0], folder)
+        self.new = Stepwise(self.flat, samples, folder)
+        self.old = Stepwise(calibration.flat, samples, folder)
+
+        def shape(key: str) -> tuple[int, ...] | None:
+            if self.new.is_constant(key):
+                return tuple(self.new.constant(key).shape)
+            return shapes.new(key) if key in analysis.observation.shapes else None
+
+        found = find_layers(self.flat, shape, self.new.is_plain)
+        known = {x.key for x in calibration.layers}
+        self.layers = [x for x in found if x.key in known and not self.new.is_constant(x.x)]
+        self.changes: dict[tuple[str, int], Array] = {}
+        self.outputs = {o.name for o in self.flat.graph.output}
+        self.readers: dict[str, list[int]] = {}
+        for k, reads in enumerate(self.new.reads):
+            for name in reads:
+                self.readers.setdefault(name, []).append(k)
+        self.bypassed = {b.tensor: b.by for b in bypasses}
+        self.pending = {x.node for x in self.layers}
+        if bypasses:
+            self.layers = [x for x in self.layers if removed.any() or self._is_behind(x)]
+            self.old.keep(x.y for x in self.layers)  # what was bypassed is asked for before what lies within
+        self.pending = {x.node for x in self.layers}
+
+    def _is_behind(self, layer: Layer) -> bool:
+        """Does a layer read, or lead up to, something that was bypassed? Others compute what they did."""
+        makers = {self.new.maker[t] for t in self.bypassed if t in self.new.maker}
+        lacks = self._lacks(layer)
+        read = [layer.x, *(x.less for x in lacks if x.now)]
+        return any(not x.now for x in lacks) or any(makers & self.new.before(t) for t in read)
+
+    def repair(self, layer: Layer) -> Fit | None:
+        """Fit one layer; every layer before it has been."""
+        linear = layer.linear
+        weight = self.new.constant(layer.w)
+        w = linear.matrix(weight.astype(np.float64))
+        bias = self._bias(layer, w)
+        can_bias = linear.b is not None or layer.adder is not None
+        train, held = self._moments(layer, w)
+        self.pending.discard(layer.node)
+        if not train.count or not np.isfinite(train.xx).all() or not np.isfinite(train.xy).all():
+            return None
+        if not held.count:
+            held = train
+        before = held.error(w, bias).sum()
+        scale = max(float(held.variance_y().sum()), 1e-30)
+        best: tuple[float, float | None, Floats] = (float(before), None, w)
+        refit = self.recover == "lsq" and len(self.readers.get(layer.w, [])) == 1 and w.shape[1] <= CAP
+        if can_bias:
+            shift = _bias_for(train, w)
+            best = min(best, (float(held.error(w, shift).sum()), np.inf, w), key=lambda x: x[0])
+        for ridge, fitted in _ridges(train, w, can_bias) if refit else ():
+            error = float(held.error(fitted, _bias_for(train, fitted) if can_bias else bias).sum())
+            best = min(best, (error, ridge, fitted), key=lambda x: x[0])
+        error, chosen, w = best
+        if chosen is None:
+            return Fit(layer.key, float(before) / scale, float(before) / scale, None)
+        if np.isfinite(chosen):
+            self._set(layer.node, layer.key, linear.w, linear.kernel(w), weight.dtype)
+        if can_bias:
+            self._set_bias(layer, _bias_for(train, w), weight.dtype)
+        return Fit(layer.key, float(before) / scale, error / scale, chosen)
+
+    # -- what is fitted to what
+
+    def _moments(self, layer: Layer, w: Floats) -> tuple[Moments, Moments]:
+        """Of the layer's inputs in the pruned model and its wanted outputs: fitted samples, held-out samples."""
+        linear = layer.linear
+        lacks = self._lacks(layer)
+        missing = zip(*(self._missing(x) for x in lacks), strict=True) if lacks else repeat(())
+        parts = [Moments.empty(*w.shape), Moments.empty(*w.shape)]
+        maps = self.analysis.maps.get(layer.y, ())
+        count = allotted(w.shape[1], w.shape[0], self.new.count)
+        samples = zip(self.new.values(layer.x), self.old.values(layer.y), missing, strict=False)
+        for k, (x, y, lack) in enumerate(samples):
+            y = compress(y, maps, self.gone)
+            for part in lack:
+                y = y + part.astype(y.dtype)
+            chosen = pick(linear.positions(y.shape), count, (self.seed, layer.node, k))
+            parts[self.held[k]].unfold(linear, x, y.shape, chosen, y)
+        self.new.release(layer.x)
+        self.old.release(layer.y)
+        later = {x.y for x in self.layers if x.node in self.pending and x.node != layer.node}
+        for done in lacks:
+            for name in {done.old, done.less} - later:
+                self.old.release(name)
+            if done.now:
+                self.new.release(done.less)
+        return parts[0], parts[1]
+
+    def _missing(self, lack: _Lack) -> Iterator[Array]:
+        """What a layer's output should have more, sample by sample, in the layer's own scale."""
+        maps = [self.analysis.maps.get(x, ()) for x in (lack.old, lack.less)]
+        have = self.new.values(lack.less) if lack.now else self.old.values(lack.less)
+        for wanted, there in zip(self.old.values(lack.old), have, strict=True):
+            less = there if lack.now else compress(there, maps[1], self.gone)
+            yield (compress(wanted, maps[0], self.gone) - less) / lack.scale
+
+    def _lacks(self, layer: Layer) -> list[_Lack]:
+        """What the tensors that a layer's output ends in are missing: an Add's other operand, and what was bypassed."""
+        nodes, tensor = self.new.nodes, layer.y
+        scale: Array = np.ones(())
+        found: list[_Lack] = []
+        for _ in range(6):
+            readers = self.readers.get(tensor, [])
+            if len(readers) != 1 or tensor in self.outputs:
+                break
+            node = nodes[readers[0]]
+            rule = ops.rule_for(node.op_type, node.domain)
+            constants = [n for n in node.input[1:] if n]
+            if self.bypassed.get(node.output[0]) == tensor:
+                if self.old.can(tensor) and self.old.can(node.output[0]):
+                    found.append(_Lack(node.output[0], tensor, False, scale.astype(np.float32)))
+                tensor = node.output[0]
+            elif rule.step is not None and len(node.output) == 1 and all(self.new.is_constant(n) for n in constants):
+                attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+                step = rule.step(attrs, [self.new.constant(n).astype(np.float64) for n in constants])
+                step = np.where(np.abs(step) < 1e-2 * np.abs(step).max(initial=0.0), np.inf, step)
+                rank = len(self.analysis.observation.shapes[layer.y])
+                scale = scale * (step.reshape(-1, *[1] * (rank - 2)) if step.ndim else step)
+                tensor = node.output[0]
+            elif rule.adds and len(node.input) == 2:
+                other = node.input[1] if node.input[0] == tensor else node.input[0]
+                if not self.new.is_constant(other):
+                    if any(x.now for x in found) or not self._is_ready(layer, other, tensor):
+                        break
+                    found.append(_Lack(other, other, True, scale.astype(np.float32)))
+                    if not self.bypassed:
+                        break
+                tensor = node.output[0]
+            else:
+                break
+        return found
+
+    def _is_ready(self, layer: Layer, other: str, mine: str) -> bool:
+        """Can the other operand be had without this layer and layers that are still to be repaired?"""
+        shapes = self.analysis.observation.shapes
+        if other not in self.old.maker or shapes.get(other) != shapes.get(mine) or not self.old.can(other):
+            return False
+        return not self.pending & self.new.before(other, self.pending.__contains__)
+
+    # -- reading and writing the layer
+
+    def _bias(self, layer: Layer, w: Floats) -> Floats:
+        if not layer.b or layer.linear.b is None:  # what an Add behind the layer adds is no part of its output
+            return np.zeros((w.shape[0], w.shape[2]))
+        found = layer.linear.bias(self.new.constant(layer.b).astype(np.float64))
+        assert found is not None
+        return found
+
+    def _set_bias(self, layer: Layer, bias: Floats, dtype: np.dtype[np.generic]) -> None:
+        if layer.adder is None:
+            assert layer.linear.b is not None
+            self._set(layer.node, layer.key, layer.linear.b, layer.linear.stored_bias(bias), dtype)
+            return
+        node, i = layer.adder
+        old = self.new.constant(layer.b)
+        key = next(o for o in self.new.nodes[node].output if o)
+        self._set(node, key, i, old + bias.reshape(-1).astype(old.dtype), old.dtype)
+
+    def _set(self, node: int, key: str, i: int, value: Array, dtype: np.dtype[np.generic]) -> None:
+        tensor = self.new.nodes[node].input[i] if i < len(self.new.nodes[node].input) else ""
+        coded = self.new.encoded(tensor, value)
+        if coded is not None and len(self.readers[tensor]) == 1:
+            node, value = coded
+            key, i, dtype = self.new.nodes[node].output[0], 0, value.dtype
+        value = np.ascontiguousarray(value.astype(dtype))
+        if not np.isfinite(value).all():
+            raise BadInputError(f"The repair of '{key}' is not finite; use --recover bias or none.")
+        self.changes[key, i] = value
+        self.new.replace(node, {i: value})
+
+
+def _bias_for(moments: Moments, w: Floats) -> Floats:
+    return np.asarray(moments.mean_y - np.einsum("gk,gko->go", moments.mean_x, w))
+
+
+def _ridges(moments: Moments, w0: Floats, has_bias: bool) -> Iterator[tuple[float, Floats]]:
+    """Ridge regressions towards w0 [g, K, O]; the ridge is in units of the mean variance of the inputs."""
+    n = max(moments.count, 1)
+    if has_bias:
+        a, c = moments.covariance(), moments.cross_covariance()
+    else:
+        a, c = moments.xx / n, moments.xy / n
+    diagonal = np.einsum("gkk->gk", a)
+    mean = diagonal.mean(axis=1, keepdims=True)
+    plain = diagonal.copy()
+    for ridge in RIDGES:
+        damping = ridge * mean + 1e-12
+        np.einsum("gkk->gk", a)[:] = plain + damping  # in place: a layer's covariance may be large
+        yield ridge, np.asarray(np.linalg.solve(a, c + damping[:, :, None] * w0))

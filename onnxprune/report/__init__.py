@@ -1,0 +1,1 @@
+"""What was found, done and measured, for people and machines."""

@@ -1,0 +1,105 @@
+"""What a person should know before a pruned model is used: sentences, each with what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from onnxprune.analyse.samples import Samples
+from onnxprune.calibrate.calibration import Calibration
+from onnxprune.groups.analysis import Analysis
+from onnxprune.model.save import stored_bytes, tensors
+from onnxprune.model.tensors import is_external, read
+from onnxprune.repair.fits import Repair
+
+NO_DATA = "no inputs were given, so made-up ones were used; judge the result on your own data, or give some with --data FILE.npz"
+BROAD = 128  # whole numbers up to here and above are taken for unscaled ones
+FAR = 1.0  # divergence from which on a result is called far from the original
+SPARSE = 0.3  # share of zeros from which on filling them is worth a word
+SMALL = 1 << 28  # bytes of a model whose zeros are counted
+
+
+def warnings(
+    analysis: Analysis, pruned: onnx.ModelProto, calibration: Calibration | None, repair: Repair | None, quantized: bool
+) -> list[str]:
+    """repair: None where none was asked for. quantized: are the weights of the original codes?"""
+    found = list(_of_samples(calibration, repair)) if calibration is not None else []
+    if repair is not None:
+        if quantized and not repair.changed:
+            found.append("no layer could be fitted, as the weights are integer codes; prune before quantizing")
+        if repair.after is not None and not repair.after <= FAR:
+            found.append(
+                f"the result is far from the original (divergence {repair.after:.2g}); keep more, or fine-tune it"
+            )
+        if repair.changed:
+            before, after = _zeros(analysis.model.proto), _zeros(pruned)
+            if before > SPARSE and after < before / 2:
+                found.append(
+                    f"{before:.0%} of the weights were zero, {after:.0%} are now, as the repair fills them; sparsify after pruning, "
+                    "or use --recover bias"
+                )
+    before, after = analysis.model.size_bytes, stored_bytes(pruned)
+    if after > before:
+        found.append(f"the file grows from {before:,} to {after:,} bytes")
+    return found
+
+
+def _of_samples(calibration: Calibration, repair: Repair | None) -> Iterator[str]:
+    samples = calibration.samples
+    if calibration.made_up:
+        yield NO_DATA
+        return
+    if repair is not None and not any(samples.held):
+        yield "nothing could be held out of so few inputs: the divergence is that of the samples that were fitted; give more"
+    elif repair is not None and _are_alike(samples):
+        yield "the inputs are constant or all alike, so nothing is known of how others fare; give a few dozen different ones"
+    for name in _unscaled(samples):
+        yield f"'{name}' holds whole numbers of up to {BROAD} and more; if the model wants them scaled, scale them first"
+
+
+def _are_alike(samples: Samples) -> bool:
+    """Is every sample of the user's the same, or without any variation?"""
+    rows = [
+        np.asarray(a).reshape(a.shape[0] if a.ndim else 1, -1)
+        for f in samples.feeds[: samples.given]
+        for a in f.values()
+    ]
+    if all(r.size and bool((r == r[:, :1]).all()) for r in rows):
+        return True
+    first = samples.feeds[0]
+    return samples.count > 1 and all(
+        f[n].shape[1:] == first[n].shape[1:] and bool((f[n] == (first[n][:1] if first[n].ndim else first[n])).all())
+        for f in samples.feeds[: samples.given]
+        for n in first
+    )
+
+
+def _unscaled(samples: Samples) -> list[str]:
+    """Inputs of floats that look like bytes."""
+    given = samples.feeds[: samples.given]
+    return [
+        n
+        for n, a in given[0].items()
+        if a.dtype.kind == "f"
+        and a.ndim > 2
+        and all(bool((f[n] == np.rint(f[n])).all()) for f in given)
+        and max(float(f[n].max(initial=0)) for f in given) >= BROAD
+    ]
+
+
+def _zeros(model: onnx.ModelProto) -> float:
+    """Share of zeros among stored floats of two axes and more; sparse ones count what they leave out."""
+    zeros = total = 0
+    if stored_bytes(model) > SMALL:
+        return 0.0
+    for tensor in tensors(model.graph):
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1 and not is_external(tensor):
+            values = read(tensor, None)
+            zeros, total = zeros + int((values == 0).sum()), total + values.size
+    for sparse in model.graph.sparse_initializer:
+        size = int(np.prod(sparse.dims))
+        zeros, total = zeros + size - int(np.prod(sparse.values.dims)), total + size
+    return zeros / max(total, 1)
