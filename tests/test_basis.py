@@ -74,7 +74,7 @@ def attention(
 
 def studied(model: ModelProto | Path, data: Path | None = None, made_up: int = 64) -> tuple[Analysis, Calibration]:
     settings = completed(Options(data=data), Target("macs", 0.5))
-    analysis = analysis_of(load(model), settings)
+    analysis = analysis_of(load(model), settings.scope)
     samples = samples_for(analysis, settings, CostModel(analysis), data is not None, made_up)
     return analysis, calibrate(analysis, samples)
 
@@ -279,7 +279,7 @@ def test_weights_that_are_declared_as_inputs() -> None:
         model.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims))
     onnx.checker.check_model(onnxprune.prune(model, Budget("macs", 0.7), benchmark=False).model)
     settings = completed(Options(), Target("macs", 0.5))
-    assert whole(analysis_of(load(model), settings), settings, SILENT).blocks == 1
+    assert whole(analysis_of(load(model), settings.scope), settings, SILENT).blocks == 1
 
 
 @pytest.mark.parametrize("name", ["wq", "wk", "wv", "wo"])
@@ -512,5 +512,5 @@ def test_a_mixture_that_changes_the_outputs_is_left_out(monkeypatch: pytest.Monk
 
     settings = completed(Options(data=DATA), Target("macs", 0.5))
     monkeypatch.setattr(basis, "_principal", wrong)
-    subject = whole(analysis_of(load(VIT), settings), settings, SILENT)
+    subject = whole(analysis_of(load(VIT), settings.scope), settings, SILENT)
     assert subject.blocks == 14

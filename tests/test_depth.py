@@ -20,6 +20,7 @@ from onnx import ModelProto, TensorProto, helper
 import onnxprune
 from onnxprune import BadInputError, Budget, TargetNotReachableError, VerificationError
 from onnxprune.analyse.observe import analysis_of
+from onnxprune.analyse.scope import Scope
 from onnxprune.choose.allocate import allocate
 from onnxprune.choose.candidates import candidates, possible
 from onnxprune.choose.channels import calibrated
@@ -35,6 +36,7 @@ from onnxprune.cut.rewrite import rewrite
 from onnxprune.cut.tidy import tidy
 from onnxprune.groups.analysis import Analysis
 from onnxprune.model.load import load
+from onnxprune.model.loaded import Model
 from onnxprune.proof.prove import proved
 from tests.oracle import Array, deviation, net, session
 from tests.zoo import SHARED, files, load_graph
@@ -100,7 +102,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def analysed(model: ModelProto) -> Analysis:
-    return analysis_of(load(model), Options())
+    return analysis_of(load(model), Scope())
 
 
 def values(model: ModelProto, feeds: dict[str, Array], names: Sequence[str]) -> list[Array]:
@@ -142,7 +144,7 @@ def test_what_dies_with_a_bypass() -> None:
 def test_the_change_is_the_mean_square_over_the_variance(images: Path) -> None:
     model = residual(0.01)
     settings = completed(Options(data=images), Budget("macs", 0.5))
-    analysis = analysis_of(load(model), settings)
+    analysis = analysis_of(load(model), settings.scope)
     costs = CostModel(analysis)
     calibration = calibrated(analysis, settings, costs, Clock(lambda stage: None))
     assert calibration is not None
@@ -177,7 +179,7 @@ def test_a_bypassed_model_and_its_names() -> None:
         "y",
     ]
     assert left.graph.node[5].op_type == "Identity" and not {"a2", "b2"} & {t.name for t in left.graph.initializer}
-    tidied = tidy(left)
+    tidied = tidy(Model(left))
     assert "Identity" not in ops(tidied) and len(tidied.graph.node) == 12
     onnx.checker.check_model(tidied, full_check=True)
     x = {"x": np.random.default_rng(0).standard_normal((2, 3, 6, 6)).astype(np.float32)}
@@ -195,7 +197,7 @@ def test_outputs_keep_their_names() -> None:
     """A bypassed tensor that is an output stays one, also where an input or another output stands in for it."""
     model = net("g (float[N,4] x) => (float[N,4] y, float[N,4] z) <float[4,4] w> { y = MatMul(x, w)\n z = Relu(y) }")
     for bypasses in ([Bypass("z", "y")], [Bypass("y", "x")], [Bypass("y", "x"), Bypass("z", "y")], [Bypass("z", "x")]):
-        tidied = tidy(bypassed(model, bypasses))
+        tidied = tidy(Model(bypassed(model, bypasses)))
         onnx.checker.check_model(tidied, full_check=True)
         assert [o.name for o in tidied.graph.output] == ["y", "z"]
         session(tidied).run(None, {"x": np.ones((2, 4), np.float32)})
@@ -214,7 +216,7 @@ def test_inside_a_branch(bypass: Bypass, taken: bool) -> None:
 def test_a_branch_not_taken_is_no_candidate(tmp_path: Path) -> None:
     model = branching(False)
     settings = completed(Options(), Budget("macs", 0.5))
-    analysis = analysis_of(load(model), settings)
+    analysis = analysis_of(load(model), settings.scope)
     costs = CostModel(analysis)
     calibration = calibrated(analysis, settings, costs, Clock(lambda stage: None))
     assert calibration is not None
@@ -225,17 +227,17 @@ def test_a_branch_not_taken_is_no_candidate(tmp_path: Path) -> None:
 def prove(model: ModelProto, bypasses: Sequence[Bypass], ratio: float = 0.4) -> ModelProto:
     """Bypass, prune channels of what is left, tidy, and compare with the original by two references: the program's and this one."""
     original = load(model)
-    analysis = analysis_of(original, Options())
+    analysis = analysis_of(original, Scope())
     checked(analysis, bypasses)
     proto = bypassed(original.proto, bypasses)
-    left = analysis_of(replace(original, proto=proto), Options(), analysis.observation.feeds)
+    left = analysis_of(replace(original, proto=proto), Scope(), analysis.observation.feeds)
     nothing = np.zeros(left.solution.count, bool)
     for removed in (nothing, chosen_channels(left, ratio)):
-        cut = tidy(rewrite(left, removed))
-        verdict = proved(left, removed, cut, 0, original=original, bypasses=bypasses)
+        cut = tidy(Model(rewrite(left, removed)))
+        verdict = proved(left, removed, Model(cut), 0, original=original, bypasses=bypasses)
         onnx.checker.check_model(cut, full_check=True)
         assert verdict.error <= verdict.tolerance
-    plain = tidy(proto)
+    plain = tidy(Model(proto))
     for feeds in analysis.feeds:
         wanted = overridden(model, bypasses, feeds)
         if wanted is not None:
@@ -311,12 +313,12 @@ def test_random_bypasses_of_the_larger_zoo(name: str) -> None:
 
 def test_the_oracle_sees_a_wrong_bypass() -> None:
     original = load(residual())
-    analysis = analysis_of(original, Options())
+    analysis = analysis_of(original, Scope())
     told, done = [Bypass("s2", "s1")], [Bypass("s3", "s2")]
-    left = analysis_of(replace(original, proto=bypassed(original.proto, told)), Options(), analysis.observation.feeds)
+    left = analysis_of(replace(original, proto=bypassed(original.proto, told)), Scope(), analysis.observation.feeds)
     nothing = np.zeros(left.solution.count, bool)
     with pytest.raises(VerificationError, match="differs"):
-        proved(left, nothing, tidy(bypassed(original.proto, done)), 0, original=original, bypasses=told)
+        proved(left, nothing, Model(tidy(Model(bypassed(original.proto, done)))), 0, original=original, bypasses=told)
 
 
 def test_old_opsets_have_no_where() -> None:
@@ -379,7 +381,7 @@ def pipe(text: str) -> ModelProto:
 @pytest.mark.parametrize("op", IDLE)
 def test_idle_nodes_go(op: str) -> None:
     model = pipe(IDLE[op])
-    tidied = tidy(model)
+    tidied = tidy(Model(model))
     onnx.checker.check_model(tidied, full_check=True)
     assert ops(tidied) == (["Relu", "Neg"] if op != "Flatten" else ["Relu", "Flatten", "MatMul", "Reshape", "Neg"])
     same(model, tidied)
@@ -388,7 +390,7 @@ def test_idle_nodes_go(op: str) -> None:
 @pytest.mark.parametrize("op", BUSY)
 def test_busy_nodes_stay(op: str) -> None:
     model = pipe(BUSY[op])
-    assert ops(tidy(model)) == ops(model)
+    assert ops(tidy(Model(model))) == ops(model)
 
 
 def same(model: ModelProto, other: ModelProto) -> None:
@@ -400,9 +402,9 @@ def test_a_reshape_that_was_only_observed_to_do_nothing_stays() -> None:
     """[N, M] to [M, N] with N = M in every run is no proof."""
     text = """g (float[N,M] x) => (float[A,B] y) { a = Relu(x)\n s = Shape(a)\n i = Gather(s, turned)\n t = Reshape(a, i)\n y = Neg(t) }"""
     model = net(text, constants={"turned": np.array([1, 0])})
-    assert ops(tidy(model)) == ops(model)
+    assert ops(tidy(Model(model))) == ops(model)
     straight = net(text, constants={"turned": np.array([0, 1])})
-    same_shape = tidy(straight)
+    same_shape = tidy(Model(straight))
     x = {"x": np.ones((2, 5), np.float32)}
     assert np.array_equal(session(same_shape).run(None, x)[0], session(straight).run(None, x)[0])
 
@@ -420,7 +422,7 @@ def test_tidying_inside_branches() -> None:
         }""",
         constants={"c": np.array(True)},
     )
-    tidied = tidy(model)
+    tidied = tidy(Model(model))
     onnx.checker.check_model(tidied, full_check=True)
     assert ops(tidied) == ["Relu", "If", "Neg"]
     branch = {a.name: [n.op_type for n in a.g.node] for a in tidied.graph.node[1].attribute}
@@ -446,7 +448,7 @@ def test_the_layer_before_takes_over_what_was_linear(images: Path) -> None:
         }"""
     )
     settings = completed(Options(data=images), Budget("macs", 0.5))
-    analysis = analysis_of(load(model), settings)
+    analysis = analysis_of(load(model), settings.scope)
     clock = Clock(lambda stage: None)
     original = whole(analysis, settings, clock)
     subject = reduced(original, [Bypass("s1", "s0")], settings, clock)

@@ -17,6 +17,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 from onnxprune.errors import BadInputError
 from onnxprune.model.importer import export_model, import_graph, save_model
 from onnxprune.model.load import load
+from onnxprune.model.loaded import Model
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 ZOO = sorted((SHARED / "zoo").glob("*.onnx.z"))
@@ -550,7 +551,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     model = _everything()
     path = tmp_path / "out.onnx"
     path.write_text("old")
-    assert save_model(model, path) == [path]
+    assert save_model(Model(model), path) == [path]
     assert same_bytes(load(path).proto, model)
     assert os.listdir(tmp_path) == ["out.onnx"]
     assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
@@ -596,7 +597,7 @@ def test_external_data_is_written_anew(large: Path, tmp_path: Path) -> None:
     w = graph.nodes[0].inputs[1]
     w.values = w.values[:, ::-1].copy()
     out = tmp_path / "out.onnx"
-    written = save_model(export_model(graph, model.proto), out, folder=model.folder)
+    written = save_model(model.beside(export_model(graph, model.proto)), out)
     assert written == [out, tmp_path / "out.onnx.data"]
     assert sorted(os.listdir(tmp_path)) == ["in", "out.onnx", "out.onnx.data"]
     assert load(out).has_external_data
@@ -619,7 +620,7 @@ def test_external_data_of_the_original_is_never_overwritten(large: Path) -> None
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = "out.onnx.data"
-    written = save_model(model.proto, large.with_name("out.onnx"), folder=model.folder)
+    written = save_model(model, large.with_name("out.onnx"))
     assert written[1].name == "out.onnx.1.data"
     assert large.with_name("out.onnx.data").read_bytes() == before
 
@@ -627,7 +628,7 @@ def test_external_data_of_the_original_is_never_overwritten(large: Path) -> None
 def test_a_model_that_protobuf_cannot_hold_goes_apart(tmp_path: Path, large: Path) -> None:
     inline = onnx.load(large)
     out = tmp_path / "out.onnx"
-    assert len(save_model(inline, out, max_proto_bytes=10_000)) == 2
+    assert len(save_model(Model(inline), out, max_proto_bytes=10_000)) == 2
     for a, b in zip(_arrays(out), _arrays(large), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -636,7 +637,7 @@ def test_a_model_that_protobuf_cannot_hold_goes_apart(tmp_path: Path, large: Pat
 def test_places_that_cannot_be_written(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BadInputError, match="Cannot write"):
-        save_model(parser.parse_model(CONV), tmp_path / place)
+        save_model(Model(parser.parse_model(CONV)), tmp_path / place)
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -644,7 +645,7 @@ def test_only_plain_files_are_replaced(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with pytest.raises(BadInputError, match="no plain file"):
-        save_model(parser.parse_model(CONV), pipe)
+        save_model(Model(parser.parse_model(CONV)), pipe)
     assert pipe.is_fifo()
 
 
@@ -654,7 +655,7 @@ def test_a_failure_leaves_the_old_file(large: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     out.write_text("old")
     with pytest.raises(BadInputError, match="too short"):
-        save_model(model.proto, out, folder=model.folder)
+        save_model(model, out)
     assert out.read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == ["in", "out.onnx"]
 

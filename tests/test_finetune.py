@@ -23,6 +23,7 @@ from onnxprune.api.gradual import prune_during_training, ramp
 from onnxprune.cli import main
 from onnxprune.errors import UnsupportedModelError
 from onnxprune.model.load import load
+from onnxprune.model.loaded import Model
 from onnxprune.runtime import Session, find_feeds
 from onnxprune.training import check as checking
 from onnxprune.training.augment import Augmentation, augmented, space
@@ -240,7 +241,7 @@ def test_what_is_written_is_what_was_trained_and_nothing_else() -> None:
             parameter.mul_(2)
     doubled = network.export()
     x = {"x": np.ones((2, 4), np.float32)}
-    assert np.allclose(Session(doubled).run(x)[0], 2 * Session(proto).run(x)[0])
+    assert np.allclose(Session(Model(doubled)).run(x)[0], 2 * Session(Model(proto)).run(x)[0])
     for a, b in zip(proto.graph.node, doubled.graph.node, strict=True):
         assert (a.op_type, list(a.input), list(a.output)) == (b.op_type, list(b.input), list(b.output))
 
@@ -330,7 +331,7 @@ def top1(path: Path | onnx.ModelProto) -> float:
         labels = next(data[n] for n in data.files if n not in names)
         feeds = {n: data[n] for n in data.files if n in names}
     proto = onnx.load(path) if isinstance(path, Path) else path
-    return float((Session(proto, threads=1).run(feeds)[0].argmax(1) == labels).mean())
+    return float((Session(Model(proto), threads=1).run(feeds)[0].argmax(1) == labels).mean())
 
 
 def test_distillation_improves_a_pruned_net_and_repeats(pruned: Path, tmp_path: Path) -> None:
@@ -411,7 +412,7 @@ def test_labels_alone_and_from_scratch(pruned: Path, tmp_path: Path) -> None:
     with np.load(CALIBRATION) as data:
         names = [v.name for v in onnx.load(DIGITS).graph.input]
         inputs = {n: data[n] for n in names}
-    labels = Session(onnx.load(DIGITS), threads=1).run(inputs)[0].argmax(1)
+    labels = Session(Model(onnx.load(DIGITS)), threads=1).run(inputs)[0].argmax(1)
     np.save(tmp_path / "labels.npy", labels)
     with_labels = finetune(pruned, data=CALIBRATION, labels=tmp_path / "labels.npy", steps=20, threads=1)
     assert with_labels.trained.after <= with_labels.trained.before
@@ -600,7 +601,7 @@ TRAINING = DIGITS.with_name("digits_train.npz")
 
 def right(proto: onnx.ModelProto) -> float:
     with np.load(DIGITS.with_name("digits_test.npz")) as archive:
-        session = Session(proto)
+        session = Session(Model(proto))
         return float((session.run({"x": archive["x"]})[0].argmax(axis=1) == archive["labels"]).mean())
 
 

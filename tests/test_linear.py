@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import ops
 from onnxprune.calibrate.stepwise import Stepwise
+from onnxprune.model.loaded import Model
 from onnxprune.ops.layer import Layer
 from onnxprune.ops.layers import find_layers
 from onnxprune.ops.linear import Linear, LinearContext
@@ -261,7 +262,7 @@ def test_a_skipped_bias_is_no_bias() -> None:
 
 
 def layers(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> list[Layer]:
-    steps = Stepwise(model, [], None)
+    steps = Stepwise(Model(model), [])
     inferred = onnx.shape_inference.infer_shapes(model)
     for v in [*inferred.graph.value_info, *model.graph.input, *inferred.graph.output]:
         shapes.setdefault(v.name, tuple(d.dim_value for d in v.type.tensor_type.shape.dim))

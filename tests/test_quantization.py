@@ -19,9 +19,10 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from onnxprune import BadInputError, Budget, prune, runtime, sparsify, verify
 from onnxprune.analyse.observe import analysis_of
-from onnxprune.choose.options import Options
+from onnxprune.analyse.scope import Scope
 from onnxprune.cli import main
 from onnxprune.model.load import load
+from onnxprune.model.loaded import Model
 from onnxprune.ops.pointwise import encode
 from tests.oracle import Array, net, session
 
@@ -115,7 +116,7 @@ def test_a_bias_of_32_bit_codes_does_not_pin_its_layer() -> None:
             "bz": np.zeros(6, np.int32),
         },
     )
-    analysis = analysis_of(load(model), Options())
+    analysis = analysis_of(load(model), Scope())
     assert [g.units for g in analysis.groups if g.removable] == [6]
     result = prune(model, Budget("ratio", 0.5), round_to=1, **QUIET)
     shapes = {t.name: tuple(t.dims) for t in result.model.graph.initializer}
@@ -228,4 +229,4 @@ def test_what_the_quantizer_cannot_do_is_one_sentence() -> None:
     broken.CopyFrom(model)
     del broken.graph.node[:1]
     with pytest.raises(BadInputError, match="cannot quantize the broken model"):
-        runtime.quantize(broken, None, [], "the broken model")
+        runtime.quantize(Model(broken), [], "the broken model")

@@ -23,6 +23,7 @@ import onnxprune
 from onnxprune import BadInputError, Budget, VerificationError
 from onnxprune.analyse.feeds import merged, portions, samples_of
 from onnxprune.analyse.observe import analysis_of
+from onnxprune.analyse.scope import Scope
 from onnxprune.analyse.synthesize import synthesize
 from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.calibrate.calibration import Calibration
@@ -39,6 +40,7 @@ from onnxprune.cut.rewrite import rewrite
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
 from onnxprune.model.load import load
+from onnxprune.model.loaded import Model
 from onnxprune.model.patch import constants_at, with_constants
 from onnxprune.repair.least_squares import Repaired, compensate
 from onnxprune.runtime import graph_inputs
@@ -116,7 +118,7 @@ def test_moments_of_half_floats_do_not_overflow() -> None:
 
 def prepared(model: ModelProto, given: Sequence[Feeds], **options: Any) -> tuple[Analysis, Calibration]:
     settings = Options(**options)
-    analysis = analysis_of(load(model), settings)
+    analysis = analysis_of(load(model), settings.scope)
     samples = samples_of(list(given), graph_inputs(model))
     return analysis, calibrate(analysis, samples)
 
@@ -276,7 +278,7 @@ def test_of_two_equal_channels_one_goes_first_and_costs_nothing() -> None:
 
 def test_units_without_consumers_go_by_their_scores() -> None:
     model = net(TINY)
-    analysis = analysis_of(load(model), Options())
+    analysis = analysis_of(load(model), Scope())
     scores = np.zeros(analysis.solution.count)
     scores[classes_along(analysis, "h", 1)] = [3, 1, 5, 2, 6, 4]
     (order,) = ranked(analysis, scores).values()
@@ -450,8 +452,8 @@ def test_a_layer_does_without_what_the_others_say(name: str) -> None:
     worst = max(np.abs(w - f).max() for w, f in zip(wanted, run(repaired.model, fresh), strict=True))
     assert worst < 1e-3 * scale
     assert repaired.repair.changed and {f.layer for f in repaired.repair.fits}
-    assert judge(calibration, repaired.model, None) < judge(calibration, closed, None) + 1e-9
-    values = constants_at(repaired.model, repaired.repair.changed)
+    assert judge(calibration, Model(repaired.model)) < judge(calibration, Model(closed)) + 1e-9
+    values = constants_at(Model(repaired.model), repaired.repair.changed)
     assert list(values) == list(repaired.repair.changed)
     assert with_constants(cut, values).SerializeToString() == repaired.model.SerializeToString()
 
@@ -492,7 +494,7 @@ def test_a_layer_that_loses_outputs_too(bias: str) -> None:
     cut = rewrite(analysis, removed)
     closed = with_constants(cut, closed_form(analysis, calibration, removed))
     repaired = compensate(analysis, removed, cut, calibration)
-    damage = [judge(calibration, m, None) for m in (cut, closed, repaired.model)]
+    damage = [judge(calibration, Model(m)) for m in (cut, closed, repaired.model)]
     assert damage[1] < 0.9 * damage[0] and damage[2] < 0.9 * damage[0]
 
 
@@ -707,8 +709,10 @@ def test_weights_that_two_nodes_read_stay() -> None:
     calibration, cut, found = repaired_of(model, "h", [0, 3])
     assert set(found.repair.changed) == {("p", 2), ("q", 2)}
     assert all(f.ridge == np.inf for f in found.repair.fits if f.layer in ("p", "q"))
-    assert np.array_equal(constants_at(cut, [("p", 1)])["p", 1], constants_at(found.model, [("p", 1)])["p", 1])
-    assert judge(calibration, found.model, None) < judge(calibration, cut, None)
+    assert np.array_equal(
+        constants_at(Model(cut), [("p", 1)])["p", 1], constants_at(Model(found.model), [("p", 1)])["p", 1]
+    )
+    assert judge(calibration, Model(found.model)) < judge(calibration, Model(cut))
 
 
 def test_only_biases_are_fitted_on_request() -> None:
@@ -731,12 +735,12 @@ def test_a_fit_is_least_squares_on_the_samples_that_are_not_held_out() -> None:
     given = list(calibration.samples.feeds)
     kept = [0, 3, 4, 5]
     h, y = (np.concatenate(tensor_of(model, n, fitted_on(calibration))).astype(np.float64) for n in "hy")
-    w0 = constants_at(cut, [("y", 1)])["y", 1].astype(np.float64)
+    w0 = constants_at(Model(cut), [("y", 1)])["y", 1].astype(np.float64)
     assert fit.ridge is not None and np.isfinite(fit.ridge)
     moment = h[:, kept].T @ h[:, kept] / len(h)
     damping = fit.ridge * np.trace(moment) / 4 * np.eye(4)
     best = np.linalg.solve(moment + damping, h[:, kept].T @ y / len(h) + damping @ w0)  # no bias to move: no Add
-    assert np.allclose(constants_at(found.model, [("y", 1)])["y", 1], best, rtol=1e-4, atol=1e-5)
+    assert np.allclose(constants_at(Model(found.model), [("y", 1)])["y", 1], best, rtol=1e-4, atol=1e-5)
     held = [f for f, out in zip(given, calibration.samples.held, strict=True) if out]
     x, t = (np.concatenate(tensor_of(model, n, held)).astype(np.float64) for n in "hy")
     rate = np.square(t - x[:, kept] @ w0).mean(axis=0).sum() / t.var(axis=0).sum()
@@ -778,8 +782,8 @@ def test_half_floats_are_fitted() -> None:
         y = Gemm(h, v, vb)
     }""")
     calibration, cut, found = repaired_of(model, "h", [0, 3], batch=256)
-    assert judge(calibration, found.model, None) < 0.8 * judge(calibration, cut, None)
-    assert all(v.dtype == np.float16 for v in constants_at(found.model, found.repair.changed).values())
+    assert judge(calibration, Model(found.model)) < 0.8 * judge(calibration, Model(cut))
+    assert all(v.dtype == np.float16 for v in constants_at(Model(found.model), found.repair.changed).values())
 
 
 def test_a_fit_that_does_not_help_is_not_taken() -> None:
@@ -906,7 +910,7 @@ def test_the_report_says_what_was_fitted_and_on_what(pruned: tuple[onnxprune.Pru
 def test_without_recovery_weights_are_only_sliced() -> None:
     result = onnxprune.prune(DIGITS, Budget("macs", 0.5), data=DATA, recover="none", importance="l2", benchmark=False)
     assert result.plan.refit == [] and "repair" not in result.report.data
-    analysis = analysis_of(load(DIGITS), Options(data=DATA))
+    analysis = analysis_of(load(DIGITS), Scope(data=DATA))
     cut = rewrite(analysis, removed_by(result.plan, analysis))
     assert cut.SerializeToString() == result.model.SerializeToString()
     after = {t.name: numpy_helper.to_array(t) for t in result.model.graph.initializer}
@@ -1027,7 +1031,7 @@ def test_samples_of_both_branches_are_judged_by_what_the_model_says() -> None:
     assert all(
         np.allclose(a, b, atol=1e-5) for a, b in zip(run(model, list(calibration.samples.feeds)), found, strict=True)
     )
-    assert judge(calibration, model, None) < 1e-9
+    assert judge(calibration, Model(model)) < 1e-9
     assert not any(n.op_type == "If" for n in calibration.flat.graph.node) and calibration.passes == 2
     assert prepared(net(TINY), drawn(net(TINY), 2))[1].passes == 1
 

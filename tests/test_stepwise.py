@@ -22,6 +22,7 @@ from onnxprune.model.branches import captured, conditions, flatten, subgraphs
 from onnxprune.model.graph import name_of, view
 from onnxprune.model.importer import import_graph
 from onnxprune.model.load import load
+from onnxprune.model.loaded import Model
 from onnxprune.model.patch import constants_at, with_constants
 from tests.oracle import Array, dims, feeds, graphs, net, session
 
@@ -71,7 +72,7 @@ def test_flat_model_gives_the_same_outputs(c: bool, d: bool) -> None:
     model = net(NESTED, constants=CONSTANTS)
     before = model.SerializeToString()
     given = decided(c, d)
-    flat = flat_model(model, given, None)
+    flat = flat_model(Model(model), given)
     assert model.SerializeToString() == before
     assert not conditions(flat) and "If" not in {n.op_type for n in flat.graph.node}
     onnx.checker.check_model(flat)
@@ -85,7 +86,7 @@ def test_names_of_a_flat_model_are_the_keys_of_the_analysis(c: bool, d: bool) ->
     index = view(import_graph(load(model)), {"": 17})
     nodes = {n.key: n for n in index.graph.walk()}
     top = {t.name for t in model.graph.initializer}  # those that a branch reads first are listed under it
-    flat = flat_model(model, decided(c, d), None)
+    flat = flat_model(Model(model), decided(c, d))
     for node in flat.graph.node:
         known = nodes[node.output[0]]
         if known.op == "If":
@@ -124,7 +125,7 @@ def test_outputs_of_an_if_may_be_left_out() -> None:
     }""")
     for c in (True, False):
         given = {"x": decided(c, c)["x"], "c": np.array(c)}
-        flat = flat_model(model, given, None)
+        flat = flat_model(Model(model), given)
         assert np.array_equal(session(model).run(None, given)[0], session(flat).run(None, given)[0])
     holder = next(n for n in model.graph.node if n.op_type == "If")
     holder.output[0] = ""
@@ -201,13 +202,13 @@ def test_every_value_is_that_of_the_whole_model(memory: int) -> None:
     model = branched()
     given = samples(model)
     wanted = full(model, made(model), given)
-    steps = Stepwise(model, given, None, memory=memory)
+    steps = Stepwise(Model(model), given, memory=memory)
     for name, values in wanted.items():
         assert same(steps.values(name), values), name
         steps.release(name)
     for name, values in wanted.items():
-        assert same(Stepwise(model, given, None, memory=memory).values(name), values), name
-    steps = Stepwise(model, given, None, memory=memory)
+        assert same(Stepwise(Model(model), given, memory=memory).values(name), values), name
+    steps = Stepwise(Model(model), given, memory=memory)
     steps.advance([*wanted, "x"])
     for name in reversed(wanted):
         assert same(steps.values(name), wanted[name]), name
@@ -217,7 +218,7 @@ def test_every_value_is_that_of_the_whole_model(memory: int) -> None:
 def test_inputs_are_left_alone_and_each_node_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = branched()
     before = model.SerializeToString()
-    steps = Stepwise(model, samples(model), None)
+    steps = Stepwise(Model(model), samples(model))
     ran: list[str] = []
     run = Stepwise._run
 
@@ -235,7 +236,7 @@ def test_inputs_are_left_alone_and_each_node_runs_once(monkeypatch: pytest.Monke
 
 def test_values_go_to_disk_and_leave_it_again() -> None:
     model = branched()
-    steps = Stepwise(model, samples(model), None, memory=0)
+    steps = Stepwise(Model(model), samples(model), memory=0)
     steps.advance(["d"])
     assert steps._temporary is not None
     folder = Path(steps._temporary.name)
@@ -254,7 +255,7 @@ def test_values_go_to_disk_and_leave_it_again() -> None:
 def test_memory_is_counted_for_what_is_kept() -> None:
     model = branched()
     given = samples(model)
-    steps = Stepwise(model, given, None)
+    steps = Stepwise(Model(model), given)
     for name in made(model):
         steps.values(name)
         steps.release(name)
@@ -269,7 +270,7 @@ def test_memory_is_counted_for_what_is_kept() -> None:
 
 def test_what_was_dropped_is_not_there_any_more() -> None:
     model = branched()
-    steps = Stepwise(model, samples(model), None)
+    steps = Stepwise(Model(model), samples(model))
     steps.values("f")
     steps.release("f")
     with pytest.raises(BadInputError, match="'d' was needed after it had been dropped"):
@@ -289,7 +290,7 @@ def test_a_replaced_constant_is_what_later_nodes_see() -> None:
     given = samples(model)
     rng = np.random.default_rng(5)
     kernel, bias = rng.standard_normal((4, 4, 3, 3)).astype(np.float32), rng.standard_normal(4).astype(np.float32)
-    steps = Stepwise(model, given, None)
+    steps = Stepwise(Model(model), given)
     old = steps.values("d")
     steps.replace(4, {1: kernel, 2: bias})
     wanted = ModelProto()
@@ -309,7 +310,7 @@ def test_a_replaced_constant_is_what_later_nodes_see() -> None:
 def test_the_last_replacement_counts() -> None:
     model = branched()
     given = samples(model)
-    steps = Stepwise(model, given, None)
+    steps = Stepwise(Model(model), given)
     for factor in (5, 2):
         steps.replace(0, {1: factor * steps.constant("a")})
         assert np.array_equal(steps.constant(steps.nodes[0].input[1]), factor * steps.constant("a"))
@@ -322,7 +323,7 @@ def test_the_last_replacement_counts() -> None:
 
 def test_a_node_that_ran_keeps_its_constants() -> None:
     model = branched()
-    steps = Stepwise(model, samples(model), None)
+    steps = Stepwise(Model(model), samples(model))
     steps.values("c")
     with pytest.raises(BadInputError, match="Conv '' ran already"):
         steps.replace(0, {1: steps.constant("a")})
@@ -349,7 +350,7 @@ def test_constants_and_what_they_are_made_of() -> None:
         constants={"scale": np.array(0.5, np.float32), "zero": np.array(3, np.int8)},
     )
     stored = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    steps = Stepwise(model, [], None)
+    steps = Stepwise(Model(model), [])
     fixed = {"w", "q", "scale", "zero", "noisy", "wt", "wi", "k", "t", "dq", "di"}
     names = fixed | set(made(model)) | {"x"}
     assert {n for n in names if steps.is_constant(n)} == fixed
@@ -372,7 +373,7 @@ def test_sparse_constants() -> None:
     del model.graph.initializer[:]
     model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, where, [4, 6]))
     given = [feeds(model, 0)]
-    steps = Stepwise(model, given, None)
+    steps = Stepwise(Model(model), given)
     assert steps.is_constant("w") and np.array_equal(steps.constant("v"), dense)
     assert same(steps.values("y"), [given[0]["x"] @ dense])
 
@@ -392,7 +393,7 @@ def test_sequences_between_the_parts() -> None:
     )
     given = [feeds(model, seed) for seed in range(2)]
     for memory in (1 << 30, 0):
-        steps = Stepwise(model, given, None, memory=memory)
+        steps = Stepwise(Model(model), given, memory=memory)
         assert same(steps.values("m"), full(model, ["m"], given)["m"])
         assert same(steps.values("y"), full(model, ["y"], given)["y"])
 
@@ -524,7 +525,7 @@ def test_where_patched_constants_are_kept() -> None:
 def test_what_was_written_is_read_back() -> None:
     changes = {p: new_value(p) for p in PLACES}
     changed = with_constants(patched(), changes)
-    found = constants_at(changed, [*PLACES, ("a", 0), ("nobody", 1), ("h", 7)])
+    found = constants_at(Model(changed), [*PLACES, ("a", 0), ("nobody", 1), ("h", 7)])
     assert list(found) == PLACES
     assert all(np.array_equal(found[p], changes[p]) for p in PLACES)
     again = with_constants(patched(), found)

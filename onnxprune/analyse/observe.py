@@ -7,43 +7,43 @@ from fnmatch import fnmatchcase
 
 from onnxprune import runtime
 from onnxprune.analyse import feeds as feeding
+from onnxprune.analyse.scope import Scope
 from onnxprune.analyse.walk import analyse
-from onnxprune.choose.options import Options
 from onnxprune.errors import BadInputError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.observation import Feeds, Observation
 from onnxprune.model.loaded import LoadedModel
 
 
-def analysis_of(loaded: LoadedModel, settings: Options, feeds: tuple[Feeds, Feeds] | None = None) -> Analysis:
+def analysis_of(loaded: LoadedModel, scope: Scope, feeds: tuple[Feeds, Feeds] | None = None) -> Analysis:
     """`feeds`: what to observe a part of a model with that has been observed as a whole."""
     if feeds is None:
-        _globs(loaded, settings)
+        _globs(loaded, scope)
 
     def observed(wanted: set[str], typed: set[str]) -> Observation:
         probe = runtime.Probe(loaded, wanted, typed)
-        return probe.observation(feeds or feeds_of(loaded, settings, probe))
+        return probe.observation(feeds or feeds_of(loaded, scope, probe))
 
     return analyse(
         loaded,
         observed,
-        settings.include_inexact,
-        exclude=_matcher(settings.exclude),
-        include=_matcher(settings.include),
+        scope.include_inexact,
+        exclude=_matcher(scope.exclude),
+        include=_matcher(scope.include),
     )
 
 
 def feeds_of(
-    loaded: LoadedModel, settings: Options, session: runtime.Session | runtime.Probe | None = None
+    loaded: LoadedModel, scope: Scope, session: runtime.Session | runtime.Probe | None = None
 ) -> tuple[Feeds, Feeds]:
     """Two inputs to observe: the user's first samples, completed by random ones that differ in the dynamic dimensions."""
-    if settings.data is None:
-        return runtime.find_feeds(loaded, settings.input_shapes, settings.seed, session)
+    if scope.data is None:
+        return runtime.find_feeds(loaded, scope.input_shapes, scope.seed, session)
     inputs = runtime.graph_inputs(loaded.proto)
-    feeds = feeding.load_data(settings.data, inputs)
+    feeds = feeding.load_data(scope.data, inputs)
     first = feeding.take(feeds[0], inputs, 2)
     second = feeding.take(feeds[0], inputs, 3)
-    session = session or runtime.Session(loaded.proto, runtime.folder_of(loaded))
+    session = session or runtime.Session(loaded)
     try:
         session.run(first)
     except BadInputError:  # a first axis need not be the batch: take the feed as it is
@@ -51,7 +51,7 @@ def feeds_of(
         session.run(first)
     try:
         shapes = {k: v.shape for k, v in first.items()}
-        return first, runtime.vary(session, loaded.proto, shapes, settings.seed) or second
+        return first, runtime.vary(session, loaded.proto, shapes, scope.seed) or second
     except BadInputError:
         return first, second
 
@@ -62,14 +62,14 @@ def _matcher(globs: Sequence[str]) -> Callable[[str], bool] | None:
     return lambda name: any(fnmatchcase(name, g) for g in globs)
 
 
-def _globs(loaded: LoadedModel, settings: Options) -> None:
+def _globs(loaded: LoadedModel, scope: Scope) -> None:
     """A pattern that names nothing is a typing error."""
     graph = loaded.proto.graph
     names = {n.name for n in graph.node} | {t.name for t in graph.initializer}
     names |= {x for n in graph.node for x in (*n.input, *n.output)}
     names |= {x.name for n in graph.node for a in n.attribute for x in a.g.node}
     names |= {y for n in graph.node for a in n.attribute for x in a.g.node for y in (*x.input, *x.output)}
-    for option, globs in (("--include", settings.include), ("--exclude", settings.exclude)):
+    for option, globs in (("--include", scope.include), ("--exclude", scope.exclude)):
         for glob in globs:
             if not any(fnmatchcase(name, glob) for name in names):
                 raise BadInputError(

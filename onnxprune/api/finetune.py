@@ -31,7 +31,7 @@ from onnxprune.model.files import check_outputs
 from onnxprune.model.load import load
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.model.save import save_model
-from onnxprune.runtime import Session, folder_of
+from onnxprune.runtime import Session
 from onnxprune.training import losses, torch
 from onnxprune.training.augment import NONE, Augmentation, augmented
 from onnxprune.training.check import check
@@ -102,7 +102,7 @@ class FinetuneResult:
         """Write the model atomically, with external data if the pruned file had it."""
         source = self.source
         spared = source.data_files | self.spared
-        save_model(self.model, Path(path), folder=source.folder, apart=source.has_external_data, spared=spared)
+        save_model(source.beside(self.model), Path(path), apart=source.has_external_data, spared=spared)
 
     def lines(self) -> list[tuple[str, str]]:
         """What a person should know, as (heading, text)."""
@@ -197,7 +197,7 @@ class _Run:
         self.inputs = runtime.graph_inputs(student.proto)
         self.names = [v.name for v in self.inputs]
         progress("check")
-        session = Session(student.proto, folder_of(student), optimized=True, threads=self.threads)
+        session = Session(student, optimized=True, threads=self.threads)
         self.pool: Pool = pool(feeds, self.inputs, session.accepts)
         if len(self.pool.units) < 2:
             raise BadInputError(
@@ -291,7 +291,7 @@ class _Run:
         mixed = set(self.plan.mixed) if self.plan else set()
         keys = [k for k in candidates(self.network, teacher.proto) if k not in mixed] if self.settings.features else []
         proto = with_outputs(teacher.proto, keys)
-        session = Session(proto, folder_of(teacher), optimized=True, threads=self.threads, what="the teacher")
+        session = Session(teacher.beside(proto), optimized=True, threads=self.threads, what="the teacher")
         session.run(feeds, [o.name for o in teacher.proto.graph.output])
         return session
 
@@ -367,7 +367,7 @@ class _Run:
 
     def _judge(self) -> float:
         """The held-out loss of the network as it is, in ONNX Runtime; a score of the user's counts negative."""
-        session = Session(self.network.export(), folder_of(self.student), optimized=True, threads=self.threads)
+        session = Session(self.student.beside(self.network.export()), optimized=True, threads=self.threads)
         found = [session.run(self._fed(j)) for j in self.judged]
         if self.score is not None:
             score = _scored(self.score, session.outputs, found, self.judged)

@@ -58,9 +58,8 @@ class GradualResult:
         """Write the model atomically, with external data if the original had it."""
         source = self.source
         save_model(
-            self.model,
+            self.last.source.beside(self.model),
             Path(path),
-            folder=self.last.source.folder,
             apart=source.has_external_data,
             spared=source.data_files,
         )
@@ -111,7 +110,7 @@ def prune_during_training(
         result = _rounds(
             start, loaded, budget, data, rounds, steps, minutes, progress, training or {}, options, Path(folder)
         )
-        if (whole := embedded(result.model, result.last.source.folder)) is not None:
+        if (whole := embedded(result.last.source.beside(result.model))) is not None:
             result = replace(result, model=whole)  # the files that it refers to go with the folder
         if output is not None:
             result.save(output)

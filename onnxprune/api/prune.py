@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from statistics import median
@@ -14,6 +13,7 @@ import onnx
 
 from onnxprune import runtime
 from onnxprune.analyse.observe import analysis_of, feeds_of
+from onnxprune.analyse.scope import Scope
 from onnxprune.api.quantize import quantize
 from onnxprune.choose.budget import Budget
 from onnxprune.choose.channels import decider, repaired
@@ -59,9 +59,7 @@ class PruneResult:
     def save(self, path: str | PathLike[str]) -> None:
         """Write the model atomically (with external data, if the original had it or it is too large)."""
         source = self.source
-        save_model(
-            self.model, Path(path), folder=source.folder, apart=source.has_external_data, spared=source.data_files
-        )
+        save_model(source.beside(self.model), Path(path), apart=source.has_external_data, spared=source.data_files)
 
 
 def prune(
@@ -99,7 +97,7 @@ def prune(
     if replay is not None:
         settings = replayed(settings, replay)
     settings = completed(settings, budget)
-    analysis = analysis_of(loaded, settings)
+    analysis = analysis_of(loaded, settings.scope)
     original = whole(analysis, settings, clock, is_drop(budget) or (replay is not None and replay.has_limit))
     clock("score")
     if replay is not None:
@@ -120,15 +118,22 @@ def prune(
     clock("verify")
     found = None
     if settings.check:
-        found = proved(subject.bare, removed, finish(bare), settings.seed, original=loaded, bypasses=subject.bypasses)
+        found = proved(
+            subject.bare,
+            removed,
+            loaded.beside(finish(bare)),
+            settings.seed,
+            original=loaded,
+            bypasses=subject.bypasses,
+        )
     clock("compensate")
     pruned, repair = rewrite(subject.analysis, removed) if subject.changed else bare, None
     if calibration is not None and settings.recover != "none":
         calibration = replace(calibration, moments={})  # decided: their memory is needed for the fits
         pruned, repair = repaired(subject.analysis, removed, pruned, calibration, settings, clock, subject.bypasses)
     pruned, refit = _rebased(bare, pruned, subject, repair, finish)
-    check_well_formed(loaded.proto, pruned, runtime.folder_of(loaded))
-    digest = digest_of(constants_at(pruned, refit, runtime.folder_of(loaded)))
+    check_well_formed(loaded, loaded.beside(pruned))
+    digest = digest_of(constants_at(loaded.beside(pruned), refit))
     variants: tuple[Variant, ...] = ()
     if settings.then_quantize is not None:
         assert calibration is not None
@@ -189,7 +194,7 @@ def prune(
 
 def inspect(model: Source, **options: Any) -> dict[str, Any]:
     """Groups, units, members, MACs and parameters that each group carries, and every pin with its reason and remedy."""
-    analysis = analysis_of(load(model), options_of(options))
+    analysis = analysis_of(load(model), options_of(options).scope)
     return inspection(analysis, CostModel(analysis))
 
 
@@ -205,17 +210,15 @@ def verify(
             "verify what the same command writes without --then-quantize."
         )
     settings = replayed(options_of({"data": data, "seed": seed}), made)
-    analysis = analysis_of(loaded, settings)
+    analysis = analysis_of(loaded, settings.scope)
     choice = _repeated(uncalibrated(analysis), made, "the plan", settings, Clock(silent))
     subject, removed, refit = choice.subject, choice.removed, made.refit
     bypasses = subject.bypasses
     if not refit:
-        return proved(subject.bare, removed, other.proto, seed, other, loaded, bypasses)
+        return proved(subject.bare, removed, other, seed, loaded, bypasses)
     cut, finish = rewrite(subject.bare, removed), _finish(settings, loaded)
-    check_refit(
-        cut, other.proto, refit, made.refit_sha256, (runtime.folder_of(loaded), runtime.folder_of(other)), finish
-    )
-    return proved(subject.bare, removed, finish(cut), seed, None, loaded, bypasses)
+    check_refit(loaded.beside(cut), other, refit, made.refit_sha256, finish)
+    return proved(subject.bare, removed, loaded.beside(finish(cut)), seed, loaded, bypasses)
 
 
 # ---------------------------------------------------------------- the steps, once each
@@ -242,7 +245,7 @@ def _finish(settings: Options, loaded: LoadedModel) -> Callable[[onnx.ModelProto
     """What is done last: where layers may go, what has no purpose goes with them."""
     if settings.depth == "off":
         return lambda model: model
-    return partial(tidy, folder=runtime.folder_of(loaded))
+    return lambda model: tidy(loaded.beside(model))
 
 
 def _rebased(
@@ -256,7 +259,7 @@ def _rebased(
     refit = repair.changed if repair else ()
     if subject.changed:
         places = dict.fromkeys((*subject.changed, *refit))
-        values = constants_at(pruned, places, runtime.folder_of(subject.bare.model))
+        values = constants_at(subject.bare.model.beside(pruned), places)
         pruned, refit = with_constants(bare, values), tuple(p for p in places if p in values)
     pruned = finish(pruned)
     left = inputs_at(pruned, refit)
@@ -289,10 +292,9 @@ def bench(
 ) -> list[dict[str, Any]]:
     """Latency of several models on the same inputs, in turn; `speedup` is against the first."""
     loaded = [load(m) for m in models]
-    feeds = feeds_of(loaded[0], Options(input_shapes=shapes, data=data))[0]
+    feeds = feeds_of(loaded[0], Scope(input_shapes=shapes, data=data))[0]
     sessions = [
-        runtime.Session(m.proto, runtime.folder_of(m), optimized=True, threads=threads, what=str(p))
-        for m, p in zip(loaded, models, strict=True)
+        runtime.Session(m, optimized=True, threads=threads, what=str(p)) for m, p in zip(loaded, models, strict=True)
     ]
     times = runtime.latency(sessions, feeds, repeats=max(3, runs), seconds=120)
     first = median(times[0])

@@ -5,7 +5,6 @@ Which one serves is a question of size, speed and what is lost, so all four are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from statistics import median
 
 import onnx
@@ -18,6 +17,7 @@ from onnxprune.choose.options import Options
 from onnxprune.choose.sensitivity import judge
 from onnxprune.errors import BadInputError
 from onnxprune.groups.analysis import Analysis
+from onnxprune.model.loaded import Model
 from onnxprune.model.save import stored_bytes
 from onnxprune.report.variant import Variant
 
@@ -26,51 +26,45 @@ def quantize(
     analysis: Analysis, pruned: onnx.ModelProto, calibration: Calibration, settings: Options
 ) -> tuple[onnx.ModelProto, tuple[Variant, ...]]:
     """The pruned model quantized, and what each of the four is worth."""
-    folder = runtime.folder_of(analysis.model)
     samples = calibration.samples
     fitted = [f for f, out in zip(samples.feeds[: samples.given], samples.held, strict=False) if not out]
-    original = analysis.model.proto
-    small = runtime.quantize(pruned, folder, fitted, "the pruned model")
+    original, cut = analysis.model, analysis.model.beside(pruned)
+    small = runtime.quantize(cut, fitted, "the pruned model")
     models = {
         "original": original,
-        "pruned": pruned,
-        "quantized": runtime.quantize(original, folder, fitted, "the original"),
-        "pruned and quantized": small,
+        "pruned": cut,
+        "quantized": Model(runtime.quantize(original, fitted, "the original")),
+        "pruned and quantized": Model(small),
     }
-    folders = [folder, folder, None, None]
-    return small, _measured(analysis, calibration, settings, models, folders)
+    return small, _measured(analysis, calibration, settings, models)
 
 
 def _measured(
     analysis: Analysis,
     calibration: Calibration,
     settings: Options,
-    models: dict[str, onnx.ModelProto],
-    folders: Sequence[str | None],
+    models: dict[str, Model],
 ) -> tuple[Variant, ...]:
-    sessions = [
-        runtime.Session(m, f, optimized=True, threads=1, what=f"the {name} model")
-        for (name, m), f in zip(models.items(), folders, strict=True)
-    ]
+    sessions = [runtime.Session(m, optimized=True, threads=1, what=f"the {name} model") for name, m in models.items()]
     times = runtime.latency(sessions, analysis.feeds[0])
     chosen = calibration.samples.own_held
     metric = metric_of(settings.metric, calibration, chosen)
-    sizes = [analysis.model.size_bytes, *(stored_bytes(m) for m in list(models.values())[1:])]
+    sizes = [analysis.model.size_bytes, *(stored_bytes(m.proto) for m in list(models.values())[1:])]
     return tuple(
         Variant(
             name,
             size,
             median(ms),
-            judge(calibration, model, folder, divergence),
-            _top1(calibration, model, folder),
-            judge(calibration, model, folder, metric, chosen),
+            judge(calibration, model, divergence),
+            _top1(calibration, model),
+            judge(calibration, model, metric, chosen),
         )
-        for (name, model), folder, size, ms in zip(models.items(), folders, sizes, times, strict=True)
+        for (name, model), size, ms in zip(models.items(), sizes, times, strict=True)
     )
 
 
-def _top1(calibration: Calibration, model: onnx.ModelProto, folder: str | None) -> float | None:
+def _top1(calibration: Calibration, model: Model) -> float | None:
     try:
-        return judge(calibration, model, folder, disagreement)
+        return judge(calibration, model, disagreement)
     except BadInputError:
         return None

@@ -67,9 +67,7 @@ class SparsifyResult:
     def save(self, path: str | PathLike[str]) -> None:
         """Write the model atomically (with external data, if the original had it or it is too large)."""
         source = self.source
-        save_model(
-            self.model, Path(path), folder=source.folder, apart=source.has_external_data, spared=source.data_files
-        )
+        save_model(source.beside(self.model), Path(path), apart=source.has_external_data, spared=source.data_files)
 
 
 def sparsify(
@@ -106,7 +104,7 @@ def sparsify(
     loaded = load(model)
     check_outputs(files, loaded.data_files)
     clock("analyse")
-    analysis = analysis_of(loaded, settings)
+    analysis = analysis_of(loaded, settings.scope)
     weights, left = _select(analysis, target, settings)
     clock("calibrate")
     samples = samples_for(
@@ -207,13 +205,13 @@ def _without_dead(
 ) -> tuple[onnx.ModelProto, Removed | None]:
     """The sparse model without the units that nobody misses, proved twice: against its masked self and against itself."""
     model = replace(loaded, proto=made, path=None)
-    analysis = analysis_of(model, replace(settings, include=(), exclude=()))
+    analysis = analysis_of(model, replace(settings.scope, include=(), exclude=()))
     gone = dead_units(analysis)
     costs = CostModel(analysis)
     if not gone.any():
         return made, Removed(make_plan(analysis, gone, {}, {}, __version__), None, 0.0)
     cut = rewrite(analysis, gone)
-    verdict = proved(analysis, gone, cut, settings.seed)
+    verdict = proved(analysis, gone, analysis.model.beside(cut), settings.seed)
     apart = _apart(analysis, made, cut, settings.seed)
     after = {"macs": [costs.macs(), costs.macs(gone)], "params": [costs.params(), costs.params(gone)]}
     return cut, Removed(make_plan(analysis, gone, after, {}, __version__), verdict, apart)
@@ -221,8 +219,7 @@ def _without_dead(
 
 def _apart(analysis: Analysis, made: onnx.ModelProto, cut: onnx.ModelProto, seed: int) -> float:
     """The largest difference between the outputs of both; raises where it is more than float noise."""
-    folder = runtime.folder_of(analysis.model)
-    both = [runtime.Session(p, folder, what="the sparse model") for p in (made, cut)]
+    both = [runtime.Session(analysis.model.beside(p), what="the sparse model") for p in (made, cut)]
     pairs = [analysis.feeds, *(runtime.rescaled(analysis.feeds, seed, scale) for scale in SCALES)]
     apart = max(error(both[0].run(feeds), both[1].run(feeds)) for pair in pairs for feeds in pair)
     if not apart <= tolerance_of(made, 0.0):
@@ -236,14 +233,14 @@ class _Loads:
     """Does ONNX Runtime load a model, and does it compute what the dense one does?"""
 
     def __init__(self, analysis: Analysis, dense: onnx.ModelProto) -> None:
-        self.folder = runtime.folder_of(analysis.model)
+        self.original = analysis.model
         self.feeds = analysis.feeds[0]
         self.dense = dense
 
     def __call__(self, proto: onnx.ModelProto) -> bool:
         try:
-            wanted = runtime.Session(self.dense, self.folder, optimized=True).run(self.feeds)
-            found = runtime.Session(proto, self.folder, optimized=True).run(self.feeds)
+            wanted = runtime.Session(self.original.beside(self.dense), optimized=True).run(self.feeds)
+            found = runtime.Session(self.original.beside(proto), optimized=True).run(self.feeds)
         except BadInputError:
             return False
         return all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(wanted, found, strict=True))
@@ -257,11 +254,10 @@ def _difference(
 ) -> dict[str, Any]:
     """How far the outputs are from the original's, on samples that no weight was fitted to where there are such."""
     check_interface(loaded.proto, final)
-    folder = runtime.folder_of(loaded)
-    check_well_formed(loaded.proto, final, folder)
+    check_well_formed(loaded, loaded.beside(final))
     held = [k for k in range(samples.given) if samples.held[k]] if calibration is not None else []
     chosen = held or list(range(samples.given))
-    sessions = [runtime.Session(p, folder, optimized=True, what="the model") for p in (loaded.proto, final)]
+    sessions = [runtime.Session(loaded.beside(p), optimized=True, what="the model") for p in (loaded.proto, final)]
     wanted, found = ([s.run(samples.feeds[k]) for k in chosen] for s in sessions)
     return {
         "error": max(error(a, b) for a, b in zip(wanted, found, strict=True)),

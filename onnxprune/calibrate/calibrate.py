@@ -22,9 +22,10 @@ from onnxprune.calibrate.stepwise import Stepwise, flat_model
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.observation import Array
 from onnxprune.model.branches import conditions, show_shapes
+from onnxprune.model.loaded import Model
 from onnxprune.ops.layer import Layer
 from onnxprune.ops.layers import find_layers
-from onnxprune.runtime import Session, folder_of
+from onnxprune.runtime import Session
 
 CAP = 5000
 
@@ -38,9 +39,8 @@ def calibrate(
 ) -> Calibration:
     """The original's outputs on all samples and its layers' moments on those that are not held out."""
     model = analysis.model
-    folder = folder_of(model)
-    flat = flat_model(model.proto, samples.feeds[0], folder)
-    steps = Stepwise(flat, [], folder)
+    flat = flat_model(model, samples.feeds[0])
+    steps = Stepwise(model.beside(flat), [])
     shapes = dict(analysis.observation.shapes)
 
     def shape(key: str) -> tuple[int, ...] | None:
@@ -52,10 +52,10 @@ def calibrate(
     layers = [x for x in found if not steps.is_constant(x.x)]
     weights = {x.key: x.linear.matrix(steps.constant(x.w).astype(np.float32)) for x in layers}
     inputs = list(dict.fromkeys(x.x for x in layers))
-    session, shown = _tapped(flat, inputs, layers, folder)
+    session, shown = _tapped(model.beside(flat), inputs, layers)
     names = [o.name for o in flat.graph.output]
     # other samples may take other branches than the first: what they should give, the whole model says
-    whole = Session(model.proto, folder, optimized=True) if conditions(model.proto) else None
+    whole = Session(model, optimized=True) if conditions(model.proto) else None
     moments: dict[tuple[object, ...], Moments] = {}
     owner: dict[str, tuple[object, ...]] = {}
     outputs: list[list[Array]] = []
@@ -88,15 +88,13 @@ def calibrate(
     return Calibration(flat, samples, layers, by_layer, weights, outputs, passes, tuple(taps), made_up, steps.constant)
 
 
-def _tapped(
-    flat: onnx.ModelProto, inputs: list[str], layers: list[Layer], folder: str | None
-) -> tuple[Session, list[str]]:
+def _tapped(flat: Model, inputs: list[str], layers: list[Layer]) -> tuple[Session, list[str]]:
     """The model with the layers' inputs and the shapes of their outputs as outputs; the names of these."""
     proto = onnx.ModelProto()
-    proto.CopyFrom(flat)
+    proto.CopyFrom(flat.proto)
     have = {o.name for o in proto.graph.output} | {i.name for i in proto.graph.input}
     for name in inputs:
         if name not in have:
             proto.graph.output.append(helper.make_empty_tensor_value_info(name))
     shapes = show_shapes(proto.graph, [x.y for x in layers])
-    return Session(proto, folder, optimized=True, what="the model with its layers' inputs as outputs"), shapes
+    return Session(flat.beside(proto), optimized=True, what="the model with its layers' inputs as outputs"), shapes

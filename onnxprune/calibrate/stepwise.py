@@ -3,7 +3,7 @@
 A repair needs the inputs of every layer as the layers before it, already repaired, make them. Running the whole model
 for each layer would cost a square; `Stepwise` runs every node once:
 
-    steps = Stepwise(flat, samples, folder)
+    steps = Stepwise(model.beside(flat), samples)
     x = steps.values("/conv1/Conv_output_0")     # one array per sample; runs what is needed for it and no more
     steps.replace(node, {1: new_weight})         # before the node has run
 
@@ -26,6 +26,7 @@ from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds
 from onnxprune.model.branches import captured, conditions, flatten, shell, subgraphs
 from onnxprune.model.constants import tensor_in
+from onnxprune.model.loaded import Model
 from onnxprune.model.tensors import StoredSparseValues
 from onnxprune.ops import rule_for
 from onnxprune.runtime import Session
@@ -33,8 +34,9 @@ from onnxprune.runtime import Session
 MEMORY = 1 << 28
 
 
-def flat_model(proto: ModelProto, sample: Feeds, folder: str | None) -> ModelProto:
+def flat_model(model: Model, sample: Feeds) -> ModelProto:
     """The model with the branches that this sample takes in place of its Ifs."""
+    proto = model.proto
     for _ in range(8):
         known = {t.name for t in proto.graph.initializer} | {v.name for v in proto.graph.input}
         known |= {o for n in proto.graph.node for o in n.output}
@@ -47,7 +49,7 @@ def flat_model(proto: ModelProto, sample: Feeds, folder: str | None) -> ModelPro
         for k, name in enumerate(asked):  # an Identity, as an initializer or input cannot be an output of some versions
             probe.graph.node.append(helper.make_node("Identity", [name], [f"onnxprune_condition_{k}"]))
             probe.graph.output.append(helper.make_empty_tensor_value_info(f"onnxprune_condition_{k}"))
-        values = Session(probe, folder).run(sample)
+        values = Session(model.beside(probe)).run(sample)
         proto = flatten(proto, {n: bool(np.asarray(v).all()) for n, v in zip(asked, values, strict=True)})
     return proto
 
@@ -61,16 +63,16 @@ def read_by(node: NodeProto) -> set[str]:
 
 
 class Stepwise:
-    """See the module. `proto` must be flat where it matters (`flat_model`); it is left alone."""
+    """See the module. `model` must be flat where it matters (`flat_model`); it is left alone."""
 
-    def __init__(self, proto: ModelProto, samples: list[Feeds], folder: str | None, memory: int = MEMORY) -> None:
-        self.folder = folder
+    def __init__(self, model: Model, samples: list[Feeds], memory: int = MEMORY) -> None:
+        proto, self.folder = model.proto, model.folder
         self.memory = memory
         self._shell = shell(proto)
         self.nodes = [_copy(n) for n in proto.graph.node]
         self.initializers = {t.name: t for t in proto.graph.initializer}
         for sparse in proto.graph.sparse_initializer:
-            name, stored = sparse.values.name, StoredSparseValues(sparse, Path(folder) if folder else None)
+            name, stored = sparse.values.name, StoredSparseValues(sparse, model.folder)
             self.initializers[name] = numpy_helper.from_array(stored.load(), name)
         self.reads = [read_by(n) for n in self.nodes]
         self.maker = {o: k for k, n in enumerate(self.nodes) for o in n.output if o}
@@ -133,9 +135,9 @@ class Stepwise:
         """The value of a constant tensor."""
         if name not in self._constants:
             if name in self.initializers:
-                self._constants[name] = numpy_helper.to_array(self.initializers[name], base_dir=self.folder or "")
+                self._constants[name] = numpy_helper.to_array(self.initializers[name], base_dir=str(self.folder or ""))
             elif (stored := tensor_in(self.nodes[self.maker[name]])) is not None:
-                self._constants[name] = numpy_helper.to_array(stored, base_dir=self.folder or "")
+                self._constants[name] = numpy_helper.to_array(stored, base_dir=str(self.folder or ""))
             else:
                 needed = self._ancestors(name, set())
                 self._constants[name] = next(self._run(needed, [name], iter([{}])))[0]
@@ -254,11 +256,11 @@ class Stepwise:
         for name in outputs:
             graph.output.append(helper.make_empty_tensor_value_info(name))
         try:
-            session = Session(proto, self.folder, optimized=True, what="a part of the model")
+            session = Session(Model(proto, self.folder), optimized=True, what="a part of the model")
         except BadInputError:  # Attention's shape inference divides the last size into heads
             del graph.input[:]
             graph.input.extend(_declared(name, first[name], with_last=True) for name in given)
-            session = Session(proto, self.folder, optimized=True, what="a part of the model")
+            session = Session(Model(proto, self.folder), optimized=True, what="a part of the model")
         for values in chain([first], feeds):
             yield session.run({n: values[n] for n in given}, outputs)
 

@@ -26,7 +26,8 @@ from onnxprune.calibrate.calibration import Calibration
 from onnxprune.choose.costs import CostModel
 from onnxprune.cut.bypass import Bypass, Links
 from onnxprune.groups.analysis import Analysis
-from onnxprune.runtime import Session, folder_of
+from onnxprune.model.loaded import Model
+from onnxprune.runtime import Session
 
 HOPS = 8
 REACH = 16  # pairs per tensor
@@ -71,7 +72,7 @@ def candidates(
         variants[mark] += 1
         found.append(Candidate(bypass, gone, costs.of_nodes("macs", gone), costs.of_nodes(metric, gone)))
     found = sorted(found, key=lambda c: len(c.gone))[:MOST]
-    changes = _changes([c.bypass for c in found], calibration, folder_of(analysis.model))
+    changes = _changes([c.bypass for c in found], calibration, analysis.model)
     measured = [replace(c, change=x) for c, x in zip(found, changes, strict=True)]
     return _chosen(links, measured, costly)
 
@@ -137,12 +138,12 @@ def _is_sum(links: Links, tensor: str) -> bool:
 # ---------------------------------------------------------------- change
 
 
-def _changes(bypasses: Sequence[Bypass], calibration: Calibration, folder: str | None) -> list[float]:
+def _changes(bypasses: Sequence[Bypass], calibration: Calibration, model: Model) -> list[float]:
     """Mean square difference over variance, per bypass; NaN where it cannot be said."""
     if not bypasses:
         return []
     proto, names = _measuring(bypasses, calibration.flat)
-    session = Session(proto, folder, optimized=True, what="the model with differences of its tensors as outputs")
+    session = Session(model.beside(proto), optimized=True, what="the model with differences of its tensors as outputs")
     samples = calibration.samples
     fitted = [k for k, held in enumerate(samples.held) if not held] or list(range(len(samples.feeds)))
     step = max(1, sum(samples.sizes[k] for k in fitted) // SAMPLES)

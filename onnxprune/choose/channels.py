@@ -60,7 +60,7 @@ def samples_for(
     )
     macs = costs.macs() / batch_of(analysis.feeds[0])
     wanted = int(min(AUGMENTED, AUGMENTED_MACS / max(macs, 1))) if augmented else 0
-    session = runtime.Session(analysis.model.proto, runtime.folder_of(analysis.model))
+    session = runtime.Session(analysis.model)
     return feeding.samples_of(given, inputs, settings.samples, wanted, settings.seed, session.accepts, aside)
 
 
@@ -113,8 +113,7 @@ def repaired(
     """The repaired model; the cut one where the repair does not help on held-out samples."""
     recover = settings.recover or "lsq"
     found = compensate(analysis, removed, cut, calibration, recover, settings.seed, clock.share, bypasses)
-    folder = runtime.folder_of(analysis.model)
-    before, after = (judge(calibration, m, folder) for m in (cut, found.model))
+    before, after = (judge(calibration, analysis.model.beside(m)) for m in (cut, found.model))
     if not after < before:
         return cut, replace(found.repair, changed=(), before=before, after=before)
     return found.model, replace(found.repair, before=before, after=after)

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import runtime
 from onnxprune.analyse.observe import analysis_of
 from onnxprune.analyse.samples import Samples
 from onnxprune.calibrate.calibrate import calibrate
@@ -44,6 +43,7 @@ from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.observation import batch_of
 from onnxprune.model.graph import name_of
+from onnxprune.model.loaded import Model
 from onnxprune.model.patch import constants_at, inputs_at, with_constants
 from onnxprune.repair.least_squares import Repaired, compensate
 
@@ -93,7 +93,9 @@ def reduced(
     if not bypasses:
         return original
     model, basis = original.bare.model, original.analysis.model
-    bare = analysis_of(replace(model, proto=bypassed(model.proto, bypasses)), settings, original.bare.observation.feeds)
+    bare = analysis_of(
+        replace(model, proto=bypassed(model.proto, bypasses)), settings.scope, original.bare.observation.feeds
+    )
     against = original.against
     if against is None:
         return Subject(tuple(bypasses), bare, bare, CostModel(bare), None, None)
@@ -101,7 +103,7 @@ def reduced(
     changed = original.changed
     if settings.recover != "none":
         mended = _fitted(original.analysis, proto, against, settings, bypasses, clock)
-        proto, fitted = _in_place(proto, mended, runtime.folder_of(model))
+        proto, fitted = _in_place(model.beside(proto), mended)
         changed = tuple(dict.fromkeys((*inputs_at(proto, changed), *fitted)))
     analysis = with_model(bare, proto)
     against = replace(against, moments={})
@@ -112,18 +114,16 @@ def reduced(
     )
 
 
-def _in_place(
-    proto: onnx.ModelProto, fitted: Repaired, folder: str | None
-) -> tuple[onnx.ModelProto, tuple[tuple[str, int], ...]]:
+def _in_place(model: Model, fitted: Repaired) -> tuple[onnx.ModelProto, tuple[tuple[str, int], ...]]:
     """The bypassed model with its constants fitted, so that scores and widths are decided on a model that works.
 
     A constant that the model does not have yet would change what the analysis sees, and is left to the final repair.
     """
     changed = fitted.repair.changed
-    names, now = (inputs_at(m, changed) for m in (proto, fitted.model))
+    names, now = (inputs_at(m, changed) for m in (model.proto, fitted.model))
     other = {node for (node, i), name in now.items() if names.get((node, i)) != name}
     kept = [p for p in changed if p[0] not in other]
-    return with_constants(proto, constants_at(fitted.model, kept, folder)), tuple(kept)
+    return with_constants(model.proto, constants_at(model.beside(fitted.model), kept)), tuple(kept)
 
 
 def _fitted(
@@ -193,7 +193,7 @@ class _Search:
         self.original, self.budget, self.settings, self.clock = original, budget, settings, clock
         self.against = original.against
         self.few = thinned(original.against)
-        self.folder = runtime.folder_of(original.bare.model)
+        self.model = original.bare.model
         self.total = original.costs.measure(budget.metric)(None)
         self.links = Links(original.bare)
         self.looks: list[Look] = []
@@ -278,7 +278,7 @@ class _Search:
             return nothing, inf
         self.clock("compensate")
         model = finished(Choice(subject, removed), self.settings, self.clock)
-        return removed, judge(subject.against, model, self.folder)
+        return removed, judge(subject.against, self.model.beside(model))
 
     def _decider(self, subject: Subject, target: Budget) -> Callable[[Budget], Bools]:
         return decider(subject.analysis, subject.calibration, target, self.settings, subject.costs, self.clock)
@@ -334,7 +334,7 @@ class _Search:
             if repair:
                 silent = Clock(lambda stage: None)
                 proto = _fitted(self.original.analysis, proto, self.few, self.settings, drops, silent).model
-            damage = judge(self.against, proto, self.folder)
+            damage = judge(self.against, self.model.beside(proto))
         except BadInputError:
             return inf
         return damage if np.isfinite(damage) else inf

@@ -25,6 +25,7 @@ from onnxprune.choose.subject import Subject
 from onnxprune.clock import Clock
 from onnxprune.errors import BadInputError, NothingPrunableError, TargetNotReachableError
 from onnxprune.groups.analysis import Analysis
+from onnxprune.model.loaded import Model
 from onnxprune.proof.verdict import Drop
 
 BISECTIONS = 6
@@ -41,7 +42,7 @@ def least(original: Subject, budget: Budget, settings: Options, clock: Clock) ->
     calibration = original.against
     if calibration is None:
         raise BadInputError("--max-drop needs calibration: leave out --recover none, or use --importance obs.")
-    loss = _Loss(calibration, settings.metric, runtime.folder_of(original.bare.model))
+    loss = _Loss(calibration, settings.metric, original.bare.model)
     decide = _decide(original, budget, settings, clock)
     low, high = 0.0, 1.0
     best: Choice | None = None
@@ -76,14 +77,14 @@ class _Loss:
     whichever is worse, and what a mean over so few of them may be off by.
     """
 
-    def __init__(self, calibration: Calibration, name: str, folder: str | None) -> None:
+    def __init__(self, calibration: Calibration, name: str, original: Model) -> None:
         samples = calibration.samples
-        self.calibration, self.folder = calibration, folder
+        self.calibration, self.original = calibration, original
         self.wholes = [(metric_of(name, calibration, own), own) for own in (samples.own_held, samples.own)]
         self.spread = SPREAD / sqrt(max(1, sum(samples.sizes[k] for k in samples.own_held)))
 
     def __call__(self, model: onnx.ModelProto) -> float:
-        session = runtime.Session(model, self.folder, optimized=True, what="the pruned model")
+        session = runtime.Session(self.original.beside(model), optimized=True, what="the pruned model")
         outputs = {k: session.run(self.calibration.samples.feeds[k]) for k in self.calibration.samples.own}
         found = [
             metric([self.calibration.outputs[k] for k in own], [outputs[k] for k in own]) for metric, own in self.wholes
@@ -104,10 +105,9 @@ def audited(
     """The last word. Raises `TargetNotReachableError` where the limit is not kept. analysis: of the original."""
     unseen = calibration.samples.unseen
     assert unseen is not None
-    folder = runtime.folder_of(analysis.model)
-    original = runtime.Session(analysis.model.proto, folder, optimized=True)
+    original = runtime.Session(analysis.model, optimized=True)
     own = replace(calibration, samples=unseen, outputs=[original.run(f) for f in unseen.feeds])
-    measured = judge(own, model, folder, metric_of(settings.metric, own, unseen.own), unseen.own)
+    measured = judge(own, analysis.model.beside(model), metric_of(settings.metric, own, unseen.own), unseen.own)
     if not measured <= budget.amount:
         raise TargetNotReachableError(
             f"--max-drop {budget.amount:g} ({settings.metric}) was not kept: the finished model loses {measured:.4g} on the "

@@ -34,7 +34,7 @@ from onnxprune.groups.units import Ids
 from onnxprune.model.graph import Node
 from onnxprune.ops.layer import Layer
 from onnxprune.ops.linear import Floats
-from onnxprune.runtime import Session, folder_of
+from onnxprune.runtime import Session
 
 SAMPLES = 128
 POSITIONS = 1024  # per sample
@@ -457,7 +457,7 @@ class _Seen:
         proto.CopyFrom(calibration.flat)
         del proto.graph.output[:]
         proto.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in names)
-        session = Session(proto, folder_of(analysis.model), what="the model with what it multiplies as outputs")
+        session = Session(analysis.model.beside(proto), what="the model with what it multiplies as outputs")
         samples = calibration.samples
         fitted = [k for k, held in enumerate(samples.held) if not held] or list(range(len(samples.feeds)))
         for k in fitted[:: max(1, len(fitted) // SAMPLES)]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from onnxprune.analyse.scope import Scope
 from onnxprune.calibrate.damage import METRICS
 from onnxprune.calibrate.metric import load_score
 from onnxprune.choose.budget import Budget
@@ -44,6 +45,11 @@ class Options:
     mix: bool | None = None
     check: bool = True
     benchmark: bool = True
+
+    @property
+    def scope(self) -> Scope:
+        """What the analysis needs of these options."""
+        return Scope(self.include, self.exclude, self.include_inexact, self.input_shapes, self.data, self.seed)
 
 
 def options_of(options: dict[str, Any]) -> Options:

@@ -23,10 +23,11 @@ from onnxprune.groups.analysis import Analysis, compress
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.maps import Maps
 from onnxprune.groups.observation import Array, batch_of
+from onnxprune.model.loaded import Model
 from onnxprune.model.patch import with_constants
 from onnxprune.ops.layer import Layer
 from onnxprune.ops.linear import Floats
-from onnxprune.runtime import Session, folder_of
+from onnxprune.runtime import Session
 
 LEVELS = (0.25, 0.5, 0.75)
 DAMPING = 1e-3
@@ -100,19 +101,18 @@ class Trial:
     def __call__(self, removed: Bools) -> float:
         changes = closed_form(self.analysis, self.calibration, removed)
         model = with_constants(self.cut(removed), changes)
-        return judge(self.calibration, model, folder_of(self.analysis.model), self.metric, self.chosen)
+        return judge(self.calibration, self.analysis.model.beside(model), self.metric, self.chosen)
 
 
 def judge(
     calibration: Calibration,
-    model: onnx.ModelProto,
-    folder: str | None,
+    model: Model,
     metric: Metric = divergence,
     chosen: Sequence[int] | None = None,
 ) -> float:
     """Damage of a model on held-out samples."""
     chosen = _held(calibration) if chosen is None else chosen
-    session = Session(model, folder, optimized=True, what="the pruned model")
+    session = Session(model, optimized=True, what="the pruned model")
     feeds = calibration.samples.feeds
     return metric([calibration.outputs[k] for k in chosen], [session.run(feeds[k]) for k in chosen])
 

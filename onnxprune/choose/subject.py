@@ -94,15 +94,15 @@ def _exact(analysis: Analysis, calibration: Calibration, found: Sequence[Basis])
     """Those that leave the outputs what they were, as far as floats do."""
     if not found:
         return []
-    proto, folder = analysis.model.proto, runtime.folder_of(analysis.model)
+    proto = analysis.model.proto
     feeds = [*analysis.feeds, *calibration.samples.feeds[:COMPARED]]
-    original = runtime.Session(proto, folder)
+    original = runtime.Session(analysis.model)
     wanted = [original.run(f) for f in feeds]
     allowed = min(tolerance_of(proto, 0.0), HALF)
 
     def is_exact(some: Sequence[Basis]) -> bool:
         session = runtime.Session(
-            with_constants(proto, changes(analysis, some)), folder, what="the model in other bases"
+            analysis.model.beside(with_constants(proto, changes(analysis, some))), what="the model in other bases"
         )
         return all(error(w, session.run(f)) <= allowed for w, f in zip(wanted, feeds, strict=True))
 

@@ -8,6 +8,8 @@ observed. Inputs and outputs of the model stay, and so does an Identity that onl
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx
 import onnx.shape_inference
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -17,19 +19,20 @@ from onnxprune.cut.bypass import sweep
 from onnxprune.groups.observation import Array
 from onnxprune.model.branches import captured, rename, subgraphs
 from onnxprune.model.constants import tensor_in
+from onnxprune.model.loaded import Model
 from onnxprune.ops.base import Dims, IdleContext
 
 SMALL = 1 << 16  # bytes of a constant whose values may matter (shapes, axes, amounts)
 
 
-def tidy(proto: ModelProto, folder: str | None = None) -> ModelProto:
+def tidy(model: Model) -> ModelProto:
     """A copy without nodes that give their input back or that no output needs."""
     copy = ModelProto()
-    copy.CopyFrom(proto)
-    opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in proto.opset_import}
+    copy.CopyFrom(model.proto)
+    opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.proto.opset_import}
     for _ in range(10):
         before = len(_nodes(copy.graph))
-        _Tidying(opsets, folder, *_inferred(copy)).graph(copy.graph, {})
+        _Tidying(opsets, model.folder, *_inferred(copy)).graph(copy.graph, {})
         sweep(copy.graph)
         if len(_nodes(copy.graph)) == before:
             break
@@ -74,7 +77,7 @@ def _inferred(proto: ModelProto) -> tuple[dict[str, Dims], dict[str, int]]:
 
 class _Tidying:
     def __init__(
-        self, opsets: dict[str, int], folder: str | None, shapes: dict[str, Dims], types: dict[str, int]
+        self, opsets: dict[str, int], folder: Path | None, shapes: dict[str, Dims], types: dict[str, int]
     ) -> None:
         self.opsets, self.folder, self.shapes, self.types = opsets, folder, shapes, types
 
@@ -108,7 +111,7 @@ class _Tidying:
 
         def value(i: int) -> Array | None:
             tensor = constants.get(node.input[i]) if i < len(node.input) else None
-            return None if tensor is None else numpy_helper.to_array(tensor, base_dir=self.folder or "")
+            return None if tensor is None else numpy_helper.to_array(tensor, base_dir=str(self.folder or ""))
 
         x, y = node.input[0], node.output[0]
         attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}

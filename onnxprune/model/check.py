@@ -15,7 +15,6 @@ All walks are linear in the size of the file; nothing is allocated on the word o
 import heapq
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +24,6 @@ from google.protobuf.message import Message
 from onnx import (
     AttributeProto,
     GraphProto,
-    ModelProto,
     NodeProto,
     SparseTensorProto,
     TensorProto,
@@ -35,6 +33,7 @@ from onnx import (
 
 from onnxprune.errors import BadInputError, UnsupportedModelError, quoted
 from onnxprune.model.constants import is_constant
+from onnxprune.model.loaded import Model
 from onnxprune.model.schema import schema_of
 from onnxprune.model.tensors import (
     KNOWN_TYPES,
@@ -73,10 +72,10 @@ class Checked:
     external_bytes: int | None
 
 
-def check(model: ModelProto, folder: Path | None) -> Checked:
+def check(model: Model) -> Checked:
     """Raises: BadInputError with one sentence that says what is wrong and where."""
-    walk = _Walk(model, folder)
-    free = walk.graph(model.graph, 0)
+    walk = _Walk(model)
+    free = walk.graph(model.proto.graph, 0)
     for name, reader in free.items():
         raise BadInputError(
             f"{reader} reads {quoted(name)}, which no node, input or initializer defines; {EXPORT_AGAIN}."
@@ -85,9 +84,9 @@ def check(model: ModelProto, folder: Path | None) -> Checked:
 
 
 class _Walk:
-    def __init__(self, model: ModelProto, folder: Path | None) -> None:
-        self.folder = folder
-        self.versions = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
+    def __init__(self, model: Model) -> None:
+        self.folder = model.folder
+        self.versions = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.proto.opset_import}
         self.orders: list[tuple[GraphProto, list[int]]] = []
         self.external_bytes: int | None = None
 

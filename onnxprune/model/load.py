@@ -21,7 +21,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 from onnxprune.errors import BadInputError, UnsupportedModelError, quoted
 from onnxprune.model.check import check, check_texts
-from onnxprune.model.loaded import LoadedModel
+from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.model.save import data_files
 
 MAX_FILE_BYTES = (1 << 31) - 1  # protobuf reads no more
@@ -57,11 +57,11 @@ def load(source: str | os.PathLike[str] | ModelProto) -> LoadedModel:
     _check_header(proto, name)
     proto = _inline(proto)
     folder = None if path is None else path.parent
-    checked = check(proto, folder)
+    checked = check(Model(proto, folder))
     if checked.orders and path is None and proto is source:
         proto = ModelProto()
         proto.CopyFrom(source)
-        checked = check(proto, folder)
+        checked = check(Model(proto, folder))
     for graph, order in checked.orders:
         _reorder(graph, order)
     return LoadedModel(
@@ -71,7 +71,7 @@ def load(source: str | os.PathLike[str] | ModelProto) -> LoadedModel:
         sha256=digest,
         has_external_data=checked.external_bytes is not None,
         size_bytes=size + (checked.external_bytes or 0),
-        data_files=data_files(proto.graph, folder),
+        data_files=data_files(Model(proto, folder)),
     )
 
 

@@ -16,6 +16,7 @@ from onnx import GraphProto, ModelProto, TensorProto, TypeProto, helper, numpy_h
 from onnxprune.groups.observation import Array
 from onnxprune.model.branches import SEPARATOR, subgraphs
 from onnxprune.model.constants import tensor_in
+from onnxprune.model.loaded import Model
 
 
 def with_constants(proto: ModelProto, changes: dict[tuple[str, int], Array]) -> ModelProto:
@@ -31,13 +32,11 @@ def with_constants(proto: ModelProto, changes: dict[tuple[str, int], Array]) -> 
     return copy
 
 
-def constants_at(
-    proto: ModelProto, places: Iterable[tuple[str, int]], folder: str | None = None
-) -> dict[tuple[str, int], Array]:
-    """The constants at inputs of nodes, by (node key, input); left out where there is none. `folder`: of external data."""
+def constants_at(model: Model, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Array]:
+    """The constants at inputs of nodes, by (node key, input); left out where there is none."""
     found: dict[tuple[str, int], TensorProto] = {}
-    _collect(proto.graph, "", set(places), found)
-    return {p: numpy_helper.to_array(found[p], base_dir=folder or "") for p in places if p in found}
+    _collect(model.proto.graph, "", set(places), found)
+    return {p: numpy_helper.to_array(found[p], base_dir=str(model.folder or "")) for p in places if p in found}
 
 
 def digest_of(values: dict[tuple[str, int], Array]) -> str | None:

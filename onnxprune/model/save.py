@@ -3,7 +3,7 @@
 The file is written beside its final name and moved there in one step. External data cannot move in the same step as the
 model that refers to it, so an old model is taken away first: at no moment does a model lie there with the wrong data.
 
-    save_model(proto, "small.onnx", folder=model.folder)   # small.onnx, and small.onnx.data if the original had such
+    save_model(model, "small.onnx")   # small.onnx, and small.onnx.data if the original had such
 
 A model whose original used external data, or that protobuf cannot hold (2 GiB), gets all its larger tensors in one
 data file beside it, copied one tensor at a time.
@@ -22,6 +22,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
 from onnx.external_data_helper import load_external_data_for_model
 
 from onnxprune.errors import BadInputError, quoted
+from onnxprune.model.loaded import Model
 from onnxprune.model.protobuf import copy_fields, copy_unknown_fields
 from onnxprune.model.tensors import external_region, is_external, n_bytes, read_bytes
 
@@ -32,30 +33,28 @@ _COPY = 1 << 22
 
 
 def save_model(
-    proto: ModelProto,
+    model: Model,
     path: str | os.PathLike[str],
     *,
-    folder: Path | None = None,
     apart: bool = False,
     spared: Collection[Path] = (),
     max_proto_bytes: int = MAX_PROTO_BYTES,
 ) -> list[Path]:
-    """Write `proto` to `path`, both or neither of the model and its data file; the paths that were written.
+    """Write the model to `path`, both or neither of the model and its data file; the paths that were written.
 
     apart: large tensors go to a data file in any case.
-    folder: where the external tensors of `proto` lie now (`LoadedModel.folder`). They are copied; nothing that the new
-        model says refers to the old files. `proto` is not modified.
-    spared: files that must not be overwritten, though `proto` does not read them (`LoadedModel.data_files`).
+    model: its external tensors are copied from its folder; nothing that the new model says refers to the old files.
+    spared: files that must not be overwritten, though the model does not read them (`LoadedModel.data_files`).
 
     Raises: BadInputError if the place cannot be written to or external data is gone.
     """
-    path = Path(path)
+    path, proto = Path(path), model.proto
     held = list(tensors(proto.graph))
     is_apart = apart or any(map(is_external, held)) or _size(held) > max_proto_bytes
     try:
         if path.exists() and not path.is_file():  # moving a file onto /dev/null would replace it
             raise OSError(errno.EINVAL, "it is no plain file")
-        spared = {*map(_real, spared), *data_files(proto.graph, folder)}
+        spared = {*map(_real, spared), *data_files(model)}
         if _real(path) in spared:
             raise BadInputError(f"{quoted(path)} holds weights of the original; choose another output path.")
         if not is_apart:
@@ -64,18 +63,18 @@ def save_model(
                 _settle(file)
                 os.replace(temporary, path)
             return [path]
-        return _save_apart(proto, path, folder, spared)
+        return _save_apart(model, path, spared)
     except OSError as e:
         reason = e.strerror or type(e).__name__
         raise BadInputError(f"Cannot write {quoted(path)} ({reason}); choose another output path.") from None
 
 
-def _save_apart(proto: ModelProto, path: Path, folder: Path | None, spared: Collection[Path]) -> list[Path]:
+def _save_apart(model: Model, path: Path, spared: Collection[Path]) -> list[Path]:
     data_path = _free_name(path, spared)
     with _beside(data_path) as (data, temporary_data), _beside(path) as (file, temporary):
         out = ModelProto()
-        copy_fields(proto, out, "graph")
-        _copy_graph(proto.graph, out.graph, data, data_path.name, folder)
+        copy_fields(model.proto, out, "graph")
+        _copy_graph(model.proto.graph, out.graph, data, data_path.name, model.folder)
         file.write(out.SerializeToString())
         _settle(data)
         _settle(file)
@@ -145,8 +144,9 @@ def _copy_tensor(tensor: TensorProto, target: TensorProto, data: BinaryIO, locat
         target.external_data.add(key=key, value=value)
 
 
-def embedded(proto: ModelProto, folder: str | os.PathLike[str] | None) -> ModelProto | None:
+def embedded(model: Model) -> ModelProto | None:
     """The model with its external data inside (itself, if it has none); None where protobuf cannot hold that."""
+    proto = model.proto
     external = [t for t in tensors(proto.graph) if is_external(t)]
     if not external:
         return proto
@@ -155,7 +155,7 @@ def embedded(proto: ModelProto, folder: str | os.PathLike[str] | None) -> ModelP
         return None
     copy = ModelProto()
     copy.CopyFrom(proto)
-    load_external_data_for_model(copy, str(folder or "."))
+    load_external_data_for_model(copy, str(model.folder or "."))
     return copy
 
 
@@ -165,9 +165,9 @@ def stored_bytes(proto: ModelProto) -> int:
     return int(proto.ByteSize()) + sum(n_bytes(t.data_type, math.prod(t.dims)) for t in external)
 
 
-def data_files(graph: GraphProto, folder: Path | None) -> frozenset[Path]:
-    """The files, links resolved, in which external tensors of a graph lie."""
-    return frozenset(_real(external_region(t, folder).path) for t in tensors(graph) if is_external(t))
+def data_files(model: Model) -> frozenset[Path]:
+    """The files, links resolved, in which external tensors of a model lie."""
+    return frozenset(_real(external_region(t, model.folder).path) for t in tensors(model.proto.graph) if is_external(t))
 
 
 def _free_name(path: Path, spared: Collection[Path]) -> Path:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from onnxprune.groups.observation import Array
 from onnxprune.model.branches import SEPARATOR, subgraphs
 from onnxprune.model.graph import Node, View, name_of, view
 from onnxprune.model.importer import export_model, import_graph
-from onnxprune.model.loaded import LoadedModel
+from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.model.patch import constants_at, digest_of, with_constants
 from onnxprune.model.save import tensors
 from onnxprune.model.tensors import little_endian, read
@@ -53,26 +52,24 @@ MASKABLE = {
 
 
 def check_refit(
-    cut: onnx.ModelProto,
-    pruned: onnx.ModelProto,
+    cut: Model,
+    pruned: Model,
     refit: Sequence[tuple[str, int]],
     digest: str | None,
-    folders: tuple[str | None, str | None] = (None, None),
     finish: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda model: model,
 ) -> None:
     """A repaired model must be the cut one with other numbers at the inputs that the plan names, and nothing else.
 
-    digest: of those numbers, where the plan has one. finish: what was done to the repaired model last. folders: where external data
-    of either lies. Raises `VerificationError`.
+    digest: of those numbers, where the plan has one. finish: what was done to the repaired model last. Raises `VerificationError`.
     """
-    values = constants_at(pruned, refit, folders[1])
+    values = constants_at(pruned, refit)
     lost = [f"{node}:{i}" for node, i in refit if (node, i) not in values]
     if lost:
         raise VerificationError(f"The pruned model has no constant at {lost[0]}, which the plan says was fitted.")
     bad = next((f"{node}:{i}" for (node, i), v in values.items() if not np.isfinite(v).all()), None)
     if bad is not None:
         raise VerificationError(f"The fitted constant at {bad} is not finite.")
-    before = constants_at(cut, refit, folders[0])
+    before = constants_at(cut, refit)
     odd = next((p for p, v in values.items() if p in before and before[p].shape != v.shape), None)
     if odd is not None:
         raise VerificationError(
@@ -82,24 +79,24 @@ def check_refit(
         raise VerificationError(
             "The fitted constants are not those of the plan; the file was changed since, or belongs to another plan."
         )
-    wanted = finish(with_constants(cut, values))
+    wanted = cut.beside(finish(with_constants(cut.proto, values)))
     if (
-        wanted.SerializeToString() != pruned.SerializeToString()
-        and digested(wanted, folders[0]).SerializeToString() != digested(pruned, folders[1]).SerializeToString()
+        wanted.proto.SerializeToString() != pruned.proto.SerializeToString()
+        and digested(wanted).SerializeToString() != digested(pruned).SerializeToString()
     ):
         raise VerificationError(
             "The pruned model is not what the plan makes of the original: it differs in more than the fitted constants."
         )
 
 
-def digested(proto: onnx.ModelProto, folder: str | None) -> onnx.ModelProto:
+def digested(model: Model) -> onnx.ModelProto:
     """A copy with digests in place of numbers, so that it does not matter how and in which file they are stored."""
     copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
+    copy.CopyFrom(model.proto)
     for tensor in tensors(copy.graph):
         if tensor.data_type == onnx.TensorProto.STRING:
             continue
-        digest = hashlib.sha256(little_endian(read(tensor, Path(folder) if folder else None))).digest()
+        digest = hashlib.sha256(little_endian(read(tensor, model.folder))).digest()
         bare = onnx.TensorProto(name=tensor.name, doc_string=tensor.doc_string, data_type=tensor.data_type)
         bare.dims.extend(tensor.dims)
         bare.raw_data = digest

@@ -13,7 +13,7 @@ from onnxprune.errors import BadInputError, VerificationError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.observation import Feeds
-from onnxprune.model.loaded import LoadedModel
+from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.model.save import embedded
 from onnxprune.proof.masked import (
     check_interface,
@@ -34,9 +34,8 @@ SCALES = (0.1, 10.0, 0.01)
 def proved(
     analysis: Analysis,
     removed: Bools,
-    pruned: onnx.ModelProto,
+    pruned: Model,
     seed: int,
-    loaded: LoadedModel | None = None,
     original: LoadedModel | None = None,
     bypasses: Sequence[Bypass] = (),
 ) -> Verdict:
@@ -45,17 +44,16 @@ def proved(
     original, bypasses: where the analysis is of what bypasses left of an original.
     """
     model = analysis.model
-    folder, own = runtime.folder_of(model), runtime.folder_of(loaded) if loaded else runtime.folder_of(model)
-    check_interface(model.proto, pruned)
+    check_interface(model.proto, pruned.proto)
     if bypasses:
-        _check_shapes(pruned, own)
+        _check_shapes(pruned)
     types = runtime.observe(model, analysis.feeds, set(), masked_keys(analysis, removed)).dtypes
     try:
         base = replace(original, proto=standing_in(original.proto, bypasses)) if original and bypasses else None
         masked = masked_original(analysis, removed, types, base)
-        reference = runtime.Session(masked, folder, what="the masked original")
-        plain = runtime.Session(pruned, own, what="the pruned model")
-        optimized = _optimized(model, pruned, folder, own)
+        reference = runtime.Session(model.beside(masked), what="the masked original")
+        plain = runtime.Session(pruned, what="the pruned model")
+        optimized = _optimized(model, pruned)
 
         def compare(pair: Sequence[Feeds]) -> tuple[float, float]:
             results = [(reference.run(feeds), plain.run(feeds)) for feeds in pair]
@@ -72,7 +70,7 @@ def proved(
         if found <= tolerance_of(model.proto, 0.0):
             return verdict(analysis, removed, found)
         # Is it the model's own noise? Then random inputs of another scale may show what these could not.
-        sessions = [runtime.Session(model.proto, folder), runtime.Session(model.proto, folder, optimized=True)]
+        sessions = [runtime.Session(model), runtime.Session(model, optimized=True)]
         for pair in (analysis.feeds, *(runtime.rescaled(analysis.feeds, seed, scale) for scale in SCALES)):
             found, apart = compare(pair)
             noise = max(error(*(s.run(feeds) for s in sessions)) for feeds in pair)
@@ -83,24 +81,24 @@ def proved(
     return verdict(analysis, removed, found, noise, apart)
 
 
-def check_well_formed(original: onnx.ModelProto, result: onnx.ModelProto, folder: str | None) -> None:
-    """The result passes ONNX's checker, if the original does. folder: of the external data of both."""
-    problem = _refused(result, folder)
-    if problem is not None and _refused(original, folder) is None:
+def check_well_formed(original: Model, result: Model) -> None:
+    """The result passes ONNX's checker, if the original does."""
+    problem = _refused(result)
+    if problem is not None and _refused(original) is None:
         raise VerificationError(f"ONNX's checker refuses the result: {problem} Please report this model.")
 
 
-def _check_shapes(pruned: onnx.ModelProto, folder: str | None) -> None:
+def _check_shapes(pruned: Model) -> None:
     """Tensors of one observed shape need not be of one inferred shape."""
-    problem = _refused(pruned, folder, full=True)
+    problem = _refused(pruned, full=True)
     if problem is not None:
         raise VerificationError(f"ONNX's shape inference refuses what these bypasses leave: {problem} Use --depth off.")
 
 
-def _refused(model: onnx.ModelProto, folder: str | None, full: bool = False) -> str | None:
+def _refused(model: Model, full: bool = False) -> str | None:
     """What ONNX's checker (full: and its shape inference) says against a model; None too where it is too large for it."""
     try:
-        whole = embedded(model, folder)
+        whole = embedded(model)
         if whole is not None:
             onnx.checker.check_model(whole, full_check=full)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as problem:
@@ -110,15 +108,13 @@ def _refused(model: onnx.ModelProto, folder: str | None, full: bool = False) -> 
     return None
 
 
-def _optimized(
-    model: LoadedModel, pruned: onnx.ModelProto, folder: str | None, own: str | None
-) -> runtime.Session | None:
+def _optimized(model: Model, pruned: Model) -> runtime.Session | None:
     """The pruned model with ONNX Runtime's optimizations; None where they break the original too."""
     try:
-        return runtime.Session(pruned, own, optimized=True, what="the pruned model")
+        return runtime.Session(pruned, optimized=True, what="the pruned model")
     except BadInputError:
         try:
-            runtime.Session(model.proto, folder, optimized=True)
+            runtime.Session(model, optimized=True)
         except BadInputError:
             return None
         raise
@@ -126,8 +122,8 @@ def _optimized(
 
 def latency(analysis: Analysis, pruned: onnx.ModelProto) -> list[list[float]]:
     """Milliseconds per run of the original and the pruned model, in turn."""
-    folder = runtime.folder_of(analysis.model)
     sessions = [
-        runtime.Session(p, folder, optimized=True, threads=1, what="the model") for p in (analysis.model.proto, pruned)
+        runtime.Session(analysis.model.beside(p), optimized=True, threads=1, what="the model")
+        for p in (analysis.model.proto, pruned)
     ]
     return runtime.latency(sessions, analysis.feeds[0])

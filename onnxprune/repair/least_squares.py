@@ -36,7 +36,6 @@ from onnxprune.ops.layer import Layer
 from onnxprune.ops.layers import find_layers
 from onnxprune.ops.linear import Floats
 from onnxprune.repair.fits import Fit, Repair
-from onnxprune.runtime import folder_of
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 CAP = 5000
@@ -95,12 +94,11 @@ class _Run:
         self.analysis, self.recover, self.seed = analysis, recover, seed
         self.gone = analysis.solution.of_units(removed)
         shapes = Shapes(analysis, self.gone)
-        folder = folder_of(analysis.model)
         samples = list(calibration.samples.feeds)
         self.held = calibration.samples.held
-        self.flat = flat_model(pruned, samples[0], folder)
-        self.new = Stepwise(self.flat, samples, folder)
-        self.old = Stepwise(calibration.flat, samples, folder)
+        self.flat = flat_model(analysis.model.beside(pruned), samples[0])
+        self.new = Stepwise(analysis.model.beside(self.flat), samples)
+        self.old = Stepwise(analysis.model.beside(calibration.flat), samples)
 
         def shape(key: str) -> tuple[int, ...] | None:
             if self.new.is_constant(key):

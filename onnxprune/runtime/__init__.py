@@ -3,7 +3,7 @@
 from onnxprune.runtime.inputs import declared_batch, find_feeds, graph_inputs, rescaled, vary
 from onnxprune.runtime.probe import Probe, observe
 from onnxprune.runtime.quantize import quantize
-from onnxprune.runtime.session import VERSION, Session, folder_of, latency
+from onnxprune.runtime.session import VERSION, Session, latency
 
 __all__ = [
     "VERSION",
@@ -11,7 +11,6 @@ __all__ = [
     "Session",
     "declared_batch",
     "find_feeds",
-    "folder_of",
     "graph_inputs",
     "latency",
     "observe",

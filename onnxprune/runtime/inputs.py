@@ -14,7 +14,7 @@ from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Feeds
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.runtime.probe import Probe
-from onnxprune.runtime.session import Session, folder_of
+from onnxprune.runtime.session import Session
 
 SIZES = (16, 32, 64, 48, 128, 96, 224, 320, 512, 576, 1024, 8, 4, 2, 1)
 MAX_ELEMENTS = 1 << 30
@@ -136,7 +136,7 @@ def find_feeds(
             raise BadInputError(
                 f"--input-shape names '{name}', which is no input of the model; its inputs are: {known}."
             )
-    session = session or Session(proto, folder_of(model))
+    session = session or Session(model)
     error: BadInputError | None = None
     for high in (100, 10, 2, 1):
         for sizes in candidate_sizes(proto):

@@ -12,7 +12,7 @@ from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds, Observation
 from onnxprune.model.branches import SEPARATOR, captured, shell, show_shapes, subgraphs
 from onnxprune.model.loaded import LoadedModel
-from onnxprune.runtime.session import Session, folder_of
+from onnxprune.runtime.session import Session
 
 
 class Probe:
@@ -29,7 +29,7 @@ class Probe:
         try:
             self._top = _Probed(model, model.proto.graph, None, {}, "", wanted, typed)
         except BadInputError:
-            Session(model.proto, folder_of(model))  # says it in the model's own words, if it is the model's fault
+            Session(model)  # says it in the model's own words, if it is the model's fault
             raise
 
     def run(self, feeds: Feeds) -> list[Array]:
@@ -95,7 +95,7 @@ class _Probed:
         self.outputs = [*show_shapes(proto.graph, self.produced), *self.values]
         for name in self.values + dtyped:
             proto.graph.output.append(helper.make_empty_tensor_value_info(name))
-        self.session = Session(proto, folder_of(model), what="the model with its intermediate results as outputs")
+        self.session = Session(model.beside(proto), what="the model with its intermediate results as outputs")
         self.dtypes = {path + n: self.session.output_types[n] for n in dtyped + self.values}
 
     def run(self, feeds: Feeds) -> list[Array]:

@@ -14,18 +14,19 @@ from onnx import ModelProto, numpy_helper
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Feeds
 from onnxprune.model.branches import subgraphs
-from onnxprune.model.importer import save_model
-from onnxprune.model.save import embedded
+from onnxprune.model.loaded import Model
+from onnxprune.model.save import embedded, save_model
 from onnxprune.model.tensors import StoredSparseValues
 from onnxprune.runtime.session import VERSION, Session, first_line
 
 
-def quantize(proto: ModelProto, folder: str | None, samples: Sequence[Feeds], what: str = "the model") -> ModelProto:
+def quantize(model: Model, samples: Sequence[Feeds], what: str = "the model") -> ModelProto:
     """ONNX Runtime's static quantization: 8-bit weights per output channel, 8-bit activations, calibrated on the samples.
 
     The result is in QDQ form (QuantizeLinear and DequantizeLinear around float operators), which ONNX Runtime's own
     documentation names as the first choice on CPUs. Constants that a batch normalization could be folded into are folded.
     """
+    proto = model.proto
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -39,10 +40,10 @@ def quantize(proto: ModelProto, folder: str | None, samples: Sequence[Feeds], wh
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as temporary, _quiet():
         plain, ready, done = (f"{temporary}/{name}.onnx" for name in ("plain", "ready", "done"))
         try:
-            whole = embedded(_dense(proto, folder), folder)
+            whole = embedded(model.beside(_dense(model)))
             if whole is None:
                 raise BadInputError("it is larger than the 2 GiB that one file can hold.")
-            save_model(whole, Path(plain))
+            save_model(Model(whole), Path(plain))
             quant_pre_process(plain, ready, skip_symbolic_shape=True)
             quantize_static(
                 ready,
@@ -59,18 +60,18 @@ def quantize(proto: ModelProto, folder: str | None, samples: Sequence[Feeds], wh
                 f"ONNX Runtime {VERSION} cannot quantize {what}: {first_line(error)} Leave out --then-quantize."
             ) from None
     _declare(result, proto)
-    Session(result, None, optimized=True, what=f"{what}, quantized")
+    Session(Model(result), optimized=True, what=f"{what}, quantized")
     return result
 
 
-def _dense(proto: ModelProto, folder: str | None) -> ModelProto:
+def _dense(model: Model) -> ModelProto:
     """Without sparse initializers, which the quantizer does not look for."""
     copy = ModelProto()
-    copy.CopyFrom(proto)
+    copy.CopyFrom(model.proto)
     graphs = [copy.graph]
     for graph in graphs:
         for sparse in graph.sparse_initializer:
-            stored = StoredSparseValues(sparse, Path(folder) if folder else None)
+            stored = StoredSparseValues(sparse, model.folder)
             graph.initializer.append(numpy_helper.from_array(stored.load(), sparse.values.name))
         del graph.sparse_initializer[:]
         graphs += [sub for node in graph.node for _, sub in subgraphs(node)]

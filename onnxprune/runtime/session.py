@@ -6,11 +6,10 @@ import time
 from collections.abc import Sequence
 
 import onnxruntime as ort
-from onnx import ModelProto
 
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds
-from onnxprune.model.loaded import LoadedModel
+from onnxprune.model.loaded import Model
 
 ort.set_default_logger_severity(4)
 
@@ -22,8 +21,7 @@ class Session:
 
     def __init__(
         self,
-        proto: ModelProto | bytes,
-        folder: str | None = None,
+        model: Model,
         *,
         optimized: bool = False,
         threads: int = 0,
@@ -34,9 +32,9 @@ class Session:
         options.intra_op_num_threads = threads
         if not optimized:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if folder is not None:
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        data = proto if isinstance(proto, bytes) else proto.SerializeToString()
+        if model.folder is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
+        data = model.proto.SerializeToString()
         try:
             self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises many unrelated types
@@ -63,10 +61,6 @@ class Session:
         except BadInputError:
             return False
         return True
-
-
-def folder_of(model: LoadedModel) -> str | None:
-    return str(model.folder) if model.has_external_data and model.folder else None
 
 
 def first_line(error: BaseException) -> str:

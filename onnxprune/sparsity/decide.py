@@ -26,7 +26,6 @@ from onnxprune.groups.classes import Bools
 from onnxprune.groups.observation import Array
 from onnxprune.ops.layer import Layer
 from onnxprune.ops.linear import Floats
-from onnxprune.runtime import folder_of
 from onnxprune.sparsity.obs import DAMPING, by_count, by_mask, by_pattern, damped, factor, refined, sparing, sweep
 from onnxprune.sparsity.targets import (
     Pattern,
@@ -168,12 +167,12 @@ class _Surgeon:
         self.constants = analysis.view.constants
         mine = [w for w in weights if moments[w.tensor] is not None]
         self.weight_at = {use: w for w in mine for use in w.uses}
-        model, folder = analysis.model, folder_of(analysis.model)
+        model = analysis.model
         samples = list(calibration.samples.feeds)
         base = with_values(model, analysis.view.opsets, sparse.values)
-        self.flat = flat_model(base, samples[0], folder)
-        self.new = Stepwise(self.flat, samples, folder)
-        self.old = Stepwise(calibration.flat, samples, folder)
+        self.flat = flat_model(model.beside(base), samples[0])
+        self.new = Stepwise(model.beside(self.flat), samples)
+        self.old = Stepwise(model.beside(calibration.flat), samples)
         self.keys = [next((o for o in n.output if o), "") for n in calibration.flat.graph.node]
 
     def run(self, progress: Progress) -> None:

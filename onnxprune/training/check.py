@@ -7,7 +7,7 @@ import torch
 
 from onnxprune.errors import BadInputError, UnsupportedModelError
 from onnxprune.groups.observation import Array, Feeds
-from onnxprune.runtime import Session, folder_of
+from onnxprune.runtime import Session
 from onnxprune.training.network import Network
 from onnxprune.training.objective import with_outputs
 
@@ -18,7 +18,7 @@ HALF = 2e-2
 def check(network: Network, feeds: Feeds) -> float:
     """The largest error of an output, relative to its scale. Raises `UnsupportedModelError` with the first node that deviates."""
     model = network.program.model
-    reference = Session(model.proto, folder_of(model), threads=1)
+    reference = Session(model, threads=1)
     wanted = dict(zip(reference.outputs, reference.run(feeds), strict=True))
     with torch.no_grad():
         found = network(feeds)
@@ -57,7 +57,7 @@ def _explained(network: Network, feeds: Feeds, worst: float) -> str:
     steps = [s for s in network.program.body.steps if s.node.output]
     keys = [k for s in steps for k in s.outputs if k]
     try:
-        session = Session(with_outputs(model.proto, keys), folder_of(model), threads=1)
+        session = Session(model.beside(with_outputs(model.proto, keys)), threads=1)
         wanted = dict(zip(session.outputs, session.run(feeds), strict=True))
     except BadInputError:
         return f"{text}; please report this model."

@@ -21,7 +21,7 @@ from onnx import ModelProto, TensorProto, helper
 from onnxprune.errors import BadInputError, UnsupportedModelError
 from onnxprune.groups.observation import Array, Feeds
 from onnxprune.model.branches import shell
-from onnxprune.model.loaded import LoadedModel
+from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.runtime import Session
 from onnxprune.training.functions.base import Call, Tensor, Unsupported
 from onnxprune.training.program import Body, Program, Step, compile, written
@@ -154,7 +154,9 @@ class Network:
         types = self._element_types()
         feeds = {n: self._array(values[k], types.get(k)) for n, k in names.items()}
         if step.key not in self._sessions:
-            self._sessions[step.key] = Session(_alone(self.program, step, feeds), what=f"the node '{step.key}' alone")
+            self._sessions[step.key] = Session(
+                Model(_alone(self.program, step, feeds)), what=f"the node '{step.key}' alone"
+            )
         try:
             results = self._sessions[step.key].run(feeds)
         except BadInputError as error:

@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 import onnxprune  # noqa: E402
 from onnxprune import Budget, OnnxPruneError  # noqa: E402
+from onnxprune.model.loaded import Model  # noqa: E402
 from onnxprune.runtime import VERSION, Session, latency  # noqa: E402
 
 WAYS = {"channels": "off", "layers": "only", "both": "auto"}
@@ -80,7 +81,7 @@ def rows(path: Path, share: float, ways: list[str], images: dict[str, Any], labe
             models[way] = result.model
             kept = result.plan.document["macs"][1] / result.plan.document["macs"][0]
             notes[way] = (kept, len(result.plan.document["nodes_removed"]), time.perf_counter() - begin)
-    sessions = {way: Session(m, optimized=True, threads=1) for way, m in models.items()}
+    sessions = {way: Session(Model(m), optimized=True, threads=1) for way, m in models.items()}
 
     def top1(session: Session) -> float:
         found = session.run({name: images["Xte"]})[0].argmax(axis=1)

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout's, whatever is installed
 from onnxprune import runtime
 from onnxprune.model.load import load
+from onnxprune.model.loaded import Model
 from onnxprune.training.check import error
 from onnxprune.training.network import Network
 from tests.zoo import SHARED, files, load_graph
@@ -118,7 +119,7 @@ def limited(seconds: int) -> Iterator[None]:
 
 def prepared(name: str, model: onnx.ModelProto) -> Case:
     loaded = load(model)
-    session = runtime.Session(loaded.proto, threads=2)
+    session = runtime.Session(loaded, threads=2)
     feeds = runtime.find_feeds(loaded, session=session)[0]
     outputs = session.run(feeds)
     network = Network(loaded)
@@ -223,7 +224,7 @@ def onnx_ad(case: Case) -> Found:
             tensor = top[key]
             model.graph.input.append(onnx.helper.make_tensor_value_info(key, tensor.data_type, list(tensor.dims)))
     adjoint = reverse(model, inputs=weights, outputs=list(case.seeds), prefix="adj_", dim="seeds", layout="onnx")
-    session = runtime.Session(adjoint, threads=1)
+    session = runtime.Session(Model(adjoint), threads=1)
     feeds = dict(case.feeds) | {f"adj_{n}": s[..., None] for n, s in case.seeds.items()}
     start = time.perf_counter()
     found = dict(zip(session.outputs, session.run(feeds), strict=True))

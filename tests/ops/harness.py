@@ -23,6 +23,7 @@ from onnxprune.cut.rewrite import rewrite
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.observation import Array
 from onnxprune.model.load import load
+from onnxprune.model.loaded import Model
 from onnxprune.proof.masked import error, masked_keys, masked_original
 
 TYPES = {
@@ -127,8 +128,8 @@ def oracle(analysis: Analysis, share: float, seed: int, checker: bool = True) ->
         onnx.checker.check_model(pruned)
     keys = masked_keys(analysis, removed)
     types = runtime.observe(analysis.model, analysis.feeds, set(), keys).dtypes
-    reference = runtime.Session(masked_original(analysis, removed, types), what="the masked original")
-    result = runtime.Session(pruned, what="the pruned model")
+    reference = runtime.Session(Model(masked_original(analysis, removed, types)), what="the masked original")
+    result = runtime.Session(Model(pruned), what="the pruned model")
     worst = 0.0
     for feeds in analysis.feeds:
         a, b = reference.run(feeds), result.run(feeds)
