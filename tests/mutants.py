@@ -230,7 +230,7 @@ def misplaced(mutant: Mutant) -> str | None:
 
 def failure(package: Path, tests: tuple[str, ...]) -> tuple[str | None, str]:
     """The first of the tests that fails against the package in this folder (None: all pass), and what pytest said."""
-    environment = os.environ | {"PYTHONPATH": f"{package}{os.pathsep}{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = os.environ | {"PYTHONPATH": f"{package}{os.pathsep}{ROOT}"}
     options = [
         "-q",
         "-x",
@@ -253,6 +253,13 @@ def failure(package: Path, tests: tuple[str, ...]) -> tuple[str | None, str]:
     return found[1], done.stdout
 
 
+def write(path: Path, text: str) -> None:
+    """Its bytecode goes, too: within a second and of the same length, Python would take it for that of the new text."""
+    path.write_text(text, encoding="utf-8")
+    for old in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
+        old.unlink()
+
+
 def main(names: list[str]) -> int:
     chosen = [m for m in MUTANTS if not names or m.name in names]
     problems = [problem for m in chosen if (problem := misplaced(m))]
@@ -271,10 +278,10 @@ def main(names: list[str]) -> int:
         for mutant in chosen:
             path = package / "onnxprune" / mutant.file
             text = path.read_text(encoding="utf-8")
-            path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+            write(path, text.replace(mutant.old, mutant.new))
             start = time.perf_counter()
             killer, _ = failure(package, mutant.tests)
-            path.write_text(text, encoding="utf-8")
+            write(path, text)
             alive += killer is None
             print(
                 f"| {mutant.name} | {mutant.file} | {killer or 'SURVIVES'} | {time.perf_counter() - start:.1f} |",
