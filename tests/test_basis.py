@@ -16,7 +16,6 @@ from onnx import ModelProto, numpy_helper
 import onnxprune
 from onnxprune import BadInputError, Budget
 from onnxprune.analyse.observe import analysis_of
-from onnxprune.api.finetune import finetune
 from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.choose import mix as basis
@@ -443,14 +442,29 @@ def test_a_trained_transformer_loses_less() -> None:
 # ---------------------------------------------------------------- in the program
 
 
-def test_plan_replay_and_verify(tmp_path: Path) -> None:
-    out, plan, again = tmp_path / "s.onnx", tmp_path / "p.json", tmp_path / "again.onnx"
-    result = onnxprune.prune(VIT, Budget("macs", 0.5), data=DATA, output=out, plan=plan, benchmark=False)
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory: pytest.TempPathFactory) -> tuple[onnxprune.PruneResult, Path, Path]:
+    """The transformer at half of its MACs, its file and its plan."""
+    folder = tmp_path_factory.mktemp("halved")
+    out, plan = folder / "s.onnx", folder / "p.json"
+    return onnxprune.prune(VIT, Budget("macs", 0.5), data=DATA, output=out, plan=plan, benchmark=False), out, plan
+
+
+def test_plan_replay_and_verify(halved: tuple[onnxprune.PruneResult, Path, Path], tmp_path: Path) -> None:
+    result, out, plan = halved
+    again = tmp_path / "again.onnx"
     assert "val_9" in result.plan.mixed and ("val_9", 1) in result.plan.refit
     onnxprune.verify(VIT, out, plan, data=DATA)
     onnxprune.prune(VIT, apply=plan, data=DATA, output=again, benchmark=False)
     assert out.read_bytes() == again.read_bytes()
     assert "15 blocks of units mixed into principal directions" in result.report.to_markdown()
+
+
+def test_mixed_tensors_are_no_features_to_imitate(halved: tuple[onnxprune.PruneResult, Path, Path]) -> None:
+    pytest.importorskip("torch")
+    from onnxprune.api.finetune import finetune
+
+    result, out, plan = halved
     tuned = finetune(out, VIT, data=DATA, plan=plan, features=8, steps=1)
     assert tuned.features and not set(tuned.features) & set(result.plan.mixed)
 

@@ -1007,8 +1007,16 @@ def test_a_network_inside_a_branch_is_pruned_repaired_and_verified(apart: bool, 
     onnxprune.verify(tmp_path / "m.onnx", tmp_path / "small.onnx", tmp_path / "plan.json")
     small = onnx.load(tmp_path / "small.onnx")
     assert len([t for g in _graphs(small.graph) for t in g.initializer]) == 7, "nothing is left behind"
-    with pytest.raises(VerificationError, match="differs in more"):
-        onnxprune.verify(tmp_path / "m.onnx", scaled(small, "a", 1.001), tmp_path / "plan.json")
+    fitted = next(p for p in result.plan.refit if p[0].startswith("y.then_branch//"))
+    other = with_constants(small, {fitted: constants_at(small, [fitted])[fitted] * np.float32(1.001)})
+    with pytest.raises(VerificationError, match="are not those of the plan"):
+        onnxprune.verify(tmp_path / "m.onnx", other, tmp_path / "plan.json")
+    for model_changed in (small, other):  # whichever constants were worth fitting: an operator never is
+        changed = ModelProto()
+        changed.CopyFrom(model_changed)
+        next(n for g in _graphs(changed.graph) for n in g.node if n.output[0] == "s").op_type = "Tanh"
+        with pytest.raises(VerificationError, match="differs in more"):
+            onnxprune.verify(tmp_path / "m.onnx", changed, tmp_path / "plan.json")
     assert divergence([run(model, [given])], [run(small, [given])]) < before
     onnxprune.prune(
         tmp_path / "m.onnx",

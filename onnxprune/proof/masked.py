@@ -75,10 +75,6 @@ def check_refit(
         raise VerificationError(
             f"The constant at {odd[0]}:{odd[1]} has shape {list(values[odd].shape)}, but the plan leaves {list(before[odd].shape)}."
         )
-    if digest is not None and digest_of(values) != digest:
-        raise VerificationError(
-            "The fitted constants are not those of the plan; the file was changed since, or belongs to another plan."
-        )
     wanted = cut.beside(finish(with_constants(cut.proto, values)))
     if (
         wanted.proto.SerializeToString() != pruned.proto.SerializeToString()
@@ -86,6 +82,10 @@ def check_refit(
     ):
         raise VerificationError(
             "The pruned model is not what the plan makes of the original: it differs in more than the fitted constants."
+        )
+    if digest is not None and digest_of(values) != digest:
+        raise VerificationError(
+            "The fitted constants are not those of the plan; the file was changed since, or belongs to another plan."
         )
 
 

@@ -1,0 +1,295 @@
+"""Mutants of the riskiest lines, one at a time, each of which some test must kill: python -m tests.mutants [NAME ...]
+
+A copy of the package is changed in one place, and the tests that are to see it run against that copy. The table says which test was the
+first to fail. The exit status is 1 where a mutant survives, where the text to change is not found exactly once, or where the same
+tests fail without any change.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+GUARDS = "tests/test_mutation_guards.py"
+PLAN = "tests/test_plan.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """What breaks, in which file of the package, the text that is there, what stands there instead, and the tests that see it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def guard(*names: str) -> tuple[str, ...]:
+    return tuple(f"{GUARDS}::test_{name}" for name in names)
+
+
+MUTANTS = (
+    Mutant(
+        "--size is parameters",
+        "choose/costs.py",
+        '"size": self.size}',
+        '"size": self.params}',
+        guard("size_counts_what_only_bytes_have"),
+    ),
+    Mutant(
+        "result not checked by ONNX",
+        "api/prune.py",
+        "    check_well_formed(loaded",
+        "    (lambda *_: None)(loaded",
+        guard("what_the_checker_refuses_is_never_written"),
+    ),
+    Mutant(
+        "checker's word not heard",
+        "proof/prove.py",
+        "if problem is not None and _refused(original, folder) is None:",
+        "if False:",
+        guard("the_checker_judges_a_result_by_its_original"),
+    ),
+    Mutant(
+        "interface not compared",
+        "proof/prove.py",
+        "    check_interface(model.proto, pruned)\n",
+        "",
+        guard("the_proof_is_of_the_same_interface"),
+    ),
+    Mutant(
+        "proof at one size",
+        "proof/prove.py",
+        "for feeds in pair]\n",
+        "for feeds in pair[:1]]\n",
+        guard("the_proof_is_at_two_sizes_of_dynamic_axes"),
+    ),
+    Mutant(
+        "proof's verdict not heard",
+        "proof/masked.py",
+        "    if not worst <= tolerance:",
+        "    if False:",
+        guard("a_weight_that_is_one_percent_off_is_found"),
+    ),
+    Mutant(
+        "tolerance x 1000",
+        "proof/masked.py",
+        "\nTOLERANCE = 1e-4\n",
+        "\nTOLERANCE = 1e-1\n",
+        guard("a_weight_that_is_one_percent_off_is_found"),
+    ),
+    Mutant(
+        "NaN not compared",
+        "proof/masked.py",
+        "        if (finite != np.isfinite(y)).any():",
+        "        finite &= np.isfinite(y)\n        if False:",
+        guard("nan_where_there_was_a_number_is_found"),
+    ),
+    Mutant(
+        "mask not applied",
+        "proof/masked.py",
+        "            if dtype is not None:\n                after",
+        "            if False:\n                after",
+        (f"{PLAN}::test_document",),
+    ),
+    Mutant(
+        "digest not compared",
+        "proof/masked.py",
+        "if digest is not None and digest_of(values) != digest:",
+        "if False:",
+        ("tests/test_repair.py::test_a_changed_constant_that_was_not_fitted_is_found",),
+    ),
+    Mutant(
+        "only fitted constants compared",
+        "proof/masked.py",
+        "wanted.SerializeToString() != pruned.SerializeToString()\n",
+        "False\n",
+        ("tests/test_repair.py::test_a_changed_constant_that_was_not_fitted_is_found",),
+    ),
+    Mutant(
+        "no sizes to try",
+        "runtime/inputs.py",
+        "\nSIZES = (16, 32, 64, 48, 128, 96, 224, 320, 512, 576, 1024, 8, 4, 2, 1)",
+        "\nSIZES = (16,)",
+        guard("the_one_size_that_works_is_found"),
+    ),
+    Mutant(
+        "no image sizes to try",
+        "runtime/inputs.py",
+        "\nIMAGE_SIZES = (64, 128, 96, 48, 224, 256, 320, 32, 512, 640, 16, 1)",
+        "\nIMAGE_SIZES = (64,)",
+        guard("the_one_size_that_works_is_found"),
+    ),
+    Mutant(
+        "no sizes per axis",
+        "runtime/inputs.py",
+        "if 1 < len(others) <= 3:",
+        "if False:",
+        guard("the_one_size_that_works_is_found"),
+    ),
+    Mutant(
+        "repair kept in any case",
+        "choose/channels.py",
+        "if not after < before:",
+        "if False:",
+        guard("a_repair_that_does_not_help_is_not_kept"),
+    ),
+    Mutant(
+        "more cut than needed",
+        "choose/allocate.py",
+        "        if cost(trial) <= target:\n            counts = trial",
+        "        if False:\n            counts = trial",
+        guard("no_group_could_keep_more"),
+    ),
+    Mutant(
+        "made-up inputs believed",
+        "choose/sensitivity.py",
+        "+ weight * np.linspace",
+        "+ 0 * np.linspace",
+        guard("made_up_inputs_do_not_let_one_group_pay_for_all"),
+    ),
+    Mutant(
+        "nothing held out",
+        "analyse/feeds.py",
+        "held = [k % fold == fold - 1 for",
+        "held = [False for",
+        guard("samples_to_judge_with_are_not_fitted_on"),
+    ),
+    Mutant(
+        "wrong positions kept",
+        "groups/analysis.py",
+        "array = array.compress(alive, axis=axis)",
+        "array = array.compress(alive[::-1], axis=axis)",
+        (f"{PLAN}::test_plan_names_what_the_pruned_file_lacks",),
+    ),
+    Mutant(
+        "rows without their children",
+        "groups/grouping.py",
+        "            gone[child[gone[parent]]] = True\n",
+        "",
+        ("tests/ops/test_conv.py",),
+    ),
+    Mutant(
+        "group attribute stays",
+        "ops/conv.py",
+        'edit.set_attr("group", edit.new(0)[1] // edit.new(1)[1])',
+        "pass",
+        ("tests/ops/test_conv.py",),
+    ),
+    Mutant(
+        "Reshape's target stays",
+        "ops/movement.py",
+        "        edit.patch_input(i, changed, new)",
+        "        pass",
+        ("tests/ops/test_movement.py",),
+    ),
+    Mutant(
+        "plan of another file",
+        "cut/plan.py",
+        'if plan.document["model_sha256"] != analysis.model.sha256:',
+        "if False:",
+        guard("a_plan_is_of_one_file_and_says_what_it_removes"),
+    ),
+    Mutant(
+        "members not compared",
+        "cut/plan.py",
+        "    if want != have:",
+        "    if False:",
+        guard("a_plan_is_of_one_file_and_says_what_it_removes"),
+    ),
+    Mutant(
+        "texts written at once",
+        "model/files.py",
+        'tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")',
+        "(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), str(path))",
+        guard("texts_move_to_their_places_at_the_end"),
+    ),
+)
+
+
+def misplaced(mutant: Mutant) -> str | None:
+    """Why a mutant cannot be made: its text is not in its file exactly once, or a test of its is nowhere."""
+    found = (ROOT / "onnxprune" / mutant.file).read_text(encoding="utf-8").count(mutant.old)
+    if found != 1:
+        return f"{mutant.name}: its text is {found} times in {mutant.file}, not once; give text that is there."
+    for test in mutant.tests:
+        file, _, name = test.partition("::")
+        if not (ROOT / file).is_file() or (name and f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8")):
+            return f"{mutant.name}: there is no test {test}."
+    return None
+
+
+def failure(package: Path, tests: tuple[str, ...]) -> tuple[str | None, str]:
+    """The first of the tests that fails against the package in this folder (None: all pass), and what pytest said."""
+    environment = os.environ | {"PYTHONPATH": f"{package}{os.pathsep}{ROOT}"}
+    options = [
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "pythonpath=",
+        "--rootdir",
+        str(ROOT),
+        "-c",
+        str(ROOT / "pyproject.toml"),
+    ]
+    command = [sys.executable, "-m", "pytest", *options, "-m", "not slow", *(str(ROOT / t) for t in tests)]
+    done = subprocess.run(command, cwd=package, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return None, done.stdout
+    found = re.search(r"^FAILED \S*?(\w+\.py::.*?)(?: - |$)", done.stdout, re.MULTILINE)
+    if done.returncode != 1 or found is None:
+        raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-1000:]}")
+    return found[1], done.stdout
+
+
+def write(path: Path, text: str) -> None:
+    """Its bytecode goes, too: within a second and of the same length, Python would take it for that of the new text."""
+    path.write_text(text, encoding="utf-8")
+    for old in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
+        old.unlink()
+
+
+def main(names: list[str]) -> int:
+    chosen = [m for m in MUTANTS if not names or m.name in names]
+    problems = [problem for m in chosen if (problem := misplaced(m))]
+    if problems or not chosen:
+        print("\n".join(problems) or f"No mutant has such a name; there are: {', '.join(m.name for m in MUTANTS)}.")
+        return 1
+    alive = 0
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder)
+        shutil.copytree(ROOT / "onnxprune", package / "onnxprune", ignore=shutil.ignore_patterns("__pycache__"))
+        control, said = failure(package, tuple(dict.fromkeys(t for m in chosen for t in m.tests)))
+        if control:
+            print(f"{control} fails without any change:\n{said[-2000:]}")
+            return 1
+        print("| mutant | file | killed by | seconds |\n| --- | --- | --- | --- |")
+        for mutant in chosen:
+            path = package / "onnxprune" / mutant.file
+            text = path.read_text(encoding="utf-8")
+            write(path, text.replace(mutant.old, mutant.new))
+            start = time.perf_counter()
+            killer, _ = failure(package, mutant.tests)
+            write(path, text)
+            alive += killer is None
+            print(
+                f"| {mutant.name} | {mutant.file} | {killer or 'SURVIVES'} | {time.perf_counter() - start:.1f} |",
+                flush=True,
+            )
+    print(f"{len(chosen) - alive} of {len(chosen)} mutants killed.")
+    return int(alive > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
