@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 import onnx
 
@@ -23,7 +22,7 @@ from onnxprune.choose.sensitivity import cautious, judge, sense
 from onnxprune.choose.surgeon import operate, ranked
 from onnxprune.clock import Clock
 from onnxprune.cut.bypass import Bypass
-from onnxprune.cut.rewrite import rewrite
+from onnxprune.cut.rewrite import Rewriter
 from onnxprune.errors import TargetNotReachableError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
@@ -85,7 +84,7 @@ def decider(
         )
         if budget.metric != "ratio":
             clock("sense")
-            damages = sense(analysis, calibration, orders, partial(rewrite, analysis), costs, progress=clock.share)
+            damages = sense(analysis, calibration, orders, Rewriter(analysis), costs, progress=clock.share)
             damages = cautious(damages) if calibration.made_up else damages
     clock("allocate")
 

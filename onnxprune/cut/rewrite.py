@@ -1,6 +1,6 @@
 """Carry out a removal: slice every constant by its map, let attributes and shape parameters follow, drop what died.
 
-Works on a fresh import of the original, which is left alone. Operators are not known here: their rules' `adjust` say what changes.
+Works on an import of the original, which is left alone. Operators are not known here: their rules' `adjust` say what changes.
 """
 
 from __future__ import annotations
@@ -25,13 +25,58 @@ from onnxprune.ops.base import Edit
 
 def rewrite(analysis: Analysis, removed: Bools) -> onnx.ModelProto:
     """The model without the classes marked in `removed` (bool per class, closed under rows)."""
-    graph = import_graph(analysis.model)
-    surgery = _Surgery(analysis, view(graph, analysis.view.opsets), analysis.solution.of_units(removed))
-    surgery.slice_constants()
-    surgery.adjust_nodes()
-    surgery.update_shapes()
-    surgery.finish()
-    return export_model(graph, analysis.model.proto)
+    return Rewriter(analysis)(removed)
+
+
+class Rewriter:
+    """Cuts one model any number of times: the graph is imported once, and put back as it was after each cut.
+
+    Called with the classes to remove (bool per class, closed under rows), it gives the model without them.
+    """
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis = analysis
+        self.graph = import_graph(analysis.model)
+        self.view = view(self.graph, analysis.view.opsets)
+        self._original = _Snapshot(self.view)
+
+    def __call__(self, removed: Bools) -> onnx.ModelProto:
+        try:
+            surgery = _Surgery(self.analysis, self.view, self.analysis.solution.of_units(removed))
+            surgery.slice_constants()
+            surgery.adjust_nodes()
+            surgery.update_shapes()
+            surgery.finish()
+            return export_model(self.graph, self.analysis.model.proto)
+        finally:
+            self._original.restore()
+
+
+class _Snapshot:
+    """What a cut may change in a graph: its nodes, their attributes and tensors, and the tensors' values, shapes and links."""
+
+    def __init__(self, graph: View) -> None:
+        nodes = [n.gs_node for n in graph.graph.walk()]
+        ends = [t for n in nodes for t in (*n.inputs, *n.outputs)]  # also the empty ones, which have no key
+        tensors = {id(t): t for t in (*graph.tensors.values(), *ends)}.values()
+        self.nodes = [(g, list(g.nodes)) for g in graph.gs_graphs.values()]
+        self.attrs = [(n.attrs, list(n.attrs.items())) for n in nodes]
+        self.links = [(x, list(x)) for end in (*nodes, *tensors) for x in (end.inputs, end.outputs)]
+        self.values = [(t, t._values) for t in tensors if isinstance(t, gs.Constant)]
+        self.shapes = [(t, t.shape) for t in tensors if not isinstance(t, gs.Constant)]
+
+    def restore(self) -> None:
+        for graph, nodes in self.nodes:
+            graph.nodes = list(nodes)
+        for attrs, items in self.attrs:
+            attrs.clear()
+            attrs.update(items)
+        for link, ends in self.links:
+            list.__setitem__(link, slice(None), ends)  # both sides are put back, so neither may tell the other
+        for constant, values in self.values:
+            constant._values = values
+        for variable, shape in self.shapes:
+            variable.shape = shape
 
 
 class _Surgery:
