@@ -12,6 +12,7 @@ from onnxprune.errors import (
     UnsupportedModelError,
     VerificationError,
 )
+from onnxprune.ops import Rule, register, unregister
 from onnxprune.version import __version__
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "OnnxPruneError",
     "Plan",
     "PruneResult",
+    "Rule",
     "SparsifyResult",
     "TargetNotReachableError",
     "UnsupportedModelError",
@@ -28,6 +30,8 @@ __all__ = [
     "__version__",
     "inspect",
     "prune",
+    "register",
     "sparsify",
+    "unregister",
     "verify",
 ]

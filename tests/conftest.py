@@ -11,3 +11,5 @@ settings.register_profile(
     "onnxprune", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("onnxprune")
+
+os.environ.setdefault("ONNXPRUNE_STRICT", "1")  # a rule that fails is an error in tests, not a warning
