@@ -12,7 +12,8 @@ from onnxprune.errors import (
     UnsupportedModelError,
     VerificationError,
 )
-from onnxprune.ops import Rule, register, unregister
+from onnxprune.ops import register, unregister
+from onnxprune.ops.base import Rule
 from onnxprune.version import __version__
 
 __all__ = [

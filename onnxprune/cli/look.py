@@ -89,9 +89,10 @@ def ops(as_json: bool, verbose: bool) -> None:
         click.echo(json.dumps([asdict(r) for r in rows], indent=1))
         return
     heads = ("domain", "operator", "treated as", "note", *(("gives", "missing") if verbose else ()))
-    lines = [(r.domain, r.operator, r.kind, r.note) for r in rows]
-    if verbose:
-        lines = [(*line, ", ".join(r.gives), ", ".join(r.missing)) for line, r in zip(lines, rows, strict=True)]
+    lines = [
+        (r.domain, r.operator, r.kind, r.note, *((", ".join(r.gives), ", ".join(r.missing)) if verbose else ()))
+        for r in rows
+    ]
     OUT.print(table(heads, lines, heads))
 
 

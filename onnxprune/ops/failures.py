@@ -20,6 +20,7 @@ STRICT = "ONNXPRUNE_STRICT"
 BUILT_IN = "this is a bug of onnxprune, please report it"
 REGISTERED = "mend the rule that was registered for it"
 Answer = TypeVar("Answer")
+Other = TypeVar("Other")
 
 _sentences: ContextVar[list[str] | None] = ContextVar("sentences", default=None)
 
@@ -52,7 +53,7 @@ def sentence(rule: Rule, callback: str, node: str, error: Exception) -> str:
     return f"the {part} of {op} failed{on}: {what}; {REGISTERED if rule.registered else BUILT_IN}"
 
 
-def attempt(rule: Rule, callback: str, node: str, call: Callable[[], Answer], otherwise: Answer) -> Answer:
+def attempt(rule: Rule, callback: str, node: str, call: Callable[[], Answer], otherwise: Other) -> Answer | Other:
     """What `call` gives, or `otherwise` where it raises."""
     try:
         return call()

@@ -131,7 +131,7 @@ class _Zeros:
         shapes = tuple(self._shape(key) if key else None for key in node.inputs)
         is_constant = tuple(key in self.analysis.view.constants for key in node.inputs)
         context = LinearContext(node.attrs, shapes, is_constant)
-        places = failures.attempt(rule, "weights", str(node), partial(rule.weights, context), [])
+        places = failures.attempt(rule, "weights", str(node), partial(rule.weights, context), ())
         return {i: axis for i, axis in places if i < len(shapes) and shapes[i] is not None}
 
     def _shape(self, key: str) -> Shape | None:

