@@ -12,6 +12,8 @@ from onnxprune.errors import (
     UnsupportedModelError,
     VerificationError,
 )
+from onnxprune.ops import register, unregister
+from onnxprune.ops.base import Rule
 from onnxprune.version import __version__
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "OnnxPruneError",
     "Plan",
     "PruneResult",
+    "Rule",
     "SparsifyResult",
     "TargetNotReachableError",
     "UnsupportedModelError",
@@ -28,6 +31,8 @@ __all__ = [
     "__version__",
     "inspect",
     "prune",
+    "register",
     "sparsify",
+    "unregister",
     "verify",
 ]

@@ -32,6 +32,10 @@ class VerificationError(OnnxPruneError):
     exit_code = 4
 
 
+class RuleError(OnnxPruneError):
+    """The rule of an operator failed where going on would give a wrong model; nothing is written."""
+
+
 class NothingPrunableError(OnnxPruneError):
     """Every axis is pinned; the message names the pins."""
 

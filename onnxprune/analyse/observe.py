@@ -13,11 +13,13 @@ from onnxprune.errors import BadInputError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.observation import Feeds, Observation
 from onnxprune.model.loaded import LoadedModel
+from onnxprune.ops import failures
 
 
 def analysis_of(loaded: LoadedModel, scope: Scope, feeds: tuple[Feeds, Feeds] | None = None) -> Analysis:
     """`feeds`: what to observe a part of a model with that has been observed as a whole."""
     if feeds is None:
+        failures.begin()
         _globs(loaded, scope)
 
     def observed(wanted: set[str], typed: set[str]) -> Observation:

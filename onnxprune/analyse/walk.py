@@ -6,7 +6,6 @@ ties, rows and pins in the unit table. The model is observed in ONNX Runtime bef
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,10 +22,10 @@ from onnxprune.groups.units import Pin, UnitTable
 from onnxprune.model.graph import Graph, Node, View, name_of, view
 from onnxprune.model.importer import import_graph
 from onnxprune.model.loaded import LoadedModel
+from onnxprune.ops import failures
 from onnxprune.ops.base import MapContext, Rule
 
 Observer = Callable[[set[str], set[str]], Observation]
-STRICT = "ONNXPRUNE_STRICT"
 
 
 def analyse(
@@ -66,6 +65,7 @@ def analyse(
         readers=walk.readers(),
         sources=walk.lazy,
         unknown=tuple(dict.fromkeys(walk.unknown)),
+        crashed=tuple(dict.fromkeys(walk.crashed)),
     )
 
 
@@ -137,6 +137,7 @@ class _Walk:
         self.skipped: set[str] = set()
         self.rounded: list[Facet] = []
         self.unknown: list[str] = []
+        self.crashed: list[str] = []
 
     def value(self, key: str) -> Array | None:
         """A constant's value, or what both feeds agreed on."""
@@ -187,32 +188,48 @@ class _Walk:
         domain = "" if node.domain == "ai.onnx" else node.domain
         context = MapContext(
             node,
-            self.shapes,
-            self.lazy,
-            self.state,
-            self.value,
-            self.units,
-            self.view.opsets.get(domain, 1),
-            self.subgraph,
-            self.no_units,
-            self.observation.is_dynamic,
+            shapes=self.shapes,
+            lazy=self.lazy,
+            state=self.state,
+            values=self.value,
+            units=self.units,
+            opset=self.view.opsets.get(domain, 1),
+            walk=self.subgraph,
+            indices=self.no_units,
+            is_dynamic=self.observation.is_dynamic,
         )
-        try:
-            results = found.maps(context)
-        except (IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
-            if os.environ.get(STRICT):
-                raise
-            context.given.clear()
-            results = ops.UNKNOWN.maps(context)
-            self.units.pin(np.empty(0, np.int64), context.because(f"has a form its rule does not cover: {error}"))
+        results = self._results(found, context)
         for i, maps in context.given.items():
             self.uses[node.key, i] = (self.lazy[node.inputs[i]], maps)
             if found.rounded:
                 self.rounded += [f.ravel()[f.ravel() >= 0] for f in maps]
-        for key, maps in zip(node.outputs, results, strict=False):
-            if key and maps:
-                self.state[key] = self._checked(context, key, simplify(maps))
+        self.state |= results
         self._user_pins(context)
+
+    def _results(self, found: Rule, context: MapContext) -> dict[str, Maps]:
+        """Maps of the outputs, by tensor; where the rule fails, all that the node touches stays."""
+        node, issued = context.node, self.units.count
+        try:
+            results = found.maps(context)
+            for i, maps in context.given.items():
+                self._check_fit(f"input {i}", tuple(self.shapes[node.inputs[i]]), maps)
+            return {
+                key: self._checked(context, key, simplify(maps))
+                for key, maps in zip(node.outputs, results, strict=False)
+                if key and maps
+            }
+        except Exception as error:
+            if failures.is_strict():
+                raise
+            text = failures.sentence(found, "maps", str(node), error)
+            self.crashed.append(text)
+            failures.pin_everything(context, text, issued)
+            return {}
+
+    def _check_fit(self, what: str, shape: Shape, maps: Maps) -> None:
+        for facet in maps:
+            if facet.ndim != len(shape) or any(n not in (1, s) for n, s in zip(facet.shape, shape, strict=True)):
+                raise ValueError(f"{what} got a facet of shape {facet.shape} for a tensor of shape {shape}")
 
     def readers(self) -> dict[str, set[Use]]:
         """Per constant, all (node, input) that read it; a graph output that is a constant counts as a reader."""
@@ -248,10 +265,8 @@ class _Walk:
         """Pin what would have to shrink along a dynamic axis."""
         shape = self.shapes[key]
         good = []
+        self._check_fit(f"output '{key}'", shape, maps)
         for facet in maps:
-            fits = facet.ndim == len(shape) and all(n in (1, s) for n, s in zip(facet.shape, shape, strict=True))
-            if not fits:
-                raise AssertionError(f"{context.node}: a facet of shape {facet.shape} for a tensor of shape {shape}")
             if facet.size == 1:
                 context.pin([facet], f"leaves it as the only position of '{key}'")
                 continue

@@ -15,6 +15,7 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from onnxprune.model.branches import captured, conditions, flatten, shell, subgr
 from onnxprune.model.constants import tensor_in
 from onnxprune.model.loaded import Model
 from onnxprune.model.tensors import StoredSparseValues
-from onnxprune.ops import rule_for
+from onnxprune.ops import failures, rule_for
 from onnxprune.runtime import Session
 
 MEMORY = 1 << 28
@@ -124,11 +125,13 @@ class Stepwise:
         if at is None:
             return None
         node = self.nodes[at]
-        encode = rule_for(node.op_type, node.domain).encode
+        rule = rule_for(node.op_type, node.domain)
+        encode = rule.encode
         if encode is None or not all(n in self.initializers for n in node.input if n):
             return None
         attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        codes = encode(attrs, value, [self.constant(n) for n in node.input if n])
+        inputs = [self.constant(n) for n in node.input if n]
+        codes = failures.attempt(rule, "encode", failures.label(node), partial(encode, attrs, value, inputs), None)
         return None if codes is None else (at, codes)
 
     def constant(self, name: str) -> Array:

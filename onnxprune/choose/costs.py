@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Any
 
@@ -19,6 +19,7 @@ from onnxprune import ops
 from onnxprune.groups.analysis import Analysis, Shapes, kept_mask
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.maps import Maps, Shape, clusters
+from onnxprune.ops import failures
 from onnxprune.ops.base import CostContext, Rule
 
 
@@ -29,6 +30,14 @@ class _Term:
     attrs: dict[str, Any]
     tensors: tuple[tuple[Maps, Shape] | None, ...]
     inputs: int
+    label: str
+
+    def macs(self, sizes: tuple[Shape | None, ...]) -> int:
+        """For these shapes of inputs and outputs; 0 where the rule fails."""
+        assert self.rule.macs is not None
+        context = CostContext(self.attrs, sizes[: self.inputs], sizes[self.inputs :])
+        call = partial(self.rule.macs, context)
+        return int(failures.attempt(self.rule, "macs", self.label, call, 0))
 
 
 class CostModel:
@@ -54,7 +63,7 @@ class CostModel:
                         tensors.append(None)
                 except KeyError:
                     tensors.append(None)
-            self.terms.append(_Term(node.key, rule, node.attrs, tuple(tensors), len(node.inputs)))
+            self.terms.append(_Term(node.key, rule, node.attrs, tuple(tensors), len(node.inputs), str(node)))
         self.constants = {key: c for key, c in analysis.view.constants.items() if _counts(c)}
         self.cuts: dict[str, list[Maps]] = {}
         whole: set[str] = set()
@@ -74,8 +83,7 @@ class CostModel:
         shapes = self._shapes(removed)
         for term in self.terms:
             sizes = tuple(None if t is None else shapes.of_maps(t[0], t[1]) for t in term.tensors)
-            macs = term.rule.macs(CostContext(term.attrs, sizes[: term.inputs], sizes[term.inputs :]))  # type: ignore[misc]
-            yield term.node, int(macs)
+            yield term.node, term.macs(sizes)
 
     @cached_property
     def node_macs(self) -> dict[str, int]:
@@ -149,7 +157,7 @@ class CostModel:
             return saving
         for term in self.terms:
             sizes = tuple(None if t is None else t[1] for t in term.tensors)
-            amount = term.rule.macs(CostContext(term.attrs, sizes[: term.inputs], sizes[term.inputs :]))  # type: ignore[misc]
+            amount = term.macs(sizes)
             seen: set[bytes] = set()
             for tensor in term.tensors:
                 if tensor is not None:

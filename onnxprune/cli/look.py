@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -63,19 +64,36 @@ def inspect(
             OUT.print(f"{g['id']} member: {m['tensor']} axis {m['axis']} ({m['positions']} positions)", markup=False)
     for name in found["unknown_operators"]:
         OUT.print(f"no rule for {name}: it keeps what it touches", markup=False)
+    for text in found["failed_rules"]:
+        OUT.print(f"warning: {text}", markup=False)
 
 
 @click.command()
 @json_option()
+@click.option("-v", "--verbose", is_flag=True, help="Also print what each operator's rule gives, and what is missing.")
 @guarded
-def ops(as_json: bool) -> None:
-    """List every operator and how it is treated."""
+def ops(as_json: bool, verbose: bool) -> None:
+    """List every operator and how it is treated.
+
+    \b
+    A rule can give (all of it counts for a contraction, such as Conv; others need less):
+      maps      how channels pass through; without it, what the operator touches stays
+      adjust    which attributes and shapes follow a removal
+      macs      its multiply-accumulates
+      linear    the form in which its weights can be scored and re-fitted
+      weights   which axes it contracts, for sparsity and dead channels
+      gradient  what fine-tuning needs
+    """
     rows = listing()
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        click.echo(json.dumps([asdict(r) for r in rows], indent=1))
         return
-    heads = ("domain", "operator", "treated as", "note")
-    OUT.print(table(heads, [(r["domain"], r["operator"], r["kind"], r["note"]) for r in rows], heads))
+    heads = ("domain", "operator", "treated as", "note", *(("gives", "missing") if verbose else ()))
+    lines = [
+        (r.domain, r.operator, r.kind, r.note, *((", ".join(r.gives), ", ".join(r.missing)) if verbose else ()))
+        for r in rows
+    ]
+    OUT.print(table(heads, lines, heads))
 
 
 @click.command()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from onnxprune.groups.maps import Maps, Shape, clusters
 from onnxprune.groups.observation import Array
 from onnxprune.model.graph import Node, View, name_of, view
 from onnxprune.model.importer import export_model, import_graph
+from onnxprune.ops import failures
 from onnxprune.ops.base import Edit
 
 
@@ -136,7 +138,7 @@ class _Surgery:
                 continue
             edit = NodeEdit(self, node)
             if edit.changes():
-                rule.adjust(edit)
+                failures.must(rule, "adjust", str(node), partial(rule.adjust, edit))
 
     def update_shapes(self) -> None:
         """Declared shapes of intermediate tensors follow."""

@@ -8,6 +8,7 @@ observed. Inputs and outputs of the model stay, and so does an Identity that onl
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -20,6 +21,7 @@ from onnxprune.groups.observation import Array
 from onnxprune.model.branches import captured, rename, subgraphs
 from onnxprune.model.constants import tensor_in
 from onnxprune.model.loaded import Model
+from onnxprune.ops import failures
 from onnxprune.ops.base import Dims, IdleContext
 
 SMALL = 1 << 16  # bytes of a constant whose values may matter (shapes, axes, amounts)
@@ -102,7 +104,8 @@ class _Tidying:
 
     def _is_idle(self, node: NodeProto, constants: dict[str, TensorProto], graph: GraphProto, top: bool) -> bool:
         domain = "" if node.domain == "ai.onnx" else node.domain
-        idle = ops.rule_for(node.op_type, node.domain).idle
+        rule = ops.rule_for(node.op_type, node.domain)
+        idle = rule.idle
         if idle is None or not node.input or not node.input[0] or not node.output or not node.output[0]:
             return False
         others = {o for o in node.output[1:] if o}
@@ -115,17 +118,16 @@ class _Tidying:
 
         x, y = node.input[0], node.output[0]
         attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        return idle(
-            IdleContext(
-                attrs,
-                tuple(bool(x) for x in node.input),
-                value,
-                self.shapes.get(x) if top else None,
-                self.shapes.get(y) if top else None,
-                self.types.get(x) if top else None,
-                self.opsets.get(domain, 1),
-            )
+        context = IdleContext(
+            attrs,
+            tuple(bool(x) for x in node.input),
+            value,
+            self.shapes.get(x) if top else None,
+            self.shapes.get(y) if top else None,
+            self.types.get(x) if top else None,
+            self.opsets.get(domain, 1),
         )
+        return failures.attempt(rule, "idle", failures.label(node), partial(idle, context), False)
 
 
 def _read(graph: GraphProto) -> set[str]:

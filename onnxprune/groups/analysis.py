@@ -22,7 +22,8 @@ Use = tuple[str, int]
 class Analysis:
     """maps: facets of every activation, by tensor key; uses: `(node key, input) -> (constant's key, facets)`.
 
-    skipped: nodes that compute shapes, which carry no units.
+    skipped: nodes that compute shapes, which carry no units. unknown: nodes whose operator has no rule; crashed: a sentence per node
+    whose rule failed. Both keep what they touch.
     """
 
     model: LoadedModel
@@ -36,6 +37,7 @@ class Analysis:
     readers: dict[str, set[Use]]
     sources: dict[str, str]
     unknown: tuple[str, ...] = ()
+    crashed: tuple[str, ...] = ()
     layouts: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property

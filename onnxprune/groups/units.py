@@ -92,6 +92,10 @@ class UnitTable:
         if ids.size:
             self.pins.append((ids, pin))
 
+    def pin_from(self, first: int, pin: Pin) -> None:
+        """Pin every unit that was issued from id `first` on."""
+        self.pin(np.arange(first, self.count, dtype=np.int64), pin)
+
     def approximate(self, rows: Ids, pin: Pin) -> None:
         """`rows` `[n, positions]`: a row that leaves as a whole (a group of GroupNorm) leaves exactly, a part of it does not."""
         rows = rows[:, np.r_[True, (rows[:, 1:] != rows[:, :-1]).any(axis=0)]]

@@ -2,7 +2,7 @@
 
 A `Rule` holds everything the rest of the program knows about an operator: how index maps pass through it
 (`maps`), which inputs carry shapes or indices (`params`), what of the node follows a removal (`adjust`), and what it costs (`macs`).
-Rules state relations; the engines in `stages/` act on them.
+Rules state relations; the rest of the program acts on them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from onnxprune.groups.maps import Facet, Maps, Shape, expand_axes, pad_rank, per
 from onnxprune.groups.observation import Array
 from onnxprune.groups.units import Pin, UnitTable
 from onnxprune.model.graph import Graph, Node
+from onnxprune.ops.edit import Edit, MaskEdit
 from onnxprune.ops.linear import LinearContext, LinearRule
 
 Mixing = Literal["copy", "sum", "scale", "product"]
@@ -26,42 +27,52 @@ INEXACT_REMEDY = "prune it approximately with --include-inexact"
 
 @dataclass(frozen=True)
 class Rule:
-    """One operator (or several that behave alike).
+    """One operator (or several that behave alike). Only `maps` is needed; without the rest less is known, never something wrong.
+
+    A *unit* is what pruning can remove (a channel, a head); a *facet* is an integer array that says which unit a position of a tensor
+    belongs to. It has the rank of its tensor, and along each axis either the tensor's size or 1, where the axis does not matter: the
+    channels of an `[N, C, H, W]` activation are a facet of shape `[1, C, 1, 1]`. -1 is no unit. The *maps* of a tensor are a tuple of
+    facets; a position goes as soon as one of its units goes, and an empty tuple means that nothing of the tensor can go.
 
     ops: names, `"Conv"` for ai.onnx or `"com.microsoft::FusedConv"`.
     kind: the family, for `onnxprune ops`.
-    maps: the index maps of the outputs, given those of the inputs.
+    maps: gets a `MapContext`; returns one maps tuple per output of the node, facets as above. What it ties or pins is in the context.
     params: positions of inputs whose *values* matter (shapes, axes, indices); they carry no units.
-    adjust: changes attributes and parameter inputs after a removal; None when nothing of the node can change.
-    macs: multiply-accumulates of the node for given input and output shapes.
+    adjust: gets an `Edit`, changes attributes and parameter inputs after a removal and returns nothing; None when nothing of the node
+        can change. Weights are sliced by their maps, without it. It is called only for nodes with an input or output that shrinks.
+    macs: gets a `CostContext`; returns the multiply-accumulates of the node as an int. None counts as 0.
     typed: the dtype of the first output is observed, for rules whose adjustment inserts arithmetic.
     rounded: the channels are worth rounding to what the runtime's kernels like.
     reference: changes the masked original where removal is approximate (statistics of the kept positions only).
     carries_shape: the output is a shape: what integer operators make of it carries no units.
     alias: the output of a constant is that constant (exporters share weights through Identity).
-    linear: the node as a matrix product with constant weights, where it is one.
-    step: the output is this constant times the first input, plus a constant: per channel, or one number.
+    linear: gets a `LinearContext`; returns a `Product` or `Sliding` (`ops/linear.py`), the node as a matrix product with constant weights,
+        or None where it is none. Data-driven scores, repair and sparsity of the weights need it.
+    step: gets attributes and constant inputs behind the first; returns the factor of "output = factor x first input + constant", shape
+        `[]` or `[C]`.
     adds: the output is the sum of its two inputs.
     coded: the output is a quantized code, or decoded from one: behind it a constant is not stored as the numbers it is.
     encode: the codes that decode to (about) a value, from the decoder's attributes and inputs; None where there are none.
     random: the output is drawn anew in every run.
-    weights: `(input, contracted axis)` of what it multiplies by, where `linear` does not cover it.
-    idle: does the node certainly give its first input back?
+    weights: gets a `LinearContext`; returns `(input, contracted axis)` of each operand that it multiplies by, where `linear` does not
+        cover it.
+    idle: gets an `IdleContext`; returns True where the node certainly gives its first input back, and may be taken out.
     mixing: how units of one axis pass, where a linear map of them passes too (`choose/mix.py`): `copy` (values move), `sum` (each unit
         of the output is the same sum over that unit of all inputs), `scale` (units are multiplied by what does not tell them
         apart), `product` (of matrices). It holds whatever the attributes are; else it is a function of them.
+    registered: set by `onnxprune.register`; not part of a rule that one writes.
     """
 
     ops: tuple[str, ...]
     kind: str
     maps: Callable[[MapContext], list[Maps]]
     params: tuple[int, ...] = ()
-    adjust: Callable[[Any], None] | None = None
+    adjust: Callable[[Edit], None] | None = None
     macs: Callable[[CostContext], int] | None = None
     typed: bool = False
     note: str = ""
     rounded: bool = False
-    reference: Callable[[Any], None] | None = None
+    reference: Callable[[MaskEdit], None] | None = None
     carries_shape: bool = False
     alias: bool = False
     linear: LinearRule | None = None
@@ -73,6 +84,7 @@ class Rule:
     weights: Callable[[LinearContext], list[tuple[int, int]]] | None = None
     idle: Callable[[IdleContext], bool] | None = None
     mixing: Mixing | Callable[[dict[str, Any]], Mixing | None] | None = None
+    registered: bool = False
 
     def mixing_of(self, attrs: dict[str, Any]) -> Mixing | None:
         """Of a node with these attributes."""
@@ -120,7 +132,8 @@ class IdleContext:
 
 
 class MapContext:
-    """What a `maps` rule sees of one node.
+    """What a `maps` rule sees of one node: `node`, `attrs`, the `opset` of its domain, and of inputs (`i`) and outputs (`k`) the shapes
+    that were observed (all concrete), the maps, and the values of `params`.
 
     Constants are *lazy*: a rule either gives a constant the facets it needs (`give`), or asks for its maps and
     gets one facet of fresh units per axis. Every use of a constant has its own units, so that weights shared by
@@ -130,6 +143,7 @@ class MapContext:
     def __init__(
         self,
         node: Node,
+        *,
         shapes: dict[str, Shape],
         lazy: dict[str, str],
         state: dict[str, Maps],
@@ -267,88 +281,6 @@ class MapContext:
         return [() for _ in self.node.outputs]
 
 
-class Edit:
-    """What an `adjust` rule sees and may change of one node after a removal. Implemented by `cut/rewrite.py`."""
-
-    node: Node
-    attrs: dict[str, Any]
-    opset: int
-
-    def has(self, i: int) -> bool:
-        raise NotImplementedError
-
-    def old(self, i: int) -> Shape:
-        """Shape of input `i` before."""
-        raise NotImplementedError
-
-    def new(self, i: int) -> Shape:
-        """Shape of input `i` after."""
-        raise NotImplementedError
-
-    def old_out(self, k: int = 0) -> Shape:
-        raise NotImplementedError
-
-    def new_out(self, k: int = 0) -> Shape:
-        raise NotImplementedError
-
-    def kept(self, i: int, axis: int) -> Array:
-        """Bool per position of `axis` of input `i`: does anything of it stay?"""
-        raise NotImplementedError
-
-    def kept_out(self, k: int, axis: int) -> Array:
-        raise NotImplementedError
-
-    def rank_of(self, i: int, axis: int, position: int) -> int:
-        """How many positions before `position` stay along `axis` of input `i` (equal in all rows)."""
-        raise NotImplementedError
-
-    def value(self, i: int) -> Array | None:
-        """Value of a parameter input in the original, None when it changes from feed to feed."""
-        raise NotImplementedError
-
-    def observed(self, i: int) -> Array | None:
-        """Value of a parameter input in the original for the first feed."""
-        raise NotImplementedError
-
-    def set_attr(self, name: str, value: Any) -> None:
-        raise NotImplementedError
-
-    def drop_attr(self, name: str) -> None:
-        raise NotImplementedError
-
-    def set_input(self, i: int, value: Array) -> None:
-        """Replace a parameter input by a constant."""
-        raise NotImplementedError
-
-    def patch_input(self, i: int, changed: Array, value: Array) -> None:
-        """Replace the entries of a computed parameter where `changed`, by `value`; the others stay computed."""
-        raise NotImplementedError
-
-    def gather_output(self, axis: int, index: Array) -> None:
-        """Take positions `index` of an axis of the first output."""
-        raise NotImplementedError
-
-    def scale_output(self, factor: float) -> None:
-        """Multiply the first output by a constant."""
-        raise NotImplementedError
-
-    def scale_constant(self, i: int, factor: float) -> bool:
-        """Multiply a constant input; False when it is not one."""
-        raise NotImplementedError
-
-    def restore_output(self, changed: Array, value: Array) -> None:
-        """Put `value` into the entries of the first output where `changed`."""
-        raise NotImplementedError
-
-    def consumers(self) -> list[tuple[Node, int]]:
-        """Who reads the first output, and as which input."""
-        raise NotImplementedError
-
-    def constant(self, key: str) -> Array | None:
-        """The value of a constant tensor."""
-        raise NotImplementedError
-
-
 def weights_at(*places: tuple[int, int]) -> Callable[[LinearContext], list[tuple[int, int]]]:
     """A `weights` rule for fixed inputs and axes."""
     return lambda ctx: list(places)
@@ -371,65 +303,9 @@ __all__ = [
     "Edit",
     "IdleContext",
     "MapContext",
+    "MaskEdit",
     "Rule",
     "move",
     "varying",
     "weights_at",
 ]
-
-
-class MaskEdit(Protocol):
-    """What a `reference` rule sees and may change of one node of the masked original.
-
-    Forcing a unit to zero wherever it lives includes what an operator computes inside: a recurrence hands its hidden state from
-    step to step, a quantized kernel subtracts zero points. There the rule changes the node's constants.
-    """
-
-    node: Node
-    attrs: dict[str, Any]
-
-    def has(self, i: int) -> bool:
-        raise NotImplementedError
-
-    def removed(self, i: int) -> Array:
-        """Bool of input `i`'s full shape: True where the position has been removed."""
-        raise NotImplementedError
-
-    def constant(self, i: int) -> Array | None:
-        """The value of a constant input in the original; None for one that is computed (its positions are masked already)."""
-        raise NotImplementedError
-
-    def set_constant(self, i: int, value: Array) -> None:
-        """Give this node, and no other user of the constant, another value of the same shape and type."""
-        raise NotImplementedError
-
-    def shape(self, i: int) -> Shape:
-        """Shape of input `i` in the original."""
-        raise NotImplementedError
-
-    def sum_inputs(self, inputs: tuple[int, ...]) -> Any:
-        """A tensor that is the sum of those inputs that are there."""
-        raise NotImplementedError
-
-    def normalize_kept(
-        self,
-        i: int,
-        axes: tuple[int, ...],
-        scale: int | None,
-        bias: int | None,
-        where: tuple[int, ...],
-        epsilon: float,
-        total: Any = None,
-    ) -> None:
-        """Replace the node by (x - mean) / sqrt(variance + epsilon) * scale + bias with the statistics of kept positions only.
-
-        Scale and bias lie along the axes `where` of input `i` (or of `total`, the tensor to normalise).
-        """
-        raise NotImplementedError
-
-    def normalize_groups(self, groups: int, epsilon: float) -> None:
-        """The same for group normalization of channels (axis 1) with everything after them."""
-        raise NotImplementedError
-
-
-__all__ += ["MaskEdit"]

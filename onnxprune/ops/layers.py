@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from onnx import ModelProto, NodeProto, helper
 
 from onnxprune.groups.maps import Shape
-from onnxprune.ops import rule_for
+from onnxprune.ops import failures, rule_for
 from onnxprune.ops.layer import Layer
 from onnxprune.ops.linear import LinearContext, Product
 
@@ -25,14 +26,15 @@ def find_layers(
     outputs = {o.name for o in proto.graph.output}
     layers = []
     for k, node in enumerate(proto.graph.node):
-        rule = rule_for(node.op_type, node.domain).linear
-        if rule is None:
+        rule = rule_for(node.op_type, node.domain)
+        if rule.linear is None:
             continue
         shapes = tuple(shape(n) if n else None for n in node.input)
         if any(s is None for s, n in zip(shapes, node.input, strict=True) if n) or shape(node.output[0]) is None:
             continue
         attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        found = rule(LinearContext(attrs, shapes, tuple(bool(n) and is_constant(n) for n in node.input)))
+        context = LinearContext(attrs, shapes, tuple(bool(n) and is_constant(n) for n in node.input))
+        found = failures.attempt(rule, "linear", failures.label(node), partial(rule.linear, context), None)
         if found is None:
             continue
         at = found.b

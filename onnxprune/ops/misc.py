@@ -10,9 +10,10 @@ from onnxprune.groups.maps import Maps, reshape, simplify
 from onnxprune.ops.attention import silence
 from onnxprune.ops.base import Edit, MapContext, MaskEdit, Rule, weights_at
 from onnxprune.ops.conv import contract, conv_macs, follow_groups
+from onnxprune.ops.growing import pad, pad_adjust
 from onnxprune.ops.indexing import gather_nd, grid_sample, triangle
 from onnxprune.ops.labelled import combine, flatten, operand, unnamed
-from onnxprune.ops.movement import pad, pad_adjust, reshaped
+from onnxprune.ops.movement import reshaped
 from onnxprune.ops.pointwise import unary
 
 

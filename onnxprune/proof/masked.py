@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.model.patch import constants_at, digest_of, with_constants
 from onnxprune.model.save import tensors
 from onnxprune.model.tensors import little_endian, read
+from onnxprune.ops import failures
 from onnxprune.ops.base import MaskEdit
 from onnxprune.proof.verdict import Verdict
 
@@ -162,7 +164,8 @@ def masked_original(
     outputs = {id(t) for t in graph.outputs}
     opset = index.opsets.get("", index.opsets.get("ai.onnx", 1))
     for node in index.graph.walk():
-        reference = ops.rule_for(node.op, node.domain).reference if node.key in known else None
+        rule = ops.rule_for(node.op, node.domain)
+        reference = rule.reference if node.key in known else None
         for key, tensor in zip(node.outputs, list(node.gs_node.outputs), strict=True):
             maps = analysis.maps.get(key, ())
             if not key or id(tensor) in outputs or not any(gone[f].any() for f in maps):
@@ -173,7 +176,7 @@ def masked_original(
         if reference is not None:
             edit = MaskedNode(analysis, index, node, gone, before, types)
             if edit.touched():
-                reference(edit)
+                failures.must(rule, "reference", str(node), partial(reference, edit))
     for sub in index.gs_graphs.values():
         if any(id(n) in after or id(n) in before for n in sub.nodes):
             sub.nodes = [x for n in sub.nodes for x in (*before.get(id(n), ()), n, *after.get(id(n), ()))]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 
 import numpy as np
@@ -32,6 +33,7 @@ from onnxprune.groups.analysis import Analysis, Shapes, compress
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.observation import Array
 from onnxprune.model.patch import with_constants
+from onnxprune.ops import failures
 from onnxprune.ops.layer import Layer
 from onnxprune.ops.layers import find_layers
 from onnxprune.ops.linear import Floats
@@ -213,7 +215,10 @@ class _Run:
                 tensor = node.output[0]
             elif rule.step is not None and len(node.output) == 1 and all(self.new.is_constant(n) for n in constants):
                 attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-                step = rule.step(attrs, [self.new.constant(n).astype(np.float64) for n in constants])
+                values = [self.new.constant(n).astype(np.float64) for n in constants]
+                step = failures.attempt(rule, "step", failures.label(node), partial(rule.step, attrs, values), None)
+                if step is None:
+                    break
                 step = np.where(np.abs(step) < 1e-2 * np.abs(step).max(initial=0.0), np.inf, step)
                 rank = len(self.analysis.observation.shapes[layer.y])
                 scale = scale * (step.reshape(-1, *[1] * (rank - 2)) if step.ndim else step)

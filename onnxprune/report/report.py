@@ -20,6 +20,7 @@ from onnxprune.groups.grouping import Group
 from onnxprune.groups.units import Pin
 from onnxprune.model.json_text import to_json
 from onnxprune.model.save import stored_bytes
+from onnxprune.ops import failures
 from onnxprune.proof.verdict import Drop, Verdict
 from onnxprune.repair.fits import Repair
 from onnxprune.report.variant import Variant
@@ -320,6 +321,7 @@ def inspection(analysis: Analysis, costs: CostModel) -> dict[str, Any]:
         "params": costs.params(),
         "groups": rows,
         "unknown_operators": list(analysis.unknown),
+        "failed_rules": list(dict.fromkeys((*analysis.crashed, *failures.seen()))),
     }
 
 

@@ -13,6 +13,7 @@ from onnxprune.calibrate.calibration import Calibration
 from onnxprune.groups.analysis import Analysis
 from onnxprune.model.save import stored_bytes, tensors
 from onnxprune.model.tensors import is_external, read
+from onnxprune.ops import failures
 from onnxprune.repair.fits import Repair
 
 NO_DATA = "no inputs were given, so made-up ones were used; judge the result on your own data, or give some with --data FILE.npz"
@@ -26,7 +27,9 @@ def warnings(
     analysis: Analysis, pruned: onnx.ModelProto, calibration: Calibration | None, repair: Repair | None, quantized: bool
 ) -> list[str]:
     """repair: None where none was asked for. quantized: are the weights of the original codes?"""
-    found = list(_of_samples(calibration, repair)) if calibration is not None else []
+    found = [f"{text}; what the node touches is kept" for text in analysis.crashed]
+    found += [text for text in failures.seen() if text not in analysis.crashed]
+    found += _of_samples(calibration, repair) if calibration is not None else ()
     if repair is not None:
         if quantized and not repair.changed:
             found.append("no layer could be fitted, as the weights are integer codes; prune before quantizing")

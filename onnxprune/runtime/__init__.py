@@ -3,7 +3,7 @@
 from onnxprune.runtime.inputs import declared_batch, find_feeds, graph_inputs, rescaled, vary
 from onnxprune.runtime.probe import Probe, observe
 from onnxprune.runtime.quantize import quantize
-from onnxprune.runtime.session import VERSION, Session, latency
+from onnxprune.runtime.session import VERSION, Session, latency, load_custom_ops
 
 __all__ = [
     "VERSION",
@@ -13,6 +13,7 @@ __all__ = [
     "find_feeds",
     "graph_inputs",
     "latency",
+    "load_custom_ops",
     "observe",
     "quantize",
     "rescaled",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import onnxruntime as ort
 
@@ -14,6 +16,31 @@ from onnxprune.model.loaded import Model
 ort.set_default_logger_severity(4)
 
 VERSION: str = ort.__version__
+_custom_ops: list[
+    str
+] = []  # libraries that every session gets; ONNX Runtime itself keeps a loaded library until the process ends
+
+
+def load_custom_ops(paths: Sequence[str | Path]) -> None:
+    """Let every session from here on know the operators of these shared libraries, and of no others.
+
+    paths: libraries that export `RegisterCustomOps`, as ONNX Runtime's documentation of custom operators describes. They run native
+    code in this process. Raises `BadInputError` for a file that is not there or no such library; then nothing changes.
+    """
+    found = []
+    for path in paths:
+        if not Path(path).is_file():
+            raise BadInputError(f"The custom operator library {path} does not exist; check the path (--custom-ops).")
+        name = str(Path(path).resolve())
+        try:
+            ort.SessionOptions().register_custom_ops_library(name)
+        except Exception as error:  # onnxruntime raises many unrelated types
+            raise BadInputError(
+                f"ONNX Runtime {VERSION} cannot load {path} as a custom operator library: {first_line(error)} "
+                "Give a shared library that exports RegisterCustomOps (--custom-ops)."
+            ) from None
+        found.append(name)
+    _custom_ops[:] = dict.fromkeys(found)
 
 
 class Session:
@@ -34,13 +61,13 @@ class Session:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if model.folder is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
+        for library in _custom_ops:
+            options.register_custom_ops_library(library)
         data = model.proto.SerializeToString()
         try:
             self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises many unrelated types
-            raise BadInputError(
-                f"ONNX Runtime {VERSION} cannot load {what}: {first_line(error)} Give a model that it can load."
-            ) from None
+            raise BadInputError(_refusal(what, error)) from None
         self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
         self.output_types: dict[str, str] = {o.name: o.type for o in self._session.get_outputs()}
 
@@ -61,6 +88,22 @@ class Session:
         except BadInputError:
             return False
         return True
+
+
+UNKNOWN = re.compile(
+    r"(?:Fatal error: |for )?(?P<domain>[\w.\-]+):(?P<op>[\w.\-]+)\(-?\d+\) is not a registered function/op"
+)
+
+
+def _refusal(what: str, error: BaseException) -> str:
+    """Why a model was not loaded; an operator of a domain of its own needs the library that implements it."""
+    found = UNKNOWN.search(str(error))
+    if found is not None and found["domain"] != "ai.onnx":
+        return (
+            f"Operator {found['op']} of domain {found['domain']} is not known to ONNX Runtime {VERSION}; "
+            "give the library that implements it with --custom-ops LIBRARY."
+        )
+    return f"ONNX Runtime {VERSION} cannot load {what}: {first_line(error)} Give a model that it can load."
 
 
 def first_line(error: BaseException) -> str:

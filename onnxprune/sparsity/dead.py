@@ -12,6 +12,7 @@ Readers that compare or average positions (norms, softmax, products of two activ
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from onnxprune.groups.classes import Bools
 from onnxprune.groups.maps import Maps, Shape
 from onnxprune.groups.observation import Array
 from onnxprune.model.graph import Node
+from onnxprune.ops import failures
 from onnxprune.ops.linear import LinearContext
 from onnxprune.ops.zeros import any_zero, keeps_zero
 
@@ -128,7 +130,8 @@ class _Zeros:
             return {}
         shapes = tuple(self._shape(key) if key else None for key in node.inputs)
         is_constant = tuple(key in self.analysis.view.constants for key in node.inputs)
-        places = rule.weights(LinearContext(node.attrs, shapes, is_constant))
+        context = LinearContext(node.attrs, shapes, is_constant)
+        places = failures.attempt(rule, "weights", str(node), partial(rule.weights, context), ())
         return {i: axis for i, axis in places if i < len(shapes) and shapes[i] is not None}
 
     def _shape(self, key: str) -> Shape | None:

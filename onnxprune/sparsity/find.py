@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.maps import Shape
 from onnxprune.groups.observation import Array
 from onnxprune.model.graph import Node
+from onnxprune.ops import failures
+from onnxprune.ops.base import Rule
 from onnxprune.ops.linear import Linear, LinearContext, Product
 from onnxprune.sparsity.weights import Left, Use, Weight
 
@@ -101,7 +104,7 @@ class _Finder:
                 result.append(Left(s.tensor, str(node), f"is quantized ({self._type(s.tensor)})"))
         is_constant = tuple(isinstance(s, Stored) and self._kind(s.tensor) == "f" for s in stored)
         context = LinearContext(node.attrs, shapes, is_constant)
-        for i, run, axis, unfold in _forms(rule.linear, rule.weights, context):
+        for i, run, axis, unfold in _forms(rule, str(node), context):
             place = stored[i]
             if isinstance(place, Stored) and is_constant[i]:
                 moved = _chain(place, unfold)
@@ -174,18 +177,16 @@ def _chain(stored: Stored, unfold: Move) -> Move:
     return lambda array: unfold(stored.moved(array))
 
 
-def _forms(
-    linear_rule: Callable[[LinearContext], Linear | None] | None,
-    weights_rule: Callable[[LinearContext], list[tuple[int, int]]] | None,
-    context: LinearContext,
-) -> list[tuple[int, int, str, Move]]:
+def _forms(rule: Rule, node: str, context: LinearContext) -> list[tuple[int, int, str, Move]]:
     """(input, run, words, how its array unfolds to [g, K, O]) of every weight of a node."""
-    if all(s is not None for s in context.shapes):
-        linear = linear_rule(context) if linear_rule is not None else None
+    if rule.linear is not None and all(s is not None for s in context.shapes):
+        linear = failures.attempt(rule, "linear", node, partial(rule.linear, context), None)
         if linear is not None:
             return [_linear_form(linear, context)]
+    if rule.weights is None:
+        return []
     found = []
-    for i, axis in weights_rule(context) if weights_rule is not None else []:
+    for i, axis in failures.attempt(rule, "weights", node, partial(rule.weights, context), ()):
         if context.has(i) and context.is_constant[i] and len(context.shape(i)) > 1:
             shape = context.shape(i)
             at = axis % len(shape)
