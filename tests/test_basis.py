@@ -31,6 +31,7 @@ from onnxprune.clock import Clock
 from onnxprune.groups.analysis import Analysis
 from onnxprune.model.load import load
 from onnxprune.model.patch import with_constants
+from onnxprune.report.markdown import markdown
 from tests.oracle import Array, deviation, net, session
 from tests.zoo import SHARED, files, load_graph
 
@@ -420,7 +421,7 @@ def test_what_has_low_rank_loses_nothing(tmp_path: Path) -> None:
         result = onnxprune.prune(
             model, Budget("ratio", 0.5), data=tmp_path / "data.npz", recover="lsq", mix=mix, benchmark=False
         )
-        assert result.report.data["calibration"]["mixed_blocks"] == (2 if mix else 0)
+        assert result.report.calibration.mixed_blocks == (2 if mix else 0)
         errors[mix] = deviation(wanted, session(result.model).run(None, {"x": unseen}))
     assert errors[True] < 0.02 and errors[False] > 10 * errors[True]
 
@@ -435,7 +436,7 @@ def test_a_trained_transformer_loses_less() -> None:
     plain, better = (
         onnxprune.prune(VIT, Budget("macs", 0.3), data=DATA, mix=mix, benchmark=False) for mix in (False, True)
     )
-    damage = [r.report.data["repair"]["damage"][1] for r in (plain, better)]
+    damage = [r.report.repair.damage[1] for r in (plain, better)]
     assert damage[1] < 0.6 * damage[0]
     assert top1(better.model) > top1(plain.model) > 0.9
 
@@ -450,7 +451,7 @@ def test_plan_replay_and_verify(tmp_path: Path) -> None:
     onnxprune.verify(VIT, out, plan, data=DATA)
     onnxprune.prune(VIT, apply=plan, data=DATA, output=again, benchmark=False)
     assert out.read_bytes() == again.read_bytes()
-    assert "15 blocks of units mixed into principal directions" in result.report.to_markdown()
+    assert "15 blocks of units mixed into principal directions" in markdown(result.report)
     tuned = finetune(out, VIT, data=DATA, plan=plan, features=8, steps=1)
     assert tuned.features and not set(tuned.features) & set(result.plan.mixed)
 

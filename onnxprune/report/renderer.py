@@ -73,7 +73,7 @@ def register(renderer: Renderer) -> None:
     Raises `BadInputError` where the suffix is none.
     """
     suffix = renderer.suffix
-    if suffix != Path(f"report{suffix}").suffix or suffix != suffix.lower():
+    if not suffix or suffix != Path(f"report{suffix}").suffix or suffix != suffix.lower():
         raise BadInputError(f"'{suffix}' is no suffix of a file name; give one such as '.csv', in lower case.")
     _RENDERERS[suffix] = renderer
 
