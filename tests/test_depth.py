@@ -562,9 +562,9 @@ def test_verify_reads_the_bypass(run: Path, images: Path) -> None:
         ([{"tensor": "s2", "by": "s2"}], "is not computed from"),
         ([{"tensor": "p", "by": "s2"}], "has shape"),
         ([{"tensor": "s2", "by": "s1"}, {"tensor": "s2", "by": "s0"}], "twice"),
-        ([{"tensor": "s2"}], "not a list of"),
-        ({"s2": "s1"}, "not a list of"),
-        ([["s2", "s1"]], "not a list of"),
+        ([{"tensor": "s2"}], r"'bypassed\[0\]' lacks 'by'"),
+        ({"s2": "s1"}, "'bypassed' is not a list"),
+        ([["s2", "s1"]], r"'bypassed\[0\]' is not an object"),
     ],
 )
 def test_no_plan_is_trusted(run: Path, bypassed_: Any, words: str) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -20,23 +23,20 @@ from tests.oracle import net
 from tests.test_plan import RESIDUAL
 
 
-class GroupsAsCsv:
-    """The example of `onnxprune/report/renderer.py`."""
-
-    suffix = ".csv"
-
-    def render(self, report: renderer.AnyReport) -> str:
-        if not isinstance(report, Report):
-            raise BadInputError("Only reports of pruning have groups; choose .md or .json.")
-        rows = [f"{g.id},{g.units},{g.removed}" for g in report.groups]
-        return "\n".join(["group,units,removed", *rows]) + "\n"
+def documented() -> Any:
+    """The class in the docstring of `onnxprune/report/renderer.py`, made by running its text."""
+    block = re.search(r" {4}class GroupsAsCsv:.*?(?=\n\n {4}register)", renderer.__doc__ or "", re.DOTALL)
+    assert block is not None
+    namespace: dict[str, Any] = {"Report": Report, "BadInputError": BadInputError}
+    exec(textwrap.dedent(block[0]), namespace)
+    return namespace["GroupsAsCsv"]()
 
 
 @pytest.fixture
 def with_csv(monkeypatch: pytest.MonkeyPatch) -> Iterator[Renderer]:
     """Known for one test."""
     monkeypatch.setattr(renderer, "_RENDERERS", dict(renderer._RENDERERS))
-    made = GroupsAsCsv()
+    made = documented()
     register(made)
     yield made
 
@@ -80,7 +80,7 @@ def test_the_list_names_what_was_added(with_csv: Renderer) -> None:
 @pytest.mark.parametrize("suffix", ["", "csv", ".CSV", ".tar.gz", "."])
 def test_a_renderer_needs_a_suffix(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(renderer, "_RENDERERS", dict(renderer._RENDERERS))
-    made = GroupsAsCsv()
+    made = documented()
     made.suffix = suffix
     with pytest.raises(BadInputError, match="no suffix"):
         register(made)

@@ -159,10 +159,10 @@ def test_a_plan_is_checked_field_by_field(path: str, value: Any) -> None:
 def test_fields_that_are_unknown_or_missing_are_named() -> None:
     document = json.loads(onnxprune.prune(net(RESIDUAL), Budget("ratio", 0.5), round_to=1).plan.to_json())
     group = document["groups"][1]
-    with pytest.raises(BadInputError, match=r"the plan\.groups\[1\] has a field 'colour'"):
+    with pytest.raises(BadInputError, match=r"the plan: 'groups\[1\]' has a field 'colour'"):
         typed(Plan, document | {"groups": [document["groups"][0], group | {"colour": 1}]}, "the plan")
     del group["classes"]
-    with pytest.raises(BadInputError, match=r"the plan\.groups\[1\] lacks 'classes'"):
+    with pytest.raises(BadInputError, match=r"the plan: 'groups\[1\]' lacks 'classes'"):
         typed(Plan, document, "the plan")
 
 

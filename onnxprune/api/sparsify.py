@@ -105,10 +105,8 @@ def sparsify(
     Raises `BadInputError`, `NothingPrunableError`, `VerificationError`.
     """
     target = target_of(threshold, sparsity, pattern, scope)
-    settings = _settings(options)
+    settings = _settings(options, store)
     chosen = _criterion(criterion, target, settings)
-    if store not in STORES:
-        raise BadInputError(f"Unknown --store '{store}'; choose {', '.join(STORES)}.")
     files = {"-o": output, "--report": report}
     check_outputs(files, (model, settings.data))
     renderer = None if report is None else renderer_for(report)
@@ -131,7 +129,7 @@ def sparsify(
     final, as_sparse = stored(final, set(sparse.values), store, _Loads(analysis, final))
     clock("measure")
     difference = _difference(loaded, final, samples, settings.data is None, calibration)
-    times = latency(analysis, final) if settings.benchmark else None
+    latency_ms = Latency.of(latency(analysis, final)) if settings.benchmark else None
     clock.stop()
     layers = tuple(_layer(analysis, w, sparse, w.tensor in as_sparse) for w in weights)
     made = SparsityReport(
@@ -145,7 +143,7 @@ def sparsify(
         runtimes=runtimes_for(target),
         seconds={k: round(v, 3) for k, v in clock.seconds.items()},
         pruned=dead,
-        latency_ms=None if times is None else Latency.of(times),
+        latency_ms=latency_ms,
     )
     result = SparsifyResult(final, made, loaded)
     texts = {Path(report): renderer.render(made)} if report is not None and renderer is not None else {}
@@ -158,7 +156,9 @@ def sparsify(
 # ---------------------------------------------------------------- what was asked for
 
 
-def _settings(options: dict[str, Any]) -> Options:
+def _settings(options: dict[str, Any], store: str) -> Options:
+    if store not in STORES:
+        raise BadInputError(f"Unknown --store '{store}'; choose {', '.join(STORES)}.")
     unknown = sorted(set(options) - set(OPTIONS))
     if unknown:
         raise BadInputError(f"Unknown option '{unknown[0]}'; the options are {', '.join(OPTIONS)}.")

@@ -166,9 +166,12 @@ class Plan:
             raise BadInputError(f"{what} is not a plan: it needs {', '.join(needed)}.")
         if document["version"] != VERSION:
             raise BadInputError(f"{what} has version {document['version']}; this onnxprune reads version {VERSION}.")
-        plan = typed(Plan, ABSENT | document, what)
+        try:
+            plan = typed(Plan, ABSENT | document, what)
+        except BadInputError as fault:
+            raise BadInputError(f"{str(fault)[:-1]}; it was edited or made by another version.") from None
         if not all(0 <= place.input < MOST_INPUTS for place in plan.refit):
-            raise BadInputError(f"{what} has a 'refit' that is not a list of [node, input].")
+            raise BadInputError(f"{what}: 'refit' names an input that no node has; it was edited.")
         return plan
 
 

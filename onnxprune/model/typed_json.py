@@ -15,7 +15,7 @@
     typed(Point, {"x": 1.5})       Point(1.5), or BadInputError where the data is something else
     schema(Point)                  a JSON Schema, draft 2020-12, with the field's lines of the docstring as descriptions
 
-A field that has a default is left out of the JSON where it has it. Understood are str, int, float, bool, None, unions, literals,
+A field whose default is None or () is left out of the JSON where it has it. Understood are str, int, float, bool, None, unions, literals,
 `dict[str, T]`, `tuple[T, ...]`, named tuples (as arrays), dataclasses (as objects without further fields) and Any.
 A dict field with the metadata OTHERS keeps what the data has beside the known fields; schemas do not list it.
 """
@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from onnxprune.errors import BadInputError
@@ -55,69 +55,80 @@ def plain(value: Any) -> Any:
 
 
 def _is_left_out(of: Field[Any], value: Any) -> bool:
-    return of.default is not MISSING and bool(value == of.default)
+    return _is_optional(of) and bool(value == of.default)
+
+
+def _is_optional(of: Field[Any]) -> bool:
+    return of.default is None or of.default == ()
 
 
 # ---------------------------------------------------------------- from plain data
 
 
-def typed(kind: type[T], data: Any, where: str) -> T:
-    """The value of this type that the data says. Raises `BadInputError`: `where` it is not, and what it is instead."""
-    found = _typed(kind, data, where)
+def typed(kind: type[T], data: Any, what: str) -> T:
+    """The value of this type that the data says. what: how messages call the data.
+
+    Raises `BadInputError`, which names the field, where the data says something else.
+    """
+    found = _typed(kind, data, what, "")
     assert isinstance(found, kind)
     return found
 
 
-def _typed(kind: Any, data: Any, where: str) -> Any:
+def _typed(kind: Any, data: Any, what: str, path: str) -> Any:
+    """path: of the field, such as `groups[0].id`."""
     if kind is Any:
         return data
     if is_dataclass(kind):
-        return _object(kind, data, where)
+        return _object(kind, data, what, path)
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return _one_of(arguments, data, where)
+        return _one_of(arguments, data, what, path)
     if origin is Literal:
         if any(data == a and type(data) is type(a) for a in arguments):
             return data
     elif origin is dict and isinstance(data, dict):
-        return {k: _typed(arguments[1], v, f"{where}.{k}") for k, v in data.items()}
+        return {k: _typed(arguments[1], v, what, f"{path}.{k}") for k, v in data.items()}
     elif origin is tuple and isinstance(data, list):
-        return tuple(_typed(arguments[0], x, f"{where}[{k}]") for k, x in enumerate(data))
+        return tuple(_typed(arguments[0], x, what, f"{path}[{k}]") for k, x in enumerate(data))
     elif _is_named(origin or kind) and isinstance(data, list) and len(data) == len(_parts(kind)):
-        return (origin or kind)(*(_typed(t, x, where) for (_, t), x in zip(_parts(kind), data, strict=True)))
-    elif (kind is float and type(data) in (int, float)) or (
-        type(data) is kind and not (kind is int and abs(data) > LARGE)
-    ):
+        return (origin or kind)(*(_typed(t, x, what, path) for (_, t), x in zip(_parts(kind), data, strict=True)))
+    elif type(data) in ((int, float) if kind is float else (kind,)) and not (kind is int and abs(data) > LARGE):
         return data
-    raise BadInputError(f"{where} is not {_words(kind)}.")
+    raise _fault(what, path, f"is not {_words(kind)}")
 
 
-def _one_of(kinds: tuple[Any, ...], data: Any, where: str) -> Any:
-    """The first alternative that fits; with one besides null, its own complaint."""
+def _fault(what: str, path: str, problem: str) -> BadInputError:
+    return BadInputError(f"{what}: '{path}' {problem}." if path else f"{what} {problem}.")
+
+
+def _one_of(kinds: tuple[Any, ...], data: Any, what: str, path: str) -> Any:
+    """The first alternative that fits; where none does, the complaint is the last one's."""
     others = [k for k in kinds if k is not type(None)]
     if data is None and len(others) < len(kinds):
         return None
     for kind in others[:-1]:
         try:
-            return _typed(kind, data, where)
+            return _typed(kind, data, what, path)
         except BadInputError:
             continue
-    return _typed(others[-1], data, where)
+    return _typed(others[-1], data, what, path)
 
 
-def _object(kind: Any, data: Any, where: str) -> Any:
+def _object(kind: Any, data: Any, what: str, path: str) -> Any:
     if not isinstance(data, dict):
-        raise BadInputError(f"{where} is not an object.")
+        raise _fault(what, path, "is not an object")
     hints = get_type_hints(kind)
     own, rest = _split(kind)
     known = {f.name for f in own}
     further = {k: v for k, v in data.items() if k not in known}
     if further and rest is None:
-        raise BadInputError(f"{where} has a field '{next(iter(further))[:80]}' that this version does not know.")
+        raise _fault(what, path, f"has a field '{next(iter(further))[:80]}' that this version does not know")
     for f in own:
-        if f.default is MISSING and f.name not in data:
-            raise BadInputError(f"{where} lacks '{f.name}'.")
-    found = {name: _typed(hints[name], x, f"{where}.{name}") for name, x in data.items() if name in known}
+        if not _is_optional(f) and f.name not in data:
+            raise _fault(what, path, f"lacks '{f.name}'")
+    inside = f"{path}." if path else ""
+    found = {n: _typed(hints[n], x, what, f"{inside}{n}") for n, x in data.items() if n in known}
     return kind(**found, **({rest: further} if rest else {}))
 
 
@@ -163,7 +174,7 @@ def _definition(kind: Any, found: dict[str, Any]) -> dict[str, Any]:
         "description": (kind.__doc__ or "").split("\n\n")[0].strip(),
         "type": "object",
         "properties": properties,
-        "required": [f.name for f in own if f.default is MISSING],
+        "required": [f.name for f in own if not _is_optional(f)],
         "additionalProperties": False,
     }
 
