@@ -26,6 +26,7 @@ import re
 import types
 from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from onnxprune.errors import BadInputError
@@ -36,6 +37,12 @@ LARGE = 1 << 62  # larger integers are nothing that a field means
 JSON_NAMES = {str: "string", int: "integer", bool: "boolean", type(None): "null"}
 
 
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+@cache
 def _split(kind: Any) -> tuple[list[Field[Any]], str | None]:
     """The fields with a meaning, and the name of the one that keeps others."""
     own = [f for f in fields(kind) if not f.metadata.get("others")]
@@ -45,13 +52,15 @@ def _split(kind: Any) -> tuple[list[Field[Any]], str | None]:
 def plain(value: Any) -> Any:
     """What `json.dumps` takes; tuples are lists."""
     if is_dataclass(value) and not isinstance(value, type):
-        own, rest = _split(value)
+        own, rest = _split(type(value))
         pairs = ((f, getattr(value, f.name)) for f in own)
         made = {f.name: plain(x) for f, x in pairs if not _is_left_out(f, x)}
         return made | (getattr(value, rest) if rest else {})
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
-    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return list(value) if all(type(v) in JSON_NAMES for v in value) else [plain(v) for v in value]
+    return value
 
 
 def _is_left_out(of: Field[Any], value: Any) -> bool:
@@ -90,6 +99,8 @@ def _typed(kind: Any, data: Any, what: str, path: str) -> Any:
     elif origin is dict and isinstance(data, dict):
         return {k: _typed(arguments[1], v, what, f"{path}.{k}") for k, v in data.items()}
     elif origin is tuple and isinstance(data, list):
+        if arguments[0] is int and all(type(x) is int and abs(x) <= LARGE for x in data):  # plans have millions
+            return tuple(data)
         return tuple(_typed(arguments[0], x, what, f"{path}[{k}]") for k, x in enumerate(data))
     elif _is_named(origin or kind) and isinstance(data, list) and len(data) == len(_parts(kind)):
         return (origin or kind)(*(_typed(t, x, what, path) for (_, t), x in zip(_parts(kind), data, strict=True)))
@@ -118,8 +129,7 @@ def _one_of(kinds: tuple[Any, ...], data: Any, what: str, path: str) -> Any:
 def _object(kind: Any, data: Any, what: str, path: str) -> Any:
     if not isinstance(data, dict):
         raise _fault(what, path, "is not an object")
-    hints = get_type_hints(kind)
-    own, rest = _split(kind)
+    hints, (own, rest) = _hints(kind), _split(kind)
     known = {f.name for f in own}
     further = {k: v for k, v in data.items() if k not in known}
     if further and rest is None:
@@ -164,7 +174,7 @@ def schema(kind: type[Any]) -> dict[str, Any]:
 
 
 def _definition(kind: Any, found: dict[str, Any]) -> dict[str, Any]:
-    hints, told = get_type_hints(kind), field_docs(kind)
+    hints, told = _hints(kind), field_docs(kind)
     own, _ = _split(kind)
     properties = {}
     for f in own:

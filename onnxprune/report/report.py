@@ -76,6 +76,7 @@ class Report:
         return made
 
     def to_json(self) -> str:
+        """Indented JSON, as `onnxprune.report.schema("report")` describes it."""
         return to_json(self.to_dict())
 
 

@@ -163,6 +163,7 @@ class SparsityReport:
         return made
 
     def to_json(self) -> str:
+        """Indented JSON, as `onnxprune.report.schema("sparsity-report")` describes it."""
         return to_json(self.to_dict())
 
 
