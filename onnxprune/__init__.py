@@ -1,7 +1,9 @@
 """onnxprune: structured pruning of ONNX models, from the graph alone and proved in ONNX Runtime."""
 
-from onnxprune.api.prune import PruneResult, inspect, prune, verify
+from onnxprune.api.inspect import inspect
+from onnxprune.api.prune import PruneResult, prune
 from onnxprune.api.sparsify import SparsifyResult, sparsify
+from onnxprune.api.verify import verify
 from onnxprune.choose.budget import Budget
 from onnxprune.cut.plan import Plan
 from onnxprune.errors import (

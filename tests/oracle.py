@@ -126,9 +126,9 @@ def masked(model: ModelProto, plan: onnxprune.Plan, example: dict[str, Array]) -
     copy.CopyFrom(model)
     opset = next(o.version for o in model.opset_import if o.domain == "")
     gone: dict[tuple[str, int], set[int]] = defaultdict(set)
-    for group in plan.document["groups"]:
-        for member in group["members"]:
-            gone[member["tensor"], int(member["axis"])].update(member["removed"])
+    for group in plan.groups:
+        for member in group.members:
+            gone[member.tensor, member.axis].update(member.removed)
     everything = {o for g in graphs(model.graph) for n in g.node for o in n.output if n.op_type != "Constant"}
     shapes = typed(model, {t for t, _ in gone} & everything, example)
     for graph in graphs(copy.graph):
@@ -174,16 +174,14 @@ def zero_recurrences(model: ModelProto, plan: onnxprune.Plan) -> None:
         for i, name in enumerate(node.input):
             cuts = [
                 m
-                for g in plan.document["groups"]
-                for m in g["members"]
-                if m.get("node", "").rpartition(":")[0] in raw
-                and m["node"].rpartition(":")[2] == str(i)
-                and m["axis"] == 1
+                for g in plan.groups
+                for m in g.members
+                if m.node and m.node.rpartition(":")[0] in raw and m.node.rpartition(":")[2] == str(i) and m.axis == 1
             ]
             if cuts and name in values:
                 array = values[name].copy()
                 for m in cuts:
-                    array[:, m["removed"]] = 0
+                    array[:, list(m.removed)] = 0
                 node.input[i] = f"{node.output[0]}//zeroed{i}"
                 model.graph.initializer.append(numpy_helper.from_array(array, node.input[i]))
 
@@ -282,7 +280,7 @@ def check(
         return None
     for seed, ratio in enumerate(ratios):
         result = prune(model, ratio, seed, include_inexact=inexact)
-        assert any(g["removed"] for g in result.plan.document["groups"]), f"nothing was removed at {ratio}"
+        assert any(g.removed for g in result.plan.groups), f"nothing was removed at {ratio}"
         compare(model, result, tolerance)
     return result
 

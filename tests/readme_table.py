@@ -55,13 +55,13 @@ def row(name: str, about: str, macs: float, has_data: bool) -> str:
             after = "does not run"
             print(f"{name}: {problem}", file=sys.stderr)
     before = f"{scores.score(name, path, path):.3f}"
-    found = result.report.data
-    pairs = [[short(n) for n in found["cost"][what]] for what in ("macs", "params", "bytes")]
-    times = [f"{found['latency_ms'][when]:.3g}" for when in ("before", "after")]
+    found = result.report
+    pairs = [[short(n) for n in pair] for pair in (found.cost.macs, found.cost.params, found.cost.bytes)]
+    times = [f"{ms:.3g}" for ms in (found.latency_ms.before, found.latency_ms.after)]
     cells = [f"`{name}`: {about}" if about else "the same", f"`--macs {macs}{' --data …' if has_data else ''}`"]
     cells += [f"{a} → {b}" for a, b in (*pairs, times, (before, after))]
     line = f"| {' | '.join(cells)} |"
-    print(line, f"{sum(found['seconds'].values()):.0f} s", flush=True)
+    print(line, f"{sum(found.seconds.values()):.0f} s", flush=True)
     return line
 
 

@@ -30,6 +30,7 @@ from onnxprune.clock import Clock
 from onnxprune.groups.analysis import Analysis
 from onnxprune.model.load import load
 from onnxprune.model.patch import with_constants
+from onnxprune.report.markdown import markdown
 from tests.oracle import Array, deviation, net, session
 from tests.zoo import SHARED, files, load_graph
 
@@ -419,7 +420,7 @@ def test_what_has_low_rank_loses_nothing(tmp_path: Path) -> None:
         result = onnxprune.prune(
             model, Budget("ratio", 0.5), data=tmp_path / "data.npz", recover="lsq", mix=mix, benchmark=False
         )
-        assert result.report.data["calibration"]["mixed_blocks"] == (2 if mix else 0)
+        assert result.report.calibration.mixed_blocks == (2 if mix else 0)
         errors[mix] = deviation(wanted, session(result.model).run(None, {"x": unseen}))
     assert errors[True] < 0.02 and errors[False] > 10 * errors[True]
 
@@ -434,7 +435,7 @@ def test_a_trained_transformer_loses_less() -> None:
     plain, better = (
         onnxprune.prune(VIT, Budget("macs", 0.3), data=DATA, mix=mix, benchmark=False) for mix in (False, True)
     )
-    damage = [r.report.data["repair"]["damage"][1] for r in (plain, better)]
+    damage = [r.report.repair.damage[1] for r in (plain, better)]
     assert damage[1] < 0.6 * damage[0]
     assert top1(better.model) > top1(plain.model) > 0.9
 
@@ -457,7 +458,7 @@ def test_plan_replay_and_verify(halved: tuple[onnxprune.PruneResult, Path, Path]
     onnxprune.verify(VIT, out, plan, data=DATA)
     onnxprune.prune(VIT, apply=plan, data=DATA, output=again, benchmark=False)
     assert out.read_bytes() == again.read_bytes()
-    assert "15 blocks of units mixed into principal directions" in result.report.to_markdown()
+    assert "15 blocks of units mixed into principal directions" in markdown(result.report)
 
 
 def test_mixed_tensors_are_no_features_to_imitate(halved: tuple[onnxprune.PruneResult, Path, Path]) -> None:

@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 import onnxprune
 from onnxprune import BadInputError, Budget, Plan
+from onnxprune.cut.plan import PlanGroup
 from tests import oracle
 from tests.oracle import net, prune
 from tests.test_traps import attention, shapes
@@ -28,30 +29,34 @@ RESIDUAL = """g (float[N,3,5,5] x) => (float[N,2,5,5] y)
 }"""
 
 
-def members(group: dict[str, Any]) -> dict[tuple[str, int], list[int]]:
-    return {(m["tensor"], m["axis"]): m["removed"] for m in group["members"]}
+def members(group: PlanGroup) -> dict[tuple[str, int], tuple[int, ...]]:
+    return {(m.tensor, m.axis): m.removed for m in group.members}
+
+
+def read(document: dict[str, Any]) -> Plan:
+    return Plan.from_json(json.dumps(document))
 
 
 def test_document() -> None:
     model = net(RESIDUAL)
-    document = prune(model, 0.5).plan.document
-    assert document["version"] == 1 and document["onnxprune"] == onnxprune.__version__
-    assert len(document["model_sha256"]) == 64 and document["nodes_removed"] == []
-    assert document["settings"]["target"] == {"ratio": 0.5}
-    by_size = {g["units"]: g for g in document["groups"]}
+    plan = prune(model, 0.5).plan
+    assert plan.version == 1 and plan.onnxprune == onnxprune.__version__
+    assert len(plan.model_sha256) == 64 and plan.nodes_removed == ()
+    assert plan.settings["target"] == {"ratio": 0.5}
+    by_size = {g.units: g for g in plan.groups}
     assert sorted(by_size) == [6, 8]
     residual = by_size[8]
-    assert residual["removed"] == 4 and residual["exact"] is True and residual["kind"] == "channels"
+    assert residual.removed == 4 and residual.exact is True and residual.kind == "channels"
     gone = members(residual)
     assert set(gone) == {("stem", 0), ("bias", 0), ("a", 1), ("b", 0), ("head", 1), ("s", 1), ("d", 1), ("t", 1)}
-    assert len({tuple(v) for v in gone.values()}) == 1, "one position everywhere"
+    assert len(set(gone.values())) == 1, "one position everywhere"
     inner = members(by_size[6])
     assert set(inner) == {("a", 0), ("b", 1), ("c", 1), ("r", 1)} and len(inner["a", 0]) == 3
     sizes = {t.name: list(t.dims) for t in model.graph.initializer}
     params = sum(int(np.prod(s)) for s in sizes.values())
-    assert document["params"] == [params, 4 * 27 + 4 + 3 * 36 + 4 * 27 + 2 * 4]
+    assert plan.params == (params, 4 * 27 + 4 + 3 * 36 + 4 * 27 + 2 * 4)
     macs = lambda s, i: 25 * (s * 27 + i * s * 9 + s * i * 9 + 2 * s)  # noqa: E731
-    before, after = document["macs"]
+    before, after = plan.macs
     assert before % macs(8, 6) == 0 and after == before // macs(8, 6) * macs(4, 3)
 
 
@@ -62,12 +67,10 @@ def test_plan_names_what_the_pruned_file_lacks() -> None:
     arrays = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     for tensor in result.model.graph.initializer:
         array = arrays[tensor.name]
-        for group in result.plan.document["groups"]:
-            for m in group["members"]:
-                if m["tensor"] == tensor.name:
-                    arrays[tensor.name] = array = (
-                        np.delete(array, m["removed"], m["axis"]) if not m.get("done") else array
-                    )
+        for group in result.plan.groups:
+            for m in group.members:
+                if m.tensor == tensor.name:
+                    arrays[tensor.name] = array = np.delete(array, m.removed, m.axis)
         assert np.array_equal(array, numpy_helper.to_array(tensor)), tensor.name
 
 
@@ -78,31 +81,29 @@ def test_shared_constants_are_listed_per_use() -> None:
         c2 = Conv(c1, w)
         y = Conv(c2, z)
     }""")
-    groups = prune(model, 0.5).plan.document["groups"]
-    uses = sorted((m["node"], m["axis"]) for g in groups for m in g["members"] if m["tensor"] == "w")
+    groups = prune(model, 0.5).plan.groups
+    uses = sorted((m.node, m.axis) for g in groups for m in g.members if m.tensor == "w")
     assert uses == [("c1:1", 0), ("c1:1", 1), ("c2:1", 0), ("c2:1", 1)]
 
 
 def test_heads_and_offsets_are_told_apart() -> None:
     model = net(attention(4, 8, 6), constants=shapes(4, 8, 6))
-    document = prune(model, 0.5).plan.document
-    assert sorted(g["kind"] for g in document["groups"]) == ["blocks", "blocks", "rows"]
-    rows = next(g for g in document["groups"] if g["kind"] == "rows")
-    assert rows["units"] == 4 and rows["removed"] == 2
-    flat = [
-        len(m["removed"]) for g in document["groups"] for m in g["members"] if (m["tensor"], m["axis"]) == ("wq", 1)
-    ]
+    plan = prune(model, 0.5).plan
+    assert sorted(g.kind for g in plan.groups) == ["blocks", "blocks", "rows"]
+    rows = next(g for g in plan.groups if g.kind == "rows")
+    assert rows.units == 4 and rows.removed == 2
+    flat = [len(m.removed) for g in plan.groups for m in g.members if (m.tensor, m.axis) == ("wq", 1)]
     assert sum(flat) == 32 - 2 * 4, "two heads of eight, and four of eight in the other two"
 
 
 def test_text_has_one_line_per_member_and_reads_back() -> None:
     plan = prune(net(RESIDUAL), 0.5).plan
     text = plan.to_json()
-    assert json.loads(text) == plan.document
+    assert json.loads(text) == plan.to_dict()
     again = Plan.from_json(text)
     assert again == plan and again.to_json() == text
     lines = [line for line in text.splitlines() if '"tensor"' in line]
-    assert len(lines) == sum(len(g["members"]) for g in plan.document["groups"])
+    assert len(lines) == sum(len(g.members) for g in plan.groups)
     other = prune(net(RESIDUAL), 0.6, seed=1).plan.to_json()
     assert other != text
 
@@ -157,7 +158,7 @@ def test_a_plan_that_takes_less_is_as_good() -> None:
     plan = prune(model, 0.5).plan
     document = json.loads(plan.to_json())
     document["groups"] = [g for g in document["groups"] if g["units"] == 6]
-    result = onnxprune.prune(model, apply=Plan(document), benchmark=False)
+    result = onnxprune.prune(model, apply=read(document), benchmark=False)
     assert oracle.dims(result.model, "a") == [3, 8, 3, 3]
     oracle.compare(model, result)
 
@@ -167,7 +168,8 @@ def test_further_fields_are_left_alone() -> None:
     document = json.loads(prune(model, 0.5).plan.to_json())
     document["note"] = "checked by a person"
     result = onnxprune.prune(model, apply=Plan.from_json(json.dumps(document)), benchmark=False)
-    assert result.plan.document["note"] == "checked by a person"
+    assert result.plan.notes == {"note": "checked by a person"}
+    assert result.plan.to_dict() == document
 
 
 def test_a_plan_for_another_file_names_both() -> None:
@@ -188,7 +190,7 @@ def test_a_plan_cannot_remove_what_is_pinned() -> None:
         broken = json.loads(json.dumps(document))
         broken["groups"][0]["classes"].append(c)
         with pytest.raises(BadInputError):
-            onnxprune.prune(model, apply=Plan(broken), benchmark=False)
+            onnxprune.prune(model, apply=read(broken), benchmark=False)
 
 
 def test_a_plan_cannot_leave_uneven_heads() -> None:
@@ -198,7 +200,7 @@ def test_a_plan_cannot_leave_uneven_heads() -> None:
     blocks = next(g for g in document["groups"] if g["kind"] == "blocks")
     blocks["classes"] = blocks["classes"][:-1]
     with pytest.raises(BadInputError):
-        onnxprune.prune(model, apply=Plan(document), benchmark=False)
+        onnxprune.prune(model, apply=read(document), benchmark=False)
 
 
 @pytest.mark.parametrize(

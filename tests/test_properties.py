@@ -113,7 +113,7 @@ def test_cost_targets_are_met(
         result = prune(model, Budget(metric, amount), seed, round_to=round_to)  # type: ignore[arg-type]
     except (onnxprune.NothingPrunableError, onnxprune.TargetNotReachableError):
         return
-    before, after = result.plan.document[metric]
+    before, after = getattr(result.plan, metric)
     assert after <= amount * before
     agree(model, result)
     if metric == "params":
@@ -133,7 +133,7 @@ def test_more_removed_never_costs_more(program: list[tuple[str, int, int, int]],
             result = prune(model, Budget("ratio", ratio), seed, check=False)
         except onnxprune.NothingPrunableError:
             return
-        costs.append((result.plan.document["macs"][1], result.plan.document["params"][1]))
+        costs.append((result.plan.macs.after, result.plan.params.after))
     for (macs, params), (fewer_macs, fewer_params) in pairwise(costs):
         assert fewer_macs <= macs and fewer_params <= params
 
@@ -186,4 +186,4 @@ def test_approximate_groups_make_valid_models(
         feed = oracle.feeds(model, k, sizes)
         shapes = [[a.shape for a in oracle.session(m).run(None, feed)] for m in (model, result.model)]
         assert shapes[0] == shapes[1]
-    assert {g["exact"] for g in result.plan.document["groups"]} <= {True, False}
+    assert {g.exact for g in result.plan.groups} <= {True, False}

@@ -24,6 +24,7 @@ from onnxprune.cli import main
 from onnxprune.model.load import load
 from onnxprune.model.loaded import Model
 from onnxprune.ops.pointwise import encode
+from onnxprune.report.markdown import markdown
 from tests.oracle import Array, net, session
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -130,7 +131,7 @@ def test_a_bias_of_32_bit_codes_does_not_pin_its_layer() -> None:
 def test_a_quantized_model_is_pruned_and_proved(form: str, quantized: dict[str, Path], tmp_path: Path) -> None:
     plan, small = tmp_path / "plan.json", tmp_path / "small.onnx"
     result = prune(quantized[form], Budget("macs", 0.7), data=DATA, recover="none", plan=plan, output=small, **QUIET)
-    before, after = result.plan.document["macs"]
+    before, after = result.plan.macs
     assert after <= 0.7 * before and small.stat().st_size < quantized[form].stat().st_size
     verify(quantized[form], small, plan)
 
@@ -143,7 +144,7 @@ def test_decoded_weights_are_fitted_and_stay_codes(quantized: dict[str, Path], t
         for m in (onnx.load(quantized["QDQ"]), result.model)
     ]
     assert floats[1] <= floats[0], "no weight became a float one"
-    before, after = result.report.data["repair"]["damage"]
+    before, after = result.report.repair.damage
     assert after < before / 4
     plain = prune(quantized["QDQ"], Budget("macs", 0.5), data=DATA, recover="none", **QUIET)
     assert top1(result.model) > max(top1(plain.model), 0.97), "0.996 unpruned"
@@ -168,13 +169,13 @@ def test_the_table_compares_all_four(tmp_path: Path) -> None:
     assert rows[0]["divergence"] < 1e-9 < rows[1]["divergence"] and rows[0]["top1"] == 0
     assert all(r["ms"] > 0 for r in rows)
     assert top1(result.model) > 0.98, "0.996 unpruned"
-    text = result.report.to_markdown()
+    text = markdown(result.report)
     assert "## Beside quantization" in text and "| pruned and quantized |" in text
 
 
 def test_without_data_the_made_up_inputs_calibrate() -> None:
     result = prune(DIGITS, Budget("ratio", 0.2), then_quantize="int8", **QUIET)
-    assert result.report.data["calibration"]["made_up"] and len(result.report.data["variants"]) == 4
+    assert result.report.calibration.made_up and len(result.report.variants) == 4
 
 
 def test_a_quantized_result_cannot_be_verified_and_says_so(tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ def test_a_sparse_stored_model_is_quantized() -> None:
     thin = sparsify(DIGITS, sparsity=0.8, store="sparse", **QUIET).model
     assert thin.graph.sparse_initializer
     result = prune(thin, Budget("macs", 0.9), data=DATA, samples=16, then_quantize="int8", **QUIET)
-    assert len(result.report.data["variants"]) == 4 and not result.model.graph.sparse_initializer
+    assert len(result.report.variants) == 4 and not result.model.graph.sparse_initializer
 
 
 def test_outputs_are_declared_as_before() -> None:

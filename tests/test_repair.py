@@ -43,6 +43,7 @@ from onnxprune.model.load import load
 from onnxprune.model.loaded import Model
 from onnxprune.model.patch import constants_at, with_constants
 from onnxprune.repair.least_squares import Repaired, compensate
+from onnxprune.report.markdown import markdown
 from onnxprune.runtime import graph_inputs
 from tests.oracle import Array, feeds, net, session
 
@@ -825,7 +826,7 @@ def top1(model: ModelProto | Path) -> float:
 
 def test_half_of_the_digits_network_is_as_good(pruned: tuple[onnxprune.PruneResult, Path]) -> None:
     result, folder = pruned
-    before, after = result.plan.document["macs"]
+    before, after = result.plan.macs
     assert after <= 0.5 * before
     assert top1(folder / "pruned.onnx") >= top1(DIGITS) - 0.01
     assert onnx.load(folder / "pruned.onnx") == result.model
@@ -875,7 +876,7 @@ def test_a_plan_applied_otherwise_describes_what_it_made(pruned: tuple[onnxprune
     """Without the repair nothing is fitted; with one of biases, biases are."""
     result, folder = pruned
     plain = onnxprune.prune(DIGITS, apply=folder / "plan.json", recover="none", benchmark=False)
-    assert plain.plan.refit == [] and plain.plan.document["groups"] == result.plan.document["groups"]
+    assert plain.plan.refit == () and plain.plan.groups == result.plan.groups
     onnxprune.verify(DIGITS, plain.model, plain.plan)
     biased = onnxprune.prune(DIGITS, apply=folder / "plan.json", recover="bias", data=DATA, benchmark=False)
     assert biased.plan.refit and {i for _, i in biased.plan.refit} == {2}
@@ -903,25 +904,25 @@ def test_the_report_says_what_was_fitted_and_on_what(pruned: tuple[onnxprune.Pru
     )
     assert repair["damage"][1] < 0.1 * repair["damage"][0]
     assert all(f["error"][1] <= f["error"][0] for f in repair["fits"])
-    text = result.report.to_markdown()
+    text = markdown(result.report)
     assert "128 calibration samples and 128 patched from them, 64 of all held out" in text
 
 
 def test_without_recovery_weights_are_only_sliced() -> None:
     result = onnxprune.prune(DIGITS, Budget("macs", 0.5), data=DATA, recover="none", importance="l2", benchmark=False)
-    assert result.plan.refit == [] and "repair" not in result.report.data
+    assert result.plan.refit == () and result.report.repair is None
     analysis = analysis_of(load(DIGITS), Scope(data=DATA))
     cut = rewrite(analysis, removed_by(result.plan, analysis))
     assert cut.SerializeToString() == result.model.SerializeToString()
     after = {t.name: numpy_helper.to_array(t) for t in result.model.graph.initializer}
     checked = 0
     for tensor in onnx.load(DIGITS).graph.initializer:
-        members = [m for g in result.plan.document["groups"] for m in g["members"] if m["tensor"] == tensor.name]
-        if len({m["node"] for m in members}) != 1:
+        members = [m for g in result.plan.groups for m in g.members if m.tensor == tensor.name]
+        if len({m.node for m in members}) != 1:
             continue  # not cut, or differently per use
         array = numpy_helper.to_array(tensor)
         for m in members:
-            array = np.delete(array, m["removed"], m["axis"])
+            array = np.delete(array, m.removed, m.axis)
         assert np.array_equal(array, after[tensor.name]), tensor.name
         checked += 1
     assert checked > 10
@@ -1001,7 +1002,7 @@ def test_a_network_inside_a_branch_is_pruned_repaired_and_verified(apart: bool, 
         benchmark=False,
     )
     assert any(n.startswith("y.then_branch//") for n, _ in result.plan.refit)
-    before, after = result.report.data["repair"]["damage"]
+    before, after = result.report.repair.damage
     assert after < 0.5 * before
     onnxprune.verify(tmp_path / "m.onnx", tmp_path / "small.onnx", tmp_path / "plan.json", data=tmp_path / "data.npz")
     onnxprune.verify(tmp_path / "m.onnx", tmp_path / "small.onnx", tmp_path / "plan.json")
@@ -1047,10 +1048,10 @@ def test_samples_of_both_branches_are_judged_by_what_the_model_says() -> None:
 def test_a_target_of_cost_without_data_is_met_with_made_up_inputs() -> None:
     model = net(TINY.replace("[5,6] a", "[5,24] a").replace("[6] b", "[24] b").replace("[6,3] v", "[24,3] v"))
     result = onnxprune.prune(model, Budget("macs", 0.5), round_to=1, benchmark=False)
-    assert result.report.data["calibration"]["made_up"] and "repair" in result.report.data
+    assert result.report.calibration.made_up and result.report.repair
     onnxprune.verify(model, result.model, result.plan)
     plain = onnxprune.prune(model, Budget("ratio", 0.5), round_to=1, benchmark=False)
-    assert "calibration" not in plain.report.data and plain.plan.refit == []
+    assert plain.report.calibration is None and plain.plan.refit == ()
 
 
 def test_attention_as_one_operator_is_repaired() -> None:
@@ -1066,7 +1067,7 @@ def test_attention_as_one_operator_is_repaired() -> None:
         opset=23,
     )
     result = onnxprune.prune(model, Budget("macs", 0.6), benchmark=False)
-    before, after = result.report.data["repair"]["damage"]
+    before, after = result.report.repair.damage
     assert after < before
 
 

@@ -126,7 +126,7 @@ def test_each_layer_gets_its_share(criterion: str, tmp_path: Path) -> None:
     found = values(result.model)
     for name in ("w", "d", "e", "t"):
         assert (found[name] == 0).sum() == round(0.6 * found[name].size), name
-    assert {x["criterion"] for x in result.report.data["layers"]} == {criterion}
+    assert {x.criterion for x in result.report.layers} == {criterion}
 
 
 def test_global_share_is_one_threshold() -> None:
@@ -148,10 +148,10 @@ def test_calibrated_global_share_counts_and_empties_no_layer() -> None:
         result = onnxprune.sparsify(
             DIGITS, sparsity=0.8, scope="global", criterion=criterion, data=CALIBRATION, samples=32, benchmark=False
         )
-        rows = result.report.data["layers"]
-        assert sum(x["zeros"][1] for x in rows) == round(0.8 * sum(x["weights"] for x in rows))
-        assert all(x["zeros"][1] < x["weights"] for x in rows)
-        assert len({round(x["zeros"][1] / x["weights"], 2) for x in rows}) > 5
+        rows = result.report.layers
+        assert sum(x.zeros.after for x in rows) == round(0.8 * sum(x.weights for x in rows))
+        assert all(x.zeros.after < x.weights for x in rows)
+        assert len({round(x.zeros.after / x.weights, 2) for x in rows}) > 5
 
 
 def test_include_and_exclude() -> None:
@@ -159,7 +159,7 @@ def test_include_and_exclude() -> None:
     changed = lambda r: {k for k, v in values(r.model).items() if (v != values(model)[k]).any()}  # noqa: E731
     assert changed(onnxprune.sparsify(model, sparsity=0.5, exclude=("w", "d"), benchmark=False)) == {"e", "t"}
     result = onnxprune.sparsify(model, sparsity=0.5, include=("u",), benchmark=False)
-    assert changed(result) == {"e"} and len(result.report.data["left_alone"]) == 3
+    assert changed(result) == {"e"} and len(result.report.left_alone) == 3
 
 
 # ---------------------------------------------------------------- patterns
@@ -181,7 +181,7 @@ def test_two_of_four_along_the_inputs(criterion: str, tmp_path: Path) -> None:
         found = values(result.model)
         for name, axis in axes.items():
             assert (groups_of_four(found[name], axis) == 2).all(), name
-        left = {x["tensor"]: x["reason"] for x in result.report.data["left_alone"]}
+        left = {x.tensor: x.reason for x in result.report.left_alone}
         assert left == ({"d": "has 1 input along input channels (axis 1), fewer than 4"} if "d" in found else {})
     t = values(onnxprune.sparsify(net(CONVS), pattern="2:4", benchmark=False).model)["t"]
     assert (groups_of_four(t, 0) == 2).all()  # ConvTranspose [i, o, k, k]
@@ -271,17 +271,17 @@ def test_obs_beats_magnitude_and_wanda_on_a_trained_net() -> None:
     found = {}
     for criterion in ("magnitude", "wanda", "obs"):
         result = onnxprune.sparsify(DIGITS, sparsity=0.7, criterion=criterion, data=CALIBRATION, benchmark=False)
-        found[criterion] = result.report.data["difference"]["divergence"]
+        found[criterion] = result.report.difference.divergence
     assert found["obs"] < 0.1 * min(found["magnitude"], found["wanda"])
 
 
 def test_defaults() -> None:
-    criterion = lambda **k: onnxprune.sparsify(mlp(), benchmark=False, **k).report.data["criterion"]  # noqa: E731
+    criterion = lambda **k: onnxprune.sparsify(mlp(), benchmark=False, **k).report.criterion  # noqa: E731
     assert criterion(sparsity=0.5) == "magnitude"
     with_data = onnxprune.sparsify(DIGITS, pattern="2:4", data=CALIBRATION, benchmark=False, include=("head.*",))
-    assert with_data.report.data["criterion"] == "obs"
+    assert with_data.report.criterion == "obs"
     plain = onnxprune.sparsify(DIGITS, threshold=0.1, data=CALIBRATION, benchmark=False)
-    assert plain.report.data["criterion"] == "magnitude"
+    assert plain.report.criterion == "magnitude"
 
 
 def test_obs_repairs_around_a_threshold() -> None:
@@ -289,10 +289,10 @@ def test_obs_repairs_around_a_threshold() -> None:
     result = onnxprune.sparsify(DIGITS, threshold=0.05, criterion="obs", data=CALIBRATION, benchmark=False)
     plain = onnxprune.sparsify(DIGITS, threshold=0.05, criterion="magnitude", data=CALIBRATION, benchmark=False)
     after = values(result.model)
-    for row in result.report.data["layers"]:
-        name = row["tensor"]
+    for row in result.report.layers:
+        name = row.tensor
         assert np.array_equal(after[name] == 0, np.abs(before[name]) < np.float32(0.05))
-    assert result.report.data["difference"]["divergence"] < plain.report.data["difference"]["divergence"]
+    assert result.report.difference.divergence < plain.report.difference.divergence
 
 
 # ---------------------------------------------------------------- where weights are
@@ -310,7 +310,7 @@ def test_a_shared_weight_is_decided_once() -> None:
         result = _with_data(model, rng.standard_normal((32, 8)), sparsity=0.5, **options)
         assert [t.name for t in result.model.graph.initializer] == ["w"]
         assert (values(result.model)["w"] == 0).sum() == 32
-        assert len(result.report.data["layers"]) == 1 and result.report.data["layers"][0]["uses"] == 2
+        assert len(result.report.layers) == 1 and result.report.layers[0].uses == 2
 
 
 def _with_data(model: ModelProto, x: Array, **options: Any) -> onnxprune.SparsifyResult:
@@ -342,7 +342,7 @@ def test_weights_behind_a_transpose_in_constant_nodes_and_in_half_precision() ->
         found = values(result.model)["w"]
         assert found.dtype == np.float16 and (groups_of_four(found, 1) == 2).all()
         assert [n.op_type for n in result.model.graph.node] == ["Constant", "Transpose", "Cast", "MatMul"]
-        assert result.report.data["layers"][0]["criterion"] == criterion
+        assert result.report.layers[0].criterion == criterion
 
 
 def test_recurrent_weights() -> None:
@@ -360,9 +360,9 @@ def test_quantized_weights_are_left_alone_with_a_reason() -> None:
         y = MatMul(h, v)
     }"""
     result = onnxprune.sparsify(net(text, constants={"s": np.array(0.05, np.float32)}), sparsity=0.5, benchmark=False)
-    assert [x["tensor"] for x in result.report.data["layers"]] == ["v"]
-    (left,) = result.report.data["left_alone"]
-    assert left["tensor"] == "q" and "quantized" in left["reason"]
+    assert [x.tensor for x in result.report.layers] == ["v"]
+    (left,) = result.report.left_alone
+    assert left.tensor == "q" and "quantized" in left.reason
 
 
 def test_external_data(tmp_path: Path) -> None:
@@ -382,7 +382,7 @@ def test_sparse_storage_loads_and_computes_the_same(tmp_path: Path) -> None:
     for store in ("sparse", "auto"):
         result = onnxprune.sparsify(DIGITS, store=store, output=tmp_path / f"{store}.onnx", **options)
         assert len(result.model.graph.sparse_initializer) == 10
-        assert result.report.data["bytes"]["file"][1] == (tmp_path / f"{store}.onnx").stat().st_size
+        assert result.report.bytes.file.after == (tmp_path / f"{store}.onnx").stat().st_size
         assert (tmp_path / f"{store}.onnx").stat().st_size < 0.45 * (tmp_path / "d.onnx").stat().st_size
         onnx.checker.check_model(onnx.load(tmp_path / f"{store}.onnx"))
         x = np.load(CALIBRATION)["x"][:8]
@@ -405,7 +405,7 @@ def test_a_sparse_stored_model_is_pruned_repaired_and_proved(tmp_path: Path) -> 
     result = onnxprune.prune(thin, Budget("macs", 0.6), data=CALIBRATION, output=out, plan=plan, benchmark=False)
     left = {t.values.name for t in result.model.graph.sparse_initializer}
     assert not left & {t.name for t in result.model.graph.initializer}, "what was fitted is stored once"
-    before, after = result.report.data["repair"]["damage"]
+    before, after = result.report.repair.damage
     assert after < before
     assert onnxprune.verify(thin, out, plan).error < TOLERANCE
 
@@ -429,7 +429,7 @@ def test_a_constant_vector_is_multiplied_by() -> None:
     u[[3, 5]] = v[[3, 6]] = 0
     model = net(text, constants=axis | {"u": u, "v": v})
     result = onnxprune.sparsify(model, threshold=1e-9, then_prune=True, benchmark=False)
-    assert result.report.data["pruned"]["units"] == 1 and values(result.model)["u"].shape == (15,)
+    assert result.report.pruned.units == 1 and values(result.model)["u"].shape == (15,)
     assert same(model, result.model)
 
 
@@ -445,7 +445,7 @@ def test_neurons_that_are_zero_or_unread_are_removed() -> None:
     assert found["w"].shape == (13, 12) and found["v"].shape == (13, 4)
     keep = [k for k in range(16) if k not in (1, 5, 6)]
     assert np.array_equal(found["w"], w[keep]) and np.array_equal(found["b"], b[keep])
-    assert result.report.data["pruned"]["units"] == 3
+    assert result.report.pruned.units == 3
     assert same(mlp(w=w, b=b, v=out), result.model)
 
 
@@ -460,7 +460,7 @@ def test_a_constant_channel_behind_sigmoid_stays() -> None:
     for op, units in (("Sigmoid", 0), ("Tanh", 1), ("Cos", 0)):
         model = net(text.replace("OP", op), constants={"w": w})
         result = onnxprune.sparsify(model, threshold=1e-9, then_prune=True, benchmark=False)
-        assert result.report.data["pruned"]["units"] == units, op
+        assert result.report.pruned.units == units, op
         assert same(model, result.model)
 
 
@@ -492,19 +492,19 @@ def test_hidden_units_of_a_recurrence_that_others_hear_stay() -> None:
     v[1] = 0  # nothing reads unit 1, but the other units do, a step later
     model = net(text, constants={"v": v})
     result = onnxprune.sparsify(model, threshold=1e-9, then_prune=True, benchmark=False)
-    assert result.report.data["pruned"]["units"] == 0
+    assert result.report.pruned.units == 0
     r = values(model)["r"].copy()
     r[:, :, 1] = 0
     model = net(text, constants={"v": v, "r": r})
     result = onnxprune.sparsify(model, threshold=1e-9, then_prune=True, benchmark=False)
-    assert result.report.data["pruned"]["units"] == 1 and same(model, result.model)
+    assert result.report.pruned.units == 1 and same(model, result.model)
 
 
 def test_then_prune_on_a_trained_net() -> None:
     sparse = onnxprune.sparsify(DIGITS, threshold=0.15, benchmark=False)
     result = onnxprune.sparsify(DIGITS, threshold=0.15, then_prune=True, benchmark=False)
-    assert result.report.data["pruned"]["units"] > 0
-    assert result.report.data["pruned"]["error"] <= TOLERANCE
+    assert result.report.pruned.units > 0
+    assert result.report.pruned.error <= TOLERANCE
     before, after = (sum(v.size for v in values(m).values()) for m in (sparse.model, result.model))
     assert after < before and same(sparse.model, result.model)
 
@@ -604,10 +604,10 @@ def test_zeros_that_are_there_stay(options: dict[str, Any]) -> None:
     sparse = onnxprune.sparsify(DIGITS, sparsity=0.9, scope="global", data=CALIBRATION, benchmark=False).model
     again = onnxprune.sparsify(sparse, **options, criterion="obs", data=CALIBRATION, benchmark=False)
     before, after = values(sparse), values(again.model)
-    weights = [x["tensor"] for x in again.report.data["layers"]]
+    weights = [x.tensor for x in again.report.layers]
     assert weights and all(not after[w][before[w] == 0].any() for w in weights)
-    zeros = again.report.data["zeros"]
-    assert zeros["after"] >= zeros["before"]
+    zeros = again.report.zeros
+    assert zeros.after >= zeros.before
 
 
 def test_constant_inputs_do_no_harm(tmp_path: Path) -> None:
@@ -617,7 +617,7 @@ def test_constant_inputs_do_no_harm(tmp_path: Path) -> None:
         options: dict[str, Any] = {"sparsity": 0.5, "data": tmp_path / "c.npz", "benchmark": False}
         found = onnxprune.sparsify(DIGITS, **options)
         plain = onnxprune.sparsify(DIGITS, criterion="magnitude", **options)
-        assert found.report.data["difference"]["divergence"] <= plain.report.data["difference"]["divergence"] + 1e-3
+        assert found.report.difference.divergence <= plain.report.difference.divergence + 1e-3
         norms = [
             [float(np.linalg.norm(values(m)[k])) for k in values(onnx.load(DIGITS))]
             for m in (found.model, onnx.load(DIGITS))
@@ -632,4 +632,4 @@ def test_a_scalar_input_of_floats_goes_with_then_prune() -> None:
         r = Relu(t)
         y = MatMul(r, v)
     }""")
-    assert onnxprune.sparsify(model, sparsity=0.9, then_prune=True, benchmark=False).report.data["pruned"]["units"]
+    assert onnxprune.sparsify(model, sparsity=0.9, then_prune=True, benchmark=False).report.pruned.units

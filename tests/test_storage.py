@@ -86,7 +86,7 @@ def test_the_result_object_spares_them_too(apart: Path) -> None:
 
 def test_bytes_are_those_of_both_files(apart: Path) -> None:
     result = prune(apart, Budget("macs", 0.6), output=apart.with_name("s.onnx"), recover="none", benchmark=False)
-    before, after = result.report.data["cost"]["bytes"]
+    before, after = result.report.cost.bytes
     on_disk = sum(apart.with_name(n).stat().st_size for n in ("s.onnx", "s.onnx.data"))
     assert before == sum(apart.with_name(n).stat().st_size for n in ("m.onnx", "m.onnx.data"))
     assert after < before and abs(on_disk / after - 1) < 0.15, "what is aligned takes a little more"
@@ -95,9 +95,7 @@ def test_bytes_are_those_of_both_files(apart: Path) -> None:
 def test_external_data_is_quantized(apart: Path) -> None:
     result = prune(apart, Budget("macs", 0.6), data=DATA, then_quantize="int8", benchmark=False)
     plain = prune(DIGITS, Budget("macs", 0.6), data=DATA, then_quantize="int8", benchmark=False)
-    assert [v["bytes"] for v in result.report.data["variants"]][2:] == [
-        v["bytes"] for v in plain.report.data["variants"]
-    ][2:]
+    assert [v.bytes for v in result.report.variants][2:] == [v.bytes for v in plain.report.variants][2:]
 
 
 def test_layers_of_a_model_with_external_data_go_from_any_folder(
@@ -106,7 +104,7 @@ def test_layers_of_a_model_with_external_data_go_from_any_folder(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     result = prune(apart, Budget("macs", 0.7), depth="only", data=DATA, benchmark=False)
-    assert result.plan.document["bypassed"]
+    assert result.plan.bypassed
 
 
 # ---------------------------------------------------------------- initializers that are inputs
@@ -127,9 +125,9 @@ def test_weights_that_are_declared_as_inputs_stay_so(tmp_path: Path, ir_version:
     model = declared(ir_version)
     result = prune(model, Budget("macs", 0.5), data=inputs(tmp_path / "x.npz"), round_to=1, benchmark=False)
     onnx.checker.check_model(result.model, full_check=True)
-    assert result.report.data["repair"]["fitted"]
+    assert result.report.repair.fitted
     stored = sum(int(np.prod(t.dims)) for t in result.model.graph.initializer)
-    assert stored == result.report.data["cost"]["params"][1]
+    assert stored == result.report.cost.params[1]
     sizes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in result.model.graph.input}
     assert all(sizes[t.name] == list(t.dims) for t in result.model.graph.initializer)
 
@@ -159,10 +157,10 @@ def test_weights_behind_a_cast_keep_their_type(tmp_path: Path, kind: int) -> Non
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     result = prune(model, Budget("size", 0.5), data=inputs(tmp_path / "x.npz", 400), round_to=1, benchmark=False)
-    assert result.report.data["repair"]["fitted"]
+    assert result.report.repair.fitted
     assert {t.data_type for t in result.model.graph.initializer if len(t.dims) == 2} == {kind}
     assert not any("_refit" in t.name for t in result.model.graph.initializer)
-    assert result.report.data["check"]["tolerance"] <= 1e-3, "it computes in float32"
+    assert result.report.check.tolerance <= 1e-3, "it computes in float32"
 
 
 def ties(kind: str) -> ModelProto:
@@ -176,9 +174,9 @@ def ties(kind: str) -> ModelProto:
 @pytest.mark.parametrize("kind", ["zero", "one"])
 def test_units_that_are_worth_the_same_do_not_all_go_at_once(kind: str) -> None:
     result = prune(ties(kind), Budget("macs", 0.5), recover="none", round_to=1, benchmark=False)
-    before, after = result.report.data["cost"]["macs"]
+    before, after = result.report.cost.macs
     assert 0.4 < after / before <= 0.5
-    left = [g["units"] - g["removed"] for g in result.report.data["groups"]]
+    left = [g.units - g.removed for g in result.report.groups]
     assert min(left) >= 8, "each group gives its share"
 
 
@@ -209,7 +207,7 @@ def test_weights_of_fewer_bits_have_an_importance(form: str) -> None:
             model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["w1"]))
         model.graph.initializer.append(numpy_helper.from_array(stored, "q"))
     result = prune(model, Budget("ratio", 0.5), recover="none", round_to=1, importance="l2", benchmark=False)
-    (gone,) = {tuple(m["removed"]) for g in result.plan.document["groups"] for m in g["members"] if m["tensor"] == "q"}
+    (gone,) = {tuple(m.removed) for g in result.plan.groups for m in g.members if m.tensor == "q"}
     assert sum(large[list(gone)]) <= 2, gone
 
 
@@ -263,14 +261,14 @@ def test_inputs_that_teach_little_are_named(tmp_path: Path, case: str, says: str
     }[case]
     np.savez(tmp_path / "d.npz", x=given)
     result = prune(DIGITS, Budget("macs", 0.7), data=tmp_path / "d.npz", benchmark=False)
-    told = result.report.data["warnings"]
+    told = result.report.warnings
     assert any(says in t for t in told) if says else not told, told
 
 
 def test_a_sparse_model_that_a_repair_fills_is_named(tmp_path: Path) -> None:
     sparse = tmp_path / "sparse.onnx"
     onnxprune.sparsify(DIGITS, sparsity=0.9, output=sparse, benchmark=False)
-    told = prune(sparse, Budget("macs", 0.7), data=DATA, benchmark=False).report.data["warnings"]
+    told = prune(sparse, Budget("macs", 0.7), data=DATA, benchmark=False).report.warnings
     assert any("were zero" in t for t in told), told
 
 

@@ -13,6 +13,7 @@ import onnxprune
 from onnxprune import BadInputError, Budget, TargetNotReachableError
 from onnxprune.calibrate.damage import angle, disagreement
 from onnxprune.cli import main
+from onnxprune.report.markdown import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "models" / "digits.onnx"
@@ -20,7 +21,7 @@ CALIB = ROOT / "models" / "digits_calib.npz"
 
 
 def share(result: onnxprune.PruneResult) -> float:
-    before, after = result.report.data["cost"]["macs"]
+    before, after = result.report.cost.macs
     return float(after / before)
 
 
@@ -67,16 +68,16 @@ def test_the_reported_drop_is_on_samples_that_nothing_looked_at(tmp_path: Path) 
     """Other values in them change what is reported, and not one byte of the model."""
     x = np.load(CALIB)["x"]
     first = onnxprune.prune(DIGITS, Budget("max_drop", 0.2), data=CALIB, benchmark=False)
-    drop = first.report.data["drop"]
-    assert drop["metric"] == "kl" and drop["samples"] == 32 and 0 < drop["measured"] <= 0.2
-    assert first.report.data["calibration"]["samples"] == 96
-    assert "32 samples that no step has seen" in first.report.to_markdown()
+    drop = first.report.drop
+    assert drop.metric == "kl" and drop.samples == 32 and 0 < drop.measured <= 0.2
+    assert first.report.calibration.samples == 96
+    assert "32 samples that no step has seen" in markdown(first.report)
     for k in (2, 7):  # every fifth portion of 16
         x[16 * k : 16 * k + 16] *= 0.95
     np.savez(tmp_path / "other.npz", x=x)
     second = onnxprune.prune(DIGITS, Budget("max_drop", 0.2), data=tmp_path / "other.npz", benchmark=False, metric="kl")
     assert first.model.SerializeToString() == second.model.SerializeToString()
-    assert second.report.data["drop"]["measured"] != drop["measured"]
+    assert second.report.drop.measured != drop.measured
 
 
 def test_a_drop_that_unseen_samples_do_not_confirm(tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_layers_may_go_for_a_drop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxprune.choose.layers.TRIALS", 2)
     monkeypatch.setattr("onnxprune.choose.layers.LOOKED", 2)
     result = onnxprune.prune(DIGITS, Budget("max_drop", 0.3), data=CALIB, depth="auto", benchmark=False)
-    assert result.report.data["drop"]["measured"] <= 0.3 and result.report.data["depth"]["mode"] == "auto"
+    assert result.report.drop.measured <= 0.3 and result.report.depth.mode == "auto"
     assert share(result) <= 0.5
 
 
@@ -150,7 +151,7 @@ def test_disagreement_and_angle() -> None:
 def test_a_few_samples_are_enough_to_set_some_aside(tmp_path: Path, count: int) -> None:
     np.savez(tmp_path / "few.npz", x=np.load(CALIB)["x"][:count])
     result = onnxprune.prune(DIGITS, Budget("max_drop", 5.0), data=tmp_path / "few.npz", benchmark=False)
-    assert 1 <= result.report.data["drop"]["samples"] <= max(1, count // 3)
+    assert 1 <= result.report.drop.samples <= max(1, count // 3)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])

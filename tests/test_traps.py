@@ -5,6 +5,8 @@ Each section says what was broken in the engine to see its tests red.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -838,12 +840,9 @@ def test_channels_that_speak_when_zeroed(layer: str) -> None:
     )
     model = without_unused(model)
     result = check(model, [8, 4] if "GlobalAveragePool" in layer else [8])
-    only_first = onnxprune.Plan(
-        {
-            "groups": [
-                {"members": [m for m in g["members"] if m["tensor"] == "c"]} for g in result.plan.document["groups"]
-            ]
-        }
+    only_first = replace(
+        result.plan,
+        groups=tuple(replace(g, members=tuple(m for m in g.members if m.tensor == "c")) for g in result.plan.groups),
     )
     given = feeds(model, 0)
     wrong = session(oracle.masked(model, only_first, given)).run(None, given)
@@ -1282,11 +1281,11 @@ def test_layer_norm_fused_is_approximate() -> None:
     """It divides by the width: only a sure 16 without --include-inexact."""
     model = block("n = LayerNormalization<axis=-1, epsilon=0.01>(x0, s, b)")
     result = check(model, [16])
-    assert all(g["exact"] for g in result.plan.document["groups"])
+    assert all(g.exact for g in result.plan.groups)
     assert "LayerNormalization" in pins(model)
     assert reach(model, inexact=True) == ([16, 12], [])
     pruned = prune(model, 0.5, include_inexact=True)
-    assert [g["exact"] for g in pruned.plan.document["groups"] if g["units"] == 12] == [False]
+    assert [g.exact for g in pruned.plan.groups if g.units == 12] == [False]
     session(pruned.model).run(None, feeds(pruned.model, 0))
 
 
@@ -1779,6 +1778,6 @@ def test_rounding_works_with_a_cost_target_too() -> None:
         y = Conv(d, v)
     }""")
     result = onnxprune.prune(model, Budget("macs", 0.5), benchmark=False)
-    before, after = result.plan.document["macs"]
+    before, after = result.plan.macs
     assert after <= before / 2
     assert dims(result.model, "w")[0] % 8 == 0 and dims(result.model, "u")[0] % 8 == 0

@@ -488,10 +488,10 @@ def _read_plan(plan: str | Path) -> Plan:
 def _removed(plan: Plan | None) -> dict[str, list[tuple[int, list[int]]]]:
     """Positions that left each tensor of the original, by axis."""
     found: dict[str, dict[int, set[int]]] = {}
-    for group in plan.document["groups"] if plan else ():
-        for member in group["members"]:
-            if "node" not in member:
-                found.setdefault(member["tensor"], {}).setdefault(int(member["axis"]), set()).update(member["removed"])
+    for group in plan.groups if plan else ():
+        for member in group.members:
+            if member.node is None:
+                found.setdefault(member.tensor, {}).setdefault(member.axis, set()).update(member.removed)
     return {name: [(a, sorted(gone)) for a, gone in axes.items()] for name, axes in found.items()}
 
 

@@ -176,5 +176,5 @@ def _told(progress: Callable[[str], None], k: int, rounds: int) -> Callable[[str
 
 def _counted(counts: dict[str, tuple[int, int]], cut: pipeline.PruneResult) -> dict[str, tuple[int, int]]:
     """The original's numbers and those after this cut."""
-    document = cut.plan.document
-    return {m: (counts[m][0] if counts else int(document[m][0]), int(document[m][1])) for m in METRICS}
+    pairs = {"macs": cut.plan.macs, "params": cut.plan.params}
+    return {m: (counts[m][0] if counts else p.before, p.after) for m, p in pairs.items() if p is not None}

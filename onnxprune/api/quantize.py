@@ -19,7 +19,7 @@ from onnxprune.errors import BadInputError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.model.loaded import Model
 from onnxprune.model.save import stored_bytes
-from onnxprune.report.variant import Variant
+from onnxprune.report.values import Variant
 
 
 def quantize(

@@ -27,7 +27,7 @@ from onnxprune.choose.channels import samples_for
 from onnxprune.choose.costs import CostModel
 from onnxprune.choose.options import Options, options_of
 from onnxprune.clock import Clock, Progress, silent
-from onnxprune.cut.plan import make_plan
+from onnxprune.cut.plan import Pair, plan_groups
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.errors import BadInputError, NothingPrunableError, VerificationError
 from onnxprune.groups.analysis import Analysis
@@ -41,7 +41,18 @@ from onnxprune.model.patch import with_constants
 from onnxprune.model.save import stored_bytes
 from onnxprune.proof.masked import check_interface, error, tolerance_of
 from onnxprune.proof.prove import SCALES, check_well_formed, latency, proved
-from onnxprune.report.sparsity import Layer, Removed, SparsityReport
+from onnxprune.report.renderer import renderer_for
+from onnxprune.report.sparsity import (
+    Dead,
+    DeadGroup,
+    Difference,
+    Sizes,
+    SparseLayer,
+    SparsityReport,
+    runtimes_for,
+    zeros_of,
+)
+from onnxprune.report.values import Latency
 from onnxprune.sparsity.dead import dead_units
 from onnxprune.sparsity.decide import Sparse
 from onnxprune.sparsity.decide import sparsify as decide
@@ -49,7 +60,6 @@ from onnxprune.sparsity.find import find_weights
 from onnxprune.sparsity.store import STORES, stored
 from onnxprune.sparsity.targets import CRITERIA, Pattern, Target, Threshold, target_of
 from onnxprune.sparsity.weights import Left, Weight, with_values
-from onnxprune.version import __version__
 
 OPTIONS = ("include", "exclude", "input_shapes", "data", "samples", "seed", "benchmark")
 MADE_UP = 16  # samples to measure the difference on where the user gives none
@@ -93,12 +103,11 @@ def sparsify(
     Raises `BadInputError`, `NothingPrunableError`, `VerificationError`.
     """
     target = target_of(threshold, sparsity, pattern, scope)
-    settings = _settings(options)
+    settings = _settings(options, store)
     chosen = _criterion(criterion, target, settings)
-    if store not in STORES:
-        raise BadInputError(f"Unknown --store '{store}'; choose {', '.join(STORES)}.")
     files = {"-o": output, "--report": report}
     check_outputs(files, (model, settings.data))
+    renderer = None if report is None else renderer_for(report)
     clock = Clock(progress)
     clock("load")
     loaded = load(model)
@@ -107,35 +116,35 @@ def sparsify(
     analysis = analysis_of(loaded, settings.scope)
     weights, left = _select(analysis, target, settings)
     clock("calibrate")
-    samples = samples_for(
-        analysis, settings, CostModel(analysis), settings.data is not None and chosen == "obs", MADE_UP
-    )
-    calibration = None
-    if chosen != "magnitude":
-        calibration = calibrate(analysis, samples, settings.seed, False, clock.share)
+    samples, calibration = _calibrated(analysis, settings, chosen, clock)
     clock("sparsify")
     sparse = decide(analysis, weights, target, chosen, calibration, settings.seed, clock.share)
-    made = _written(analysis, sparse)
-    removed = None
-    final = made
+    final, dead = _written(analysis, sparse), None
     if then_prune:
         clock("prune")
-        final, removed = _without_dead(loaded, made, settings)
+        final, dead = _without_dead(loaded, final, settings)
     clock("store")
     final, as_sparse = stored(final, set(sparse.values), store, _Loads(analysis, final))
     clock("measure")
     difference = _difference(loaded, final, samples, settings.data is None, calibration)
-    times = latency(analysis, final) if settings.benchmark else None
+    latency_ms = Latency.of(latency(analysis, final)) if settings.benchmark else None
     clock.stop()
-    layers = [_layer(analysis, w, sparse) for w in weights]
-    sizes = _sizes(loaded, final)
-    text = SparsityReport.make(
-        target, chosen, layers, left, difference, sizes, as_sparse, removed, times, clock.seconds
+    layers = tuple(_layer(analysis, w, sparse, w.tensor in as_sparse) for w in weights)
+    made = SparsityReport(
+        target=str(target),
+        criterion=chosen,
+        zeros=zeros_of(layers),
+        layers=layers,
+        left_alone=tuple(left),
+        difference=difference,
+        bytes=_sizes(loaded, final),
+        runtimes=runtimes_for(target),
+        seconds={k: round(v, 3) for k, v in clock.seconds.items()},
+        pruned=dead,
+        latency_ms=latency_ms,
     )
-    result = SparsifyResult(final, text, loaded)
-    texts = {}
-    if report is not None:
-        texts[Path(report)] = text.to_json() if str(report).endswith(".json") else text.to_markdown()
+    result = SparsifyResult(final, made, loaded)
+    texts = {Path(report): renderer.render(made)} if report is not None and renderer is not None else {}
     with staged(texts):
         if output is not None:
             result.save(output)
@@ -145,7 +154,9 @@ def sparsify(
 # ---------------------------------------------------------------- what was asked for
 
 
-def _settings(options: dict[str, Any]) -> Options:
+def _settings(options: dict[str, Any], store: str) -> Options:
+    if store not in STORES:
+        raise BadInputError(f"Unknown --store '{store}'; choose {', '.join(STORES)}.")
     unknown = sorted(set(options) - set(OPTIONS))
     if unknown:
         raise BadInputError(f"Unknown option '{unknown[0]}'; the options are {', '.join(OPTIONS)}.")
@@ -195,26 +206,36 @@ def _matches(names: set[str], globs: Sequence[str]) -> bool:
 # ---------------------------------------------------------------- the steps, once each
 
 
+def _calibrated(
+    analysis: Analysis, settings: Options, criterion: str, clock: Clock
+) -> tuple[Samples, Calibration | None]:
+    """Inputs to measure on, and what the layers see of them where the criterion asks for that."""
+    is_obs = settings.data is not None and criterion == "obs"
+    samples = samples_for(analysis, settings, CostModel(analysis), is_obs, MADE_UP)
+    if criterion == "magnitude":
+        return samples, None
+    return samples, calibrate(analysis, samples, settings.seed, False, clock.share)
+
+
 def _written(analysis: Analysis, sparse: Sparse) -> onnx.ModelProto:
     proto = with_values(analysis.model, analysis.view.opsets, sparse.values)
     return with_constants(proto, sparse.biases) if sparse.biases else proto
 
 
-def _without_dead(
-    loaded: LoadedModel, made: onnx.ModelProto, settings: Options
-) -> tuple[onnx.ModelProto, Removed | None]:
+def _without_dead(loaded: LoadedModel, made: onnx.ModelProto, settings: Options) -> tuple[onnx.ModelProto, Dead]:
     """The sparse model without the units that nobody misses, proved twice: against its masked self and against itself."""
     model = replace(loaded, proto=made, path=None)
     analysis = analysis_of(model, replace(settings.scope, include=(), exclude=()))
     gone = dead_units(analysis)
-    costs = CostModel(analysis)
     if not gone.any():
-        return made, Removed(make_plan(analysis, gone, {}, {}, __version__), None, 0.0)
+        return made, Dead(0, (), 0.0, None, None)
     cut = rewrite(analysis, gone)
-    verdict = proved(analysis, gone, analysis.model.beside(cut), settings.seed)
+    proved(analysis, gone, analysis.model.beside(cut), settings.seed)
     apart = _apart(analysis, made, cut, settings.seed)
-    after = {"macs": [costs.macs(), costs.macs(gone)], "params": [costs.params(), costs.params(gone)]}
-    return cut, Removed(make_plan(analysis, gone, after, {}, __version__), verdict, apart)
+    groups = tuple(DeadGroup(g.origin, g.kind, g.units, g.removed) for g in plan_groups(analysis, gone))
+    costs = CostModel(analysis)
+    macs, params = Pair(costs.macs(), costs.macs(gone)), Pair(costs.params(), costs.params(gone))
+    return cut, Dead(sum(g.removed for g in groups), groups, apart, macs, params)
 
 
 def _apart(analysis: Analysis, made: onnx.ModelProto, cut: onnx.ModelProto, seed: int) -> float:
@@ -251,7 +272,7 @@ class _Loads:
 
 def _difference(
     loaded: LoadedModel, final: onnx.ModelProto, samples: Samples, made_up: bool, calibration: Calibration | None
-) -> dict[str, Any]:
+) -> Difference:
     """How far the outputs are from the original's, on samples that no weight was fitted to where there are such."""
     check_interface(loaded.proto, final)
     check_well_formed(loaded, loaded.beside(final))
@@ -259,14 +280,14 @@ def _difference(
     chosen = held or list(range(samples.given))
     sessions = [runtime.Session(loaded.beside(p), optimized=True, what="the model") for p in (loaded.proto, final)]
     wanted, found = ([s.run(samples.feeds[k]) for k in chosen] for s in sessions)
-    return {
-        "error": max(error(a, b) for a, b in zip(wanted, found, strict=True)),
-        "divergence": divergence(wanted, found),
-        "top1": _top1(wanted, found),
-        "samples": sum(samples.sizes[k] for k in chosen),
-        "held_out": bool(held),
-        "made_up": made_up,
-    }
+    return Difference(
+        error=max(error(a, b) for a, b in zip(wanted, found, strict=True)),
+        divergence=divergence(wanted, found),
+        top1=_top1(wanted, found),
+        samples=sum(samples.sizes[k] for k in chosen),
+        held_out=bool(held),
+        made_up=made_up,
+    )
 
 
 def _top1(wanted: list[list[Array]], found: list[list[Array]]) -> float | None:
@@ -276,17 +297,25 @@ def _top1(wanted: list[list[Array]], found: list[list[Array]]) -> float | None:
         return None
 
 
-def _layer(analysis: Analysis, weight: Weight, sparse: Sparse) -> Layer:
+def _layer(analysis: Analysis, weight: Weight, sparse: Sparse, is_sparse: bool) -> SparseLayer:
     before = np.asarray(analysis.view.constants[weight.tensor].values)
     after = sparse.values[weight.tensor]
-    zeros = before.size - int(np.count_nonzero(before)), after.size - int(np.count_nonzero(after))
-    return Layer(weight, before.size, zeros, sparse.criteria[weight.tensor])
+    return SparseLayer(
+        tensor=weight.tensor,
+        node=weight.node,
+        input_axis=weight.axis,
+        shape=tuple(weight.shape),
+        uses=len(weight.uses) + weight.shared,
+        weights=before.size,
+        zeros=Pair(before.size - int(np.count_nonzero(before)), after.size - int(np.count_nonzero(after))),
+        criterion=sparse.criteria[weight.tensor],
+        stored="sparse" if is_sparse else "dense",
+    )
 
 
-def _sizes(loaded: LoadedModel, final: onnx.ModelProto) -> dict[str, list[int]]:
+def _sizes(loaded: LoadedModel, final: onnx.ModelProto) -> Sizes:
     """Bytes of the files, external data included; and zipped, where that is quick to see."""
-    sizes = {"file": [loaded.size_bytes, stored_bytes(final)]}
+    file, compressed = Pair(loaded.size_bytes, stored_bytes(final)), None
     if not loaded.has_external_data and loaded.size_bytes < ZIPPED:
-        both = (loaded.proto, final)
-        sizes["compressed"] = [len(zlib.compress(p.SerializeToString(), 6)) for p in both]
-    return sizes
+        compressed = Pair(*(len(zlib.compress(p.SerializeToString(), 6)) for p in (loaded.proto, final)))
+    return Sizes(file, compressed)

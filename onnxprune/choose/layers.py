@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import inf
-from typing import Any
 
 import numpy as np
 import onnx
@@ -156,35 +155,6 @@ def finished(choice: Choice, settings: Options, clock: Clock) -> onnx.ModelProto
     if settings.recover == "none" or subject.against is None:
         return cut
     return repaired(subject.analysis, removed, cut, subject.against, settings, clock, subject.bypasses)[0]
-
-
-def told(original: Subject, choice: Choice, mode: str) -> dict[str, Any] | None:
-    """What a report says of layers: those that went, and candidates that did not, with reasons; None where none was looked for."""
-    bypasses = choice.subject.bypasses
-    if mode == "off" and not bypasses:
-        return None
-    links = Links(original.bare)
-    damages = {x.candidate.bypass: x.damage for x in choice.looks if x.is_taken}
-    rows = []
-    before: frozenset[str] = frozenset()
-    for k, bypass in enumerate(bypasses):
-        gone = links.gone(bypasses[: k + 1]) - before
-        before |= gone
-        row = {"tensor": bypass.tensor, "by": bypass.by, "nodes": len(gone)}
-        rows.append(row | {"macs": original.costs.of_nodes("macs", gone), "damage": damages.get(bypass)})
-    declined = [
-        {
-            "tensor": x.candidate.bypass.tensor,
-            "by": x.candidate.bypass.by,
-            "macs": x.candidate.macs,
-            "change": x.candidate.change,
-            "damage": x.damage,
-            "reason": x.verdict,
-        }
-        for x in choice.looks
-        if not x.is_taken
-    ]
-    return {"mode": mode, "channels_alone": choice.baseline, "bypassed": rows, "declined": declined}
 
 
 class _Search:

@@ -125,9 +125,7 @@ def replayed(settings: Options, plan: Plan) -> Options:
     for name in DECIDED:
         if getattr(settings, name) != getattr(Options(), name):
             raise BadInputError(f"{_flag(name)} does not go with --apply: the plan has decided that.")
-    stored = plan.document.get("settings", {})
-    if not isinstance(stored, dict):
-        raise BadInputError("The plan's 'settings' are not an object.")
+    stored = plan.settings
     try:
         return Options(
             round_to=settings.round_to,

@@ -14,7 +14,8 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
-from onnxprune.errors import BadInputError, OnnxPruneError
+from onnxprune.errors import OnnxPruneError
+from onnxprune.report.renderer import renderer_for
 
 OUT = Console(highlight=False, soft_wrap=True)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -84,8 +85,9 @@ def given(*names: str) -> list[str]:
 
 
 def check_report(report: Path | None) -> None:
-    if report is not None and report.suffix not in (".md", ".json"):
-        raise BadInputError(f"--report {report} must end in .md or .json.")
+    """Raise `BadInputError` where no renderer has the file's suffix."""
+    if report is not None:
+        renderer_for(report)
 
 
 # ---------------------------------------------------------------- output

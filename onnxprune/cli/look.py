@@ -9,7 +9,9 @@ from pathlib import Path
 import click
 
 from onnxprune.analyse.feeds import parse_shapes
-from onnxprune.api import prune as pipeline
+from onnxprune.api.bench import bench as timed
+from onnxprune.api.inspect import inspect as inspected
+from onnxprune.api.verify import verify as verified
 from onnxprune.cli.common import (
     FILE,
     OUT,
@@ -20,6 +22,8 @@ from onnxprune.cli.common import (
     seed_option,
     table,
 )
+from onnxprune.model.json_text import to_json
+from onnxprune.model.typed_json import plain
 from onnxprune.ops.listing import listing
 
 
@@ -35,7 +39,7 @@ def inspect(
     model: Path, input_shape: tuple[str, ...], data: Path | None, include_inexact: bool, as_json: bool, verbose: bool
 ) -> None:
     """Show what can be removed from MODEL, what each group carries, and every pin with its reason and remedy."""
-    found = pipeline.inspect(model, input_shapes=parse_shapes(input_shape), data=data, include_inexact=include_inexact)
+    found = inspected(model, input_shapes=parse_shapes(input_shape), data=data, include_inexact=include_inexact)
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
@@ -106,21 +110,12 @@ def ops(as_json: bool, verbose: bool) -> None:
 @guarded
 def verify(original: Path, pruned: Path, plan: Path, data: Path | None, seed: int, as_json: bool) -> None:
     """Check that PRUNED equals ORIGINAL with the removed units forced to zero."""
-    found = pipeline.verify(original, pruned, plan, data=data, seed=seed)
+    found = verified(original, pruned, plan, data=data, seed=seed)
     if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "error": found.error,
-                    "tolerance": found.tolerance,
-                    "exact": found.exact,
-                    "masked_activations": found.masked,
-                }
-            )
-        )
+        click.echo(to_json(plain(found)), nl=False)
         return
     OUT.print(
-        f"equal to {found.error:.1e} of the output's scale (allowed {found.tolerance:.0e}), {found.masked} activations masked"
+        f"equal to {found.error:.1e} of the output's scale (allowed {found.tolerance:.0e}), {found.masked_activations} activations masked"
     )
 
 
@@ -136,7 +131,7 @@ def bench(
     models: tuple[Path, ...], input_shape: tuple[str, ...], data: Path | None, threads: int, runs: int, as_json: bool
 ) -> None:
     """Latency of models in ONNX Runtime, run in turn; ratios are against the first."""
-    rows = pipeline.bench(models, parse_shapes(input_shape), data, threads, runs)
+    rows = timed(models, parse_shapes(input_shape), data, threads, runs)
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return

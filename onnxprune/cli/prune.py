@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -33,7 +34,8 @@ from onnxprune.cli.common import (
 )
 from onnxprune.errors import BadInputError
 from onnxprune.model.json_text import to_json
-from onnxprune.report.report import VARIANT_COLUMNS, Report
+from onnxprune.report.report import Report
+from onnxprune.report.values import GroupRow
 
 
 @click.command()
@@ -145,40 +147,36 @@ def prune(
 
 
 def _show(report: Report, output: Path, verbose: bool) -> None:
-    data = report.data
-    groups = data["groups"]
-    units, gone = sum(g["units"] for g in groups), sum(g["removed"] for g in groups)
-    exact = sum(g["exact"] for g in groups)
+    from onnxprune.report import lines
+
+    groups, declined = report.groups, report.declined
+    units, gone = sum(g.units for g in groups), sum(g.removed for g in groups)
+    exact, hit = sum(g.exact for g in groups), sum(1 for g in groups if g.removed)
     OUT.print(f"found     {len(groups)} prunable groups ({exact} exact) with {units:,} units")
-    hit = sum(1 for g in groups if g["removed"])
     OUT.print(f"removed   {gone:,} units from {hit} groups")
-    declined = data["declined"]
-    OUT.print(f"declined  {sum(d['units'] for d in declined):,} units in {sum(d['groups'] for d in declined)} groups")
+    OUT.print(f"declined  {sum(d.units for d in declined):,} units in {sum(d.groups for d in declined)} groups")
     for d in declined if verbose else declined[:5]:
-        remedy = f" [{d['remedy']}]" if d["remedy"] else ""
-        OUT.print(f"          - {d['units']}: {d['reason']}{remedy}", markup=False)
+        remedy = f" [{d.remedy}]" if d.remedy else ""
+        OUT.print(f"          - {d.units}: {d.reason}{remedy}", markup=False)
     if not verbose and len(declined) > 5:
         OUT.print(f"          - and {len(declined) - 5} more reasons (-v shows all)")
-    for k, line in enumerate(report.depth_lines()):
+    for k, line in enumerate(lines.depth_lines(report)):
         OUT.print(f"{'          ' if k else 'layers    '}{line}", markup=False)
-    OUT.print(f"checked   {report.check_line()}")
-    for line in report.repair_lines():
+    OUT.print(f"checked   {lines.check_line(report)}")
+    for line in lines.repair_lines(report):
         OUT.print(f"repaired  {line}", markup=False)
-    for line in data["warnings"]:
+    for line in report.warnings:
         OUT.print(f"warning: {line}", markup=False)
     if verbose:
         OUT.print(_group_table(groups))
-    OUT.print(table(("", "before", "after", "kept"), report.summary_rows(), ("",)))
-    if "variants" in report.data:
-        OUT.print(table(("", *VARIANT_COLUMNS), report.variant_rows(), ("",)))
+    OUT.print(table(("", "before", "after", "kept"), lines.summary_rows(report), ("",)))
+    if report.variants:
+        OUT.print(table(("", *lines.VARIANT_COLUMNS), lines.variant_rows(report), ("",)))
     OUT.print(f"wrote     {output}", markup=False)
 
 
-def _group_table(groups: list[dict[str, Any]]) -> Table:
-    rows = [
-        (g["id"], g["kind"], g["origin"], str(g["units"]), str(g["removed"]), "yes" if g["exact"] else "no")
-        for g in groups
-    ]
+def _group_table(groups: Sequence[GroupRow]) -> Table:
+    rows = [(g.id, g.kind, g.origin, str(g.units), str(g.removed), "yes" if g.exact else "no") for g in groups]
     return table(("group", "kind", "where", "units", "removed", "exact"), rows, ("group", "kind", "where", "exact"))
 
 

@@ -87,19 +87,21 @@ def sparsify(
 
 
 def _show_sparsity(report: SparsityReport, output: Path, verbose: bool) -> None:
-    OUT.print(f"zeros     {report.zeros_line()}", markup=False)
-    left = report.data["left_alone"]
+    from onnxprune.report import lines
+
+    OUT.print(f"zeros     {lines.zeros_line(report)}", markup=False)
+    left = report.left_alone
     OUT.print(f"left      {len(left)} weights as they are")
     for x in left if verbose else left[:5]:
-        OUT.print(f"          - {x['tensor']} ({x['node']}) {x['reason']}", markup=False)
+        OUT.print(f"          - {x.tensor} ({x.node}) {x.reason}", markup=False)
     if not verbose and len(left) > 5:
         OUT.print(f"          - and {len(left) - 5} more (-v shows all)")
-    OUT.print(f"differs   {report.difference_line()}", markup=False)
-    if "pruned" in report.data:
-        OUT.print(f"removed   {report.pruned_line()}", markup=False)
+    OUT.print(f"differs   {lines.difference_line(report)}", markup=False)
+    if report.pruned is not None:
+        OUT.print(f"removed   {lines.pruned_line(report)}", markup=False)
     heads = ("weight", "shape", "zeros before", "after", "share", "how")
-    OUT.print(table(heads, report.layer_rows(), ("weight", "shape", "how")))
-    OUT.print(table(("", "before", "after", "ratio"), report.summary_rows(), ("",)))
-    for line in report.data["runtimes"]:
+    OUT.print(table(heads, lines.layer_rows(report), ("weight", "shape", "how")))
+    OUT.print(table(("", "before", "after", "ratio"), lines.size_rows(report), ("",)))
+    for line in report.runtimes:
         OUT.print(f"note      {line}", markup=False)
     OUT.print(f"wrote     {output}", markup=False)

@@ -30,7 +30,11 @@ FLOATS = {"float", "double", "float16", "bfloat16"}
 
 @dataclass(frozen=True)
 class Bypass:
-    """Keys (`model/graph.py`) of a tensor and of the earlier one that everything which reads it gets instead."""
+    """Everything that reads one tensor gets an earlier one instead. Both are keys (`model/graph.py`).
+
+    tensor: the one that nothing reads any more.
+    by: the earlier one.
+    """
 
     tensor: str
     by: str

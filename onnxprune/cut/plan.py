@@ -1,26 +1,21 @@
 """The plan: what leaves which tensor of the original file. Auditable, diffable, replayable.
 
     {"version": 1, "model_sha256": "…", "onnxprune": "0.1.0", "settings": {…},
-     "groups": [{"id": "g12", "kind": "channels", "units": 64, "removed": 24, "exact": true, "classes": [7, 9, …],
-                 "members": [{"tensor": "conv1.weight", "axis": 0, "removed": [3, 7, …], "node": "/conv1/Conv"}, …]}],
      "bypassed": [{"tensor": "/add2", "by": "/add1"}], "nodes_removed": ["/add2", …],
      "mixed": ["/q/MatMul_output_0", …], "refit": [["/conv1/Conv_output_0", 1], …], "refit_sha256": "…",
-     "macs": [before, after], "params": [before, after]}
+     "macs": [before, after], "params": [before, after],
+     "groups": [{"id": "g12", "kind": "channels", "units": 64, "removed": 24, "exact": true, "classes": [7, 9, …],
+                 "members": [{"tensor": "conv1.weight", "axis": 0, "removed": [3, 7, …], "node": "/conv1/Conv"}, …]}]}
 
-Members are constants (with the node that uses them, as shared constants may be cut differently per use) and every activation
-of numbers (not flags) on which the removal is a slice of one axis.
-`mixed` tensors have their units in other bases than the original's (`choose/mix.py`): what was removed are directions, not slices.
-Where `bypassed` is not empty (`cut/bypass.py`), groups are those of the model that is left; its tensors have the original's names.
-`classes` are the analysis' own numbers; `members` are what they mean, and a
-replay checks that both still agree.
+`Plan` is that as a typed value; its fields have the names of the JSON's, and `report/schemas/plan.schema.json` is made from it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -33,72 +28,124 @@ from onnxprune.groups.maps import Facet, varying
 from onnxprune.groups.units import Ids
 from onnxprune.model.element_types import NUMBERS, kinds
 from onnxprune.model.graph import name_of
+from onnxprune.model.typed_json import OTHERS, plain, typed
 
 VERSION = 1
+MOST_INPUTS = 64  # of a node
+T = TypeVar("T")
+
+
+class Pair(NamedTuple, Generic[T]):
+    """A number of the original and that of the result; in JSON, an array of two."""
+
+    before: T
+    after: T
+
+
+class Refit(NamedTuple):
+    """A constant that a repair fitted anew: the `input`-th input of a node, named by its key (its first output)."""
+
+    node: str
+    input: int
+
+
+@dataclass(frozen=True)
+class Member:
+    """One tensor that loses positions: a constant, or an activation of numbers (not flags) that is cut along one axis.
+
+    tensor: its name in the original file.
+    axis: the axis that gets shorter, from 0.
+    removed: the positions that leave it, from 0, ascending.
+    node: for constants, `NODE:INPUT` that reads it so (a shared constant may be cut differently for each reader).
+    """
+
+    tensor: str
+    axis: int
+    removed: tuple[int, ...]
+    node: str | None = None
+
+
+@dataclass(frozen=True)
+class PlanGroup:
+    """Units that can only be removed alike, and what went of them.
+
+    id: the group's name in this analysis, such as `g12`.
+    origin: the node and the axis that the units come from.
+    kind: `channels` (positions of one axis), `blocks` (positions of each head alike) or `rows` (whole heads, convolution groups).
+    units: how many there were.
+    removed: how many of them are gone.
+    exact: does the result equal the original with these units set to zero? Not where a norm is computed over them.
+    classes: numbers of the removed units in the analysis; a replay checks that they still mean the same members.
+    members: every tensor that gets smaller, and where.
+    """
+
+    id: str
+    origin: str
+    kind: str
+    units: int
+    removed: int
+    exact: bool
+    classes: tuple[int, ...]
+    members: tuple[Member, ...]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The JSON document, checked."""
+    """What was removed from one file, enough to do it again (`prune(…, apply=plan)`) and to check it (`verify`).
 
-    document: dict[str, Any]
+    version: of this format, 1.
+    model_sha256: of the original file; a plan applies to no other.
+    groups: what left each group; where `bypassed` is not empty, groups are those of the model that is left.
+    onnxprune: the version that wrote the plan.
+    settings: the options it was made with, by name, and the `target` (`{"macs": 0.5}`).
+    bypassed: tensors that were replaced by earlier ones, so that whole layers have no purpose (`--depth`).
+    nodes_removed: keys (first outputs) of the original's nodes that are gone with them.
+    mixed: tensors whose units are principal directions instead of the original's slices (`--mix`).
+    refit: constants that the repair fitted anew.
+    refit_sha256: digest of those constants; null where there are none, and in plans of older versions.
+    macs: multiply-accumulates at batch size 1, before and after.
+    params: stored weights, before and after.
+    notes: further fields that somebody wrote into the file; they are kept.
+    """
 
-    @property
-    def refit(self) -> list[tuple[str, int]]:
-        """(node key, input) of every constant that a repair fitted anew."""
-        found = self.document.get("refit", [])
-        is_pair = [isinstance(x, list) and len(x) == 2 and isinstance(x[0], str) and type(x[1]) is int for x in found]
-        if not all(is_pair) or not all(0 <= i < 64 for _, i in found):
-            raise BadInputError("The plan's 'refit' is not a list of [node, input].")
-        return [(node, i) for node, i in found]
-
-    @property
-    def refit_sha256(self) -> str | None:
-        """Digest of the fitted constants (`model/patch.py`); None in plans without any, and in those of older versions."""
-        found = self.document.get("refit_sha256")
-        return found if isinstance(found, str) else None
-
-    @property
-    def bypasses(self) -> list[Bypass]:
-        """What the plan bypasses, unchecked but for its form."""
-        found = self.document.get("bypassed", [])
-        if not isinstance(found, list) or not all(
-            isinstance(b, dict) and isinstance(b.get("tensor"), str) and isinstance(b.get("by"), str) for b in found
-        ):
-            raise BadInputError("The plan's 'bypassed' is not a list of {tensor, by}.")
-        return [Bypass(b["tensor"], b["by"]) for b in found]
+    version: int
+    model_sha256: str
+    groups: tuple[PlanGroup, ...]
+    onnxprune: str
+    settings: dict[str, Any]
+    bypassed: tuple[Bypass, ...]
+    nodes_removed: tuple[str, ...]
+    mixed: tuple[str, ...]
+    refit: tuple[Refit, ...]
+    refit_sha256: str | None
+    macs: Pair[int] | None = None
+    params: Pair[int] | None = None
+    notes: dict[str, Any] = field(default_factory=dict, metadata=OTHERS)
 
     @property
     def has_limit(self) -> bool:
         """Was the target a limit on the loss? Then some samples were set aside."""
-        settings = self.document.get("settings", {})
-        target = settings.get("target") if isinstance(settings, dict) else None
+        target = self.settings.get("target")
         return isinstance(target, dict) and "max_drop" in target
-
-    @property
-    def mixed(self) -> list[str]:
-        """Tensors whose units are in other bases than the original's."""
-        found = self.document.get("mixed", [])
-        if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
-            raise BadInputError("The plan's 'mixed' is not a list of tensors.")
-        return found
 
     def repaired(self, recover: str, refit: Sequence[tuple[str, int]], digest: str | None) -> Plan:
         """The same removal with another repair."""
-        settings = self.document.get("settings", {})
-        listed = [[node, i] for node, i in refit]
-        is_same = self.document.get("refit", []) == listed and self.refit_sha256 == digest
-        if settings.get("recover", "none") == recover and is_same:
+        listed = tuple(Refit(*x) for x in refit)
+        if (self.settings.get("recover", "none"), self.refit, self.refit_sha256) == (recover, listed, digest):
             return self
-        changed = {"settings": settings | {"recover": recover}, "refit": listed, "refit_sha256": digest}
-        return Plan(self.document | changed)
+        return replace(self, settings=self.settings | {"recover": recover}, refit=listed, refit_sha256=digest)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the JSON file."""
+        made: dict[str, Any] = plain(self)
+        return made
 
     def to_json(self) -> str:
         """One line per member, so that plans can be diffed."""
-        head = {k: v for k, v in self.document.items() if k != "groups"}
-        lines = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in head.items()]
+        document = self.to_dict()
+        lines = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in document.items() if k != "groups"]
         groups = []
-        for group in self.document["groups"]:
+        for group in document["groups"]:
             own = ", ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in group.items() if k != "members")
             members = ",\n   ".join(json.dumps(m) for m in group["members"])
             groups.append(f'  {{{own}, "members": [\n   {members}]}}')
@@ -107,6 +154,7 @@ class Plan:
 
     @staticmethod
     def from_json(text: str, what: str = "the plan") -> Plan:
+        """Read a plan. what: how messages call it. Raises `BadInputError` where the text is no plan of this version."""
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -118,77 +166,51 @@ class Plan:
             raise BadInputError(f"{what} is not a plan: it needs {', '.join(needed)}.")
         if document["version"] != VERSION:
             raise BadInputError(f"{what} has version {document['version']}; this onnxprune reads version {VERSION}.")
-        for group in document["groups"]:
-            ok = isinstance(group, dict) and all(isinstance(group.get(k), list) for k in ("classes", "members"))
-            if not ok or not all(type(c) is int and abs(c) < 1 << 40 for c in group["classes"]):
-                raise BadInputError(f"{what} has a group without integer 'classes' or without 'members'.")
-        return Plan(document)
+        try:
+            plan = typed(Plan, ABSENT | document, what)
+        except BadInputError as fault:
+            raise BadInputError(f"{str(fault)[:-1]}; it was edited or made by another version.") from None
+        if not all(0 <= place.input < MOST_INPUTS for place in plan.refit):
+            raise BadInputError(f"{what}: 'refit' names an input that no node has; it was edited.")
+        return plan
 
 
-def make_plan(
-    analysis: Analysis,
-    removed: Bools,
-    costs: dict[str, list[int]],
-    settings: dict[str, Any],
-    version: str,
-    refit: Sequence[tuple[str, int]] = (),
-    bypasses: Sequence[Bypass] = (),
-    nodes_removed: Sequence[str] = (),
-    mixed: Sequence[str] = (),
-    digest: str | None = None,
-) -> Plan:
-    """Describe a removal (bool per class) by the tensors it cuts. `refit`: (node key, input) of constants that were fitted anew.
+ABSENT: dict[str, Any] = {  # of plans by older versions, and by hand
+    "onnxprune": "",
+    "settings": {},
+    "bypassed": [],
+    "nodes_removed": [],
+    "mixed": [],
+    "refit": [],
+    "refit_sha256": None,
+}
 
-    bypasses: those that made the model of the analysis; nodes_removed: keys of the original's nodes that are gone; mixed: tensors
-    in other bases; digest: of the fitted constants.
-    """
+
+def plan_groups(analysis: Analysis, removed: Bools) -> tuple[PlanGroup, ...]:
+    """Describe a removal (bool per class) by the tensors that it cuts; groups that lose nothing are left out."""
     owner = _owners(analysis, removed)
-    members: dict[str, list[dict[str, Any]]] = {g.id: [] for g in analysis.groups}
+    members: dict[int, list[Member]] = {k: [] for k in range(len(analysis.groups))}
     unit_owner = np.append(owner, -1)[analysis.solution.classes]
-    numbers = {k: g.id for k, g in enumerate(analysis.groups)}
     for (node, i), (source, maps) in analysis.uses.items():
         for facet in maps:
             for group, axis, positions in _slices(facet, unit_owner):
-                entry = {"tensor": name_of(source), "axis": axis, "removed": positions, "node": f"{name_of(node)}:{i}"}
-                members[numbers[group]].append(entry)
+                members[group].append(Member(name_of(source), axis, positions, f"{name_of(node)}:{i}"))
     types = kinds(analysis.view)
     for key, maps in analysis.maps.items():
         if types.get(key, "") not in NUMBERS:  # flags and quantized values cannot be multiplied by a mask
             continue
         for facet in maps:
             for group, axis, positions in _slices(facet, unit_owner):
-                members[numbers[group]].append({"tensor": name_of(key), "axis": axis, "removed": positions})
-    groups = []
+                members[group].append(Member(name_of(key), axis, positions))
+    found = []
     for k, part in enumerate(analysis.groups):
-        classes = np.flatnonzero(owner == k)
-        if classes.size:
-            groups.append(
-                {
-                    "id": part.id,
-                    "origin": part.origin,
-                    "kind": part.kind,
-                    "units": part.units,
-                    "removed": _units_removed(part, removed),
-                    "exact": part.exact,
-                    "classes": [int(c) for c in classes],
-                    "members": members[part.id],
-                }
+        classes = tuple(np.flatnonzero(owner == k).tolist())
+        if classes:
+            gone, exact = _units_removed(part, removed), bool(part.exact)
+            found.append(
+                PlanGroup(part.id, part.origin, part.kind, part.units, gone, exact, classes, tuple(members[k]))
             )
-    return Plan(
-        {
-            "version": VERSION,
-            "model_sha256": analysis.model.sha256,
-            "onnxprune": version,
-            "settings": settings,
-            "bypassed": [{"tensor": b.tensor, "by": b.by} for b in bypasses],
-            "nodes_removed": list(nodes_removed),
-            "mixed": list(mixed),
-            "refit": [[node, i] for node, i in refit],
-            "refit_sha256": digest,
-            **costs,
-            "groups": groups,
-        }
-    )
+    return tuple(found)
 
 
 def _units_removed(group: Group, removed: Bools) -> int:
@@ -216,7 +238,7 @@ def _owners(analysis: Analysis, removed: Bools) -> Ids:
     return owner
 
 
-def _slices(facet: Facet, owner: Ids) -> list[tuple[int, int, list[int]]]:
+def _slices(facet: Facet, owner: Ids) -> list[tuple[int, int, tuple[int, ...]]]:
     """`(group, axis, positions)` for every group whose removal from this facet is a slice of one axis."""
     table = owner[facet]
     found = []
@@ -226,16 +248,16 @@ def _slices(facet: Facet, owner: Ids) -> list[tuple[int, int, list[int]]]:
             others = tuple(a for a in range(facet.ndim) if a != axis)
             whole, some = gone.all(axis=others), gone.any(axis=others)
             if (whole == some).all():
-                found.append((int(group), axis, np.flatnonzero(whole).tolist()))
+                found.append((int(group), axis, tuple(np.flatnonzero(whole).tolist())))
                 break
     return found
 
 
 def own_plan(plan: Plan, analysis: Analysis, what: str = "the plan") -> None:
     """Raise `BadInputError` where a plan was made for another file."""
-    if plan.document["model_sha256"] != analysis.model.sha256:
+    if plan.model_sha256 != analysis.model.sha256:
         raise BadInputError(
-            f"{what} was made for another file (sha256 {plan.document['model_sha256'][:12]}…, this one is "
+            f"{what} was made for another file (sha256 {plan.model_sha256[:12]}…, this one is "
             f"{analysis.model.sha256[:12]}…). Apply it to the model it was made from."
         )
 
@@ -245,18 +267,17 @@ def removed_by(plan: Plan, analysis: Analysis, what: str = "the plan") -> Bools:
     own_plan(plan, analysis, what)
     count = analysis.solution.count
     removed = np.zeros(count, bool)
-    for group in plan.document["groups"]:
-        classes = np.array(group["classes"], np.int64)
+    for group in plan.groups:
+        classes = np.array(group.classes, np.int64)
         if classes.size and (classes.min() < 0 or classes.max() >= count):
-            raise BadInputError(f"{what} names units that this model does not have (group {group.get('id')}).")
+            raise BadInputError(f"{what} names units that this model does not have (group {group.id}).")
         removed[classes] = True
     if (removed & analysis.solution.pinned).any() or (analysis.solution.closure(removed) != removed).any():
         raise BadInputError(
             f"{what} removes units that have to stay together or stay; it was edited or made by another version."
         )
-    again = make_plan(analysis, removed, {}, {}, "").document["groups"]
-    want = [(g["id"], g["members"]) for g in again]
-    have = [(g.get("id"), g["members"]) for g in plan.document["groups"]]
+    want = [(g.id, g.members) for g in plan_groups(analysis, removed)]
+    have = [(g.id, g.members) for g in plan.groups]
     if want != have:
         raise BadInputError(
             f"{what} lists members that do not belong to its units; it was edited or made by another version."

@@ -24,7 +24,12 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Pin:
-    """Why units may not be removed: `reason` names node, operator and axis; `remedy` what the user can do."""
+    """Why units may not be removed.
+
+    node: key (first output) of the node that holds them.
+    reason: what holds them, with node, operator and axis.
+    remedy: what the user can do about it; empty where there is nothing.
+    """
 
     node: str
     reason: str

@@ -421,7 +421,7 @@ def verdict(
             f"The pruned model differs from the masked original by {worst:.2g} of the output's scale (allowed {tolerance:.0e});"
             " nothing was written. Please report this model."
         )
-    return Verdict(worst, tolerance, all(g.exact for g in hit), noise, len(masked_keys(analysis, removed)))
+    return Verdict(worst, tolerance, all(g.exact for g in hit), len(masked_keys(analysis, removed)), noise)
 
 
 def deviation(reference: list[Array], result: list[Array]) -> float:

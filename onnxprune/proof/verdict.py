@@ -7,18 +7,31 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Verdict:
-    """The oracle's finding: the largest deviation relative to the output's scale, and what was allowed."""
+    """How far the pruned model is from the masked original: the original with the removed units forced to zero.
+
+    error: largest difference of an output, relative to that output's scale.
+    tolerance: what was allowed, in the same unit.
+    exact: true where all groups that lost units are exact; else the reference has its norms computed over what is left.
+    masked_activations: how many activations of the original were masked.
+    float_noise: what rounding alone changes, in the same unit; null where it was not needed.
+    """
 
     error: float
     tolerance: float
     exact: bool
-    noise: float | None
-    masked: int
+    masked_activations: int
+    float_noise: float | None
 
 
 @dataclass(frozen=True)
 class Drop:
-    """The loss of the finished model by `metric` on `samples` samples that no step has seen."""
+    """The loss of the finished model on samples that no step has seen (`--max-drop`).
+
+    metric: by which it was measured (`--metric`).
+    allowed: the limit, in the metric's unit.
+    measured: the loss, in the same unit.
+    samples: on how many samples.
+    """
 
     metric: str
     allowed: float

@@ -1,16 +1,16 @@
-"""What became zero, and what that is worth, for people (Markdown) and machines (JSON)."""
+"""What one run of `sparsify` made zero and what that is worth, as a typed value; `report/renderer.py` makes text of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from onnxprune.cut.plan import Plan
+from onnxprune.cut.plan import Pair
 from onnxprune.model.json_text import to_json
-from onnxprune.proof.verdict import Verdict
-from onnxprune.runtime.summary import summary
+from onnxprune.model.typed_json import plain
+from onnxprune.report.values import Latency
 from onnxprune.sparsity.targets import Pattern, Target
-from onnxprune.sparsity.weights import Left, Weight
+from onnxprune.sparsity.weights import Left
 
 RUNTIMES = (
     "ONNX Runtime multiplies zeros like any other number: this model is not faster in it. It is smaller on disk where it is stored "
@@ -23,153 +23,157 @@ TENSORRT = (
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One weight: zeros before and after, out of `size`."""
+class Zeros:
+    """Zeros among the weights that were looked at.
 
-    weight: Weight
-    size: int
-    zeros: tuple[int, int]
-    criterion: str
+    weights: how many there are.
+    before: how many were zero.
+    after: how many are.
+    """
+
+    weights: int
+    before: int
+    after: int
 
 
 @dataclass(frozen=True)
-class Removed:
-    """What `--then-prune` took away: the plan against the sparse model, and its proof."""
+class SparseLayer:
+    """One weight: a stored constant that an operator multiplies by.
 
-    plan: Plan
-    verdict: Verdict | None
-    difference: float
+    tensor: key of the constant.
+    node: the operator that reads it, in words.
+    input_axis: what its inputs are, along which N:M patterns are counted, in words.
+    shape: of the constant.
+    uses: how many operator inputs read it.
+    weights: how many numbers it holds.
+    zeros: how many of them are zero, before and after.
+    criterion: by which they were chosen: `magnitude`, `wanda` or `obs`.
+    stored: how it lies in the file.
+    """
+
+    tensor: str
+    node: str
+    input_axis: str
+    shape: tuple[int, ...]
+    uses: int
+    weights: int
+    zeros: Pair[int]
+    criterion: str
+    stored: Literal["dense", "sparse"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far the outputs are from the original's.
+
+    error: largest difference of an output, relative to its scale.
+    divergence: mean over the samples, as for `prune`.
+    top1: share (0 to 1) of samples with another top class; null where the outputs have no classes.
+    samples: on how many samples.
+    held_out: true where no weight was fitted to them.
+    made_up: true where they are not the user's.
+    """
+
+    error: float
+    divergence: float
+    top1: float | None
+    samples: int
+    held_out: bool
+    made_up: bool
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes, before and after.
+
+    file: of the file, with external data.
+    compressed: of the file, zipped; left out for large models.
+    """
+
+    file: Pair[int]
+    compressed: Pair[int] | None = None
+
+
+@dataclass(frozen=True)
+class DeadGroup:
+    """Units that nobody misses, in one group.
+
+    origin: the node and the axis that the units come from.
+    kind: `channels`, `blocks` or `rows`, as in a plan.
+    units: how many there were.
+    removed: how many are gone.
+    """
+
+    origin: str
+    kind: str
+    units: int
+    removed: int
+
+
+@dataclass(frozen=True)
+class Dead:
+    """What `--then-prune` took away: units that are zero or unread.
+
+    units: how many.
+    groups: where.
+    error: largest difference to the sparse model's outputs, relative to their scale.
+    macs: multiply-accumulates at batch size 1, before and after; null where nothing was removed.
+    params: stored weights, likewise.
+    """
+
+    units: int
+    groups: tuple[DeadGroup, ...]
+    error: float
+    macs: Pair[int] | None
+    params: Pair[int] | None
 
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """`data` is plain JSON: layers, left_alone, zeros, difference, bytes, latency_ms, pruned, seconds."""
+    """What `sparsify` did and measured. In JSON, a part that was not asked for is left out, and a number that is not finite is null.
 
-    data: dict[str, Any]
+    target: what was asked for, in words.
+    criterion: which weights matter: `magnitude`, `wanda` or `obs`.
+    zeros: of all layers together.
+    layers: every weight that was made sparse.
+    left_alone: every weight that was not, with the reason.
+    difference: how far the outputs are from the original's.
+    bytes: of the file.
+    runtimes: sentences on what runs such a model faster.
+    seconds: of wall time, by stage.
+    pruned: what was removed after that (`--then-prune`).
+    latency_ms: milliseconds per run; left out without a benchmark.
+    """
 
-    @staticmethod
-    def make(
-        target: Target,
-        criterion: str,
-        layers: list[Layer],
-        left: list[Left],
-        difference: dict[str, Any],
-        sizes: dict[str, list[int]],
-        stored: tuple[str, ...],
-        removed: Removed | None,
-        times: list[list[float]] | None,
-        seconds: dict[str, float],
-    ) -> SparsityReport:
-        data: dict[str, Any] = {
-            "target": str(target),
-            "criterion": criterion,
-            "zeros": {
-                "weights": sum(x.size for x in layers),
-                "before": sum(x.zeros[0] for x in layers),
-                "after": sum(x.zeros[1] for x in layers),
-            },
-            "layers": [_row(x, stored) for x in layers],
-            "left_alone": [{"tensor": x.tensor, "node": x.node, "reason": x.reason} for x in left],
-            "difference": difference,
-            "bytes": sizes,
-            "runtimes": [RUNTIMES, TENSORRT] if isinstance(target, Pattern) and target.of == 4 else [RUNTIMES],
-            "seconds": {k: round(v, 3) for k, v in seconds.items()},
-        }
-        if removed is not None:
-            data["pruned"] = _pruned(removed)
-        if times is not None:
-            data["latency_ms"] = summary(times)
-        return SparsityReport(data)
+    target: str
+    criterion: str
+    zeros: Zeros
+    layers: tuple[SparseLayer, ...]
+    left_alone: tuple[Left, ...]
+    difference: Difference
+    bytes: Sizes
+    runtimes: tuple[str, ...]
+    seconds: dict[str, float]
+    pruned: Dead | None = None
+    latency_ms: Latency | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the JSON."""
+        made: dict[str, Any] = plain(self)
+        return made
 
     def to_json(self) -> str:
-        return to_json(self.data)
-
-    def zeros_line(self) -> str:
-        z = self.data["zeros"]
-        count = len(self.data["layers"])
-        share = z["after"] / max(z["weights"], 1)
-        what = f"{share:.1%}; {self.data['target']}; {self.data['criterion']}"
-        return f"{z['before']:,} -> {z['after']:,} of {z['weights']:,} weights in {count} layers ({what})"
-
-    def difference_line(self) -> str:
-        d = self.data["difference"]
-        source = {True: "made-up", False: "held-out" if d["held_out"] else "given"}[d["made_up"]]
-        top1 = "" if d["top1"] is None else f", another top class on {d['top1']:.1%}"
-        on = f"{d['samples']} {source} samples"
-        return f"by {d['error']:.2g} of the output's scale at most, divergence {d['divergence']:.3g}{top1} ({on})"
-
-    def pruned_line(self) -> str:
-        p = self.data["pruned"]
-        if not p["units"]:
-            return "nothing: no unit is zero as a whole, or unread"
-        return (
-            f"{p['units']} units of {len(p['groups'])} groups that were zero or unread; outputs equal the sparse model's to "
-            f"{p['error']:.1e} of their scale"
-        )
-
-    def layer_rows(self) -> list[tuple[str, ...]]:
-        """(weight, shape, zeros before, after, share, how)."""
-        return [
-            (
-                row["tensor"],
-                "×".join(map(str, row["shape"])),
-                f"{row['zeros'][0]:,}",
-                f"{row['zeros'][1]:,}",
-                f"{row['zeros'][1] / max(row['weights'], 1):.1%}",
-                row["criterion"] + (", stored sparse" if row["stored"] == "sparse" else ""),
-            )
-            for row in self.data["layers"]
-        ]
-
-    def summary_rows(self) -> list[tuple[str, str, str, str]]:
-        """(what, before, after, ratio)."""
-        names = {"file": "bytes", "compressed": "bytes, zipped"}
-        rows = [(names[key], f"{a:,}", f"{b:,}", f"{b / max(a, 1):.1%}") for key, (a, b) in self.data["bytes"].items()]
-        if "latency_ms" in self.data:
-            t = self.data["latency_ms"]
-            rows.append(("ms per run", f"{t['before']:.3f}", f"{t['after']:.3f}", f"{t['speedup']:.2f}x as fast"))
-        return rows
-
-    def to_markdown(self) -> str:
-        lines = ["# Sparsity report", "", f"Zeros: {self.zeros_line()}.", f"Outputs differ {self.difference_line()}."]
-        if "pruned" in self.data:
-            lines.append(f"Then removed: {self.pruned_line()}.")
-        lines += ["", "| | before | after | ratio |", "|---|---:|---:|---:|"]
-        lines += [f"| {' | '.join(row)} |" for row in self.summary_rows()]
-        lines += ["", *[f"- {line}" for line in self.data["runtimes"]], "", "## Weights", ""]
-        lines += ["| weight | shape | zeros before | after | share | how |", "|---|---|---:|---:|---:|---|"]
-        lines += [f"| {' | '.join(x.replace('|', chr(92) + '|') for x in row)} |" for row in self.layer_rows()]
-        lines += ["", "## Left alone", ""]
-        lines += [f"- {x['tensor']} ({x['node']}) {x['reason']}." for x in self.data["left_alone"]] or ["Nothing."]
-        lines += ["", "## Seconds per stage", ""]
-        lines += [f"- {k}: {v:.2f}" for k, v in self.data["seconds"].items()]
-        return "\n".join(lines) + "\n"
+        """Indented JSON, as `onnxprune.report.schema("sparsity-report")` describes it."""
+        return to_json(self.to_dict())
 
 
-def _row(layer: Layer, stored: tuple[str, ...]) -> dict[str, Any]:
-    weight = layer.weight
-    return {
-        "tensor": weight.tensor,
-        "node": weight.node,
-        "input_axis": weight.axis,
-        "shape": list(weight.shape),
-        "uses": len(weight.uses) + weight.shared,
-        "weights": layer.size,
-        "zeros": list(layer.zeros),
-        "criterion": layer.criterion,
-        "stored": "sparse" if weight.tensor in stored else "dense",
-    }
+def zeros_of(layers: tuple[SparseLayer, ...]) -> Zeros:
+    """All layers together."""
+    return Zeros(
+        sum(x.weights for x in layers), sum(x.zeros.before for x in layers), sum(x.zeros.after for x in layers)
+    )
 
 
-def _pruned(removed: Removed) -> dict[str, Any]:
-    groups = [
-        {"origin": g["origin"], "kind": g["kind"], "units": g["units"], "removed": g["removed"]}
-        for g in removed.plan.document["groups"]
-    ]
-    return {
-        "units": sum(g["removed"] for g in groups),
-        "groups": groups,
-        "error": removed.difference,
-        "macs": removed.plan.document.get("macs"),
-        "params": removed.plan.document.get("params"),
-    }
+def runtimes_for(target: Target) -> tuple[str, ...]:
+    """What runs such a model faster."""
+    return (RUNTIMES, TENSORRT) if isinstance(target, Pattern) and target.of == 4 else (RUNTIMES,)

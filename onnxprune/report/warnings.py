@@ -13,7 +13,7 @@ from onnxprune.calibrate.calibration import Calibration
 from onnxprune.groups.analysis import Analysis
 from onnxprune.model.save import stored_bytes, tensors
 from onnxprune.model.tensors import is_external, read
-from onnxprune.ops import failures
+from onnxprune.ops import failures, is_quantized
 from onnxprune.repair.fits import Repair
 
 NO_DATA = "no inputs were given, so made-up ones were used; judge the result on your own data, or give some with --data FILE.npz"
@@ -24,14 +24,14 @@ SMALL = 1 << 28  # bytes of a model whose zeros are counted
 
 
 def warnings(
-    analysis: Analysis, pruned: onnx.ModelProto, calibration: Calibration | None, repair: Repair | None, quantized: bool
+    analysis: Analysis, pruned: onnx.ModelProto, calibration: Calibration | None, repair: Repair | None
 ) -> list[str]:
-    """repair: None where none was asked for. quantized: are the weights of the original codes?"""
+    """analysis: of the original. repair: None where none was asked for."""
     found = [f"{text}; what the node touches is kept" for text in analysis.crashed]
     found += [text for text in failures.seen() if text not in analysis.crashed]
     found += _of_samples(calibration, repair) if calibration is not None else ()
     if repair is not None:
-        if quantized and not repair.changed:
+        if not repair.changed and is_quantized(analysis.model.proto.graph):
             found.append("no layer could be fitted, as the weights are integer codes; prune before quantizing")
         if repair.after is not None and not repair.after <= FAR:
             found.append(

@@ -52,7 +52,12 @@ class Weight:
 
 @dataclass(frozen=True)
 class Left:
-    """A weight that stays as it is, and why."""
+    """A weight that stays as it is, and why.
+
+    tensor: key of the constant.
+    node: the operator that reads it, in words.
+    reason: why it stays.
+    """
 
     tensor: str
     node: str

@@ -22,6 +22,7 @@ from onnxprune import runtime
 from onnxprune.api import prune as pipeline
 from onnxprune.choose.budget import Budget
 from onnxprune.errors import OnnxPruneError
+from onnxprune.report.report import Report
 from onnxprune.version import __version__
 from tests.benchmarks import made
 from tests.benchmarks.stripped import SUFFIX, load_graph
@@ -73,30 +74,29 @@ def _one(path: Path, ratio: float, round_to: int, include_inexact: bool) -> dict
         onnx.checker.check_model(result.model, full_check=True)
     except (OnnxPruneError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         return {"model": name, "failed": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"}
-    data = result.report.data
-    macs, params = data["cost"]["macs"], data["cost"]["params"]
-    seconds = data["seconds"]
-    held = data["declined"][0]["reason"] if data["declined"] else ""
-    kept = macs[1] / max(1, macs[0])
+    found = result.report
+    macs, params = found.cost.macs, found.cost.params
+    held = found.declined[0].reason if found.declined else ""
+    kept = macs.after / max(1, macs.before)
     return {
         "model": name,
-        "groups": len(data["groups"]),
-        "exact": sum(g["exact"] for g in data["groups"]),
-        "declined": sum(d["groups"] for d in data["declined"]),
+        "groups": len(found.groups),
+        "exact": sum(g.exact for g in found.groups),
+        "declined": sum(d.groups for d in found.declined),
         "macs_kept": round(kept, 4),
-        "params_kept": round(params[1] / max(1, params[0]), 4),
-        "error": data["check"]["error"],
-        "tolerance": data["check"]["tolerance"],
+        "params_kept": round(params.after / max(1, params.before), 4),
+        "error": found.check.error,
+        "tolerance": found.check.tolerance,
         "seconds": round(time.perf_counter() - begin, 2),
-        "stages": seconds,
-        "attention": any("MatMul" in g["origin"] and g["kind"] == "rows" for g in data["groups"]) or _normalises(data),
+        "stages": found.seconds,
+        "attention": any("MatMul" in g.origin and g.kind == "rows" for g in found.groups) or _normalises(found),
         "reason": held if kept > 0.5 else "",
     }
 
 
-def _normalises(data: dict[str, Any]) -> bool:
+def _normalises(report: Report) -> bool:
     """Transformers without prunable heads are told by what holds their width."""
-    return any("LayerNormalization" in d["reason"] or "Softmax" in d["reason"] for d in data["declined"])
+    return any("LayerNormalization" in d.reason or "Softmax" in d.reason for d in report.declined)
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -129,7 +129,7 @@ def _seconds(model: onnx.ModelProto) -> dict[str, float]:
     """Seconds of load + analyse (observation included) + score, allocate + rewrite, without the ONNX Runtime checks."""
     begin = time.perf_counter()
     result = pipeline.prune(model, Budget("macs", 0.5), recover="none", check=False, benchmark=False)
-    stages: dict[str, float] = result.report.data["seconds"]
+    stages: dict[str, float] = result.report.seconds
     return {"total": time.perf_counter() - begin} | stages
 
 

@@ -93,7 +93,7 @@ def table(arguments: argparse.Namespace, images: dict[str, Any], labels: Any, fo
                 row.append("not reached")
                 continue
             seconds = time.perf_counter() - begin
-            before, after = result.report.data["cost"]["macs"]
+            before, after = result.report.cost.macs
             row.append(f"{top1(result.model):.3f} ({after / before:.3f}, {seconds:.0f} s)")
         say(f"| {selection} | {repair} | {allocation} | {number or 'none'} | " + " | ".join(row) + " |")
     return [*lines, "", *mixing()]
@@ -114,7 +114,7 @@ def mixing() -> list[str]:
             for mix in (False, True):
                 result = onnxprune.prune(model, Budget("macs", macs), data=data, mix=mix, benchmark=False)
                 result.save(Path(folder) / "pruned.onnx")
-                damage = result.report.data["repair"]["damage"][1]
+                damage = result.report.repair.damage[1]
                 cells.append(f"{score('digits_vit', Path(folder) / 'pruned.onnx'):.3f}, {damage:.2g}")
             lines.append(f"| {macs} | {' | '.join(cells)} |")
     print("\n".join(lines), flush=True)
@@ -129,7 +129,7 @@ def prune(path: Path, macs: float, allocation: str, options: dict[str, Any]) -> 
     plain = options | {"recover": "none", "importance": "l2", "check": False}
     for _ in range(STEPS):  # what a ratio costs does not depend on which units go
         middle = (low + high) / 2
-        before, after = onnxprune.prune(path, Budget("ratio", middle), **plain).report.data["cost"]["macs"]
+        before, after = onnxprune.prune(path, Budget("ratio", middle), **plain).report.cost.macs
         low, high = (middle, high) if after > macs * before else (low, middle)
     return onnxprune.prune(path, Budget("ratio", high), **options)
 

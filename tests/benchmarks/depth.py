@@ -79,8 +79,8 @@ def rows(path: Path, share: float, ways: list[str], images: dict[str, Any], labe
                 print(f"{path.stem} {share} {way}: {error}", file=sys.stderr)
                 continue
             models[way] = result.model
-            kept = result.plan.document["macs"][1] / result.plan.document["macs"][0]
-            notes[way] = (kept, len(result.plan.document["nodes_removed"]), time.perf_counter() - begin)
+            kept = result.plan.macs.after / result.plan.macs.before
+            notes[way] = (kept, len(result.plan.nodes_removed), time.perf_counter() - begin)
     sessions = {way: Session(Model(m), optimized=True, threads=1) for way, m in models.items()}
 
     def top1(session: Session) -> float:

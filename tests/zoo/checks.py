@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import AttributeProto, ModelProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import Budget
+from onnxprune import Budget, Plan
 from tests.oracle import Array, deviation, same_interface, session
 from tests.zoo import feeds, has_dynamic_batch
 
@@ -44,11 +43,11 @@ def measure(model: ModelProto, inexact: bool = False, examples: Sequence[Feeds] 
     reference that the program itself makes of it.
     """
     result = onnxprune.prune(model, Budget("ratio", RATIO), round_to=1, benchmark=False, include_inexact=inexact)
-    pruned, plan, report = result.model, result.plan.document, result.report.data
+    pruned, plan, check = result.model, result.plan, result.report.check
     onnx.checker.check_model(pruned, full_check=True)
     same_interface(model, pruned)
-    assert any(g["removed"] for g in plan["groups"]), "nothing was removed, silently"
-    error, tolerance = report["check"]["error"], report["check"]["tolerance"]
+    assert any(g.removed for g in plan.groups), "nothing was removed, silently"
+    error, tolerance = check.error, check.tolerance
     assert error <= tolerance, f"the program's own check found {error:.2g}"
 
     inputs = examples or [feeds(model, batch, seed=batch) for batch in ((1, 2) if has_dynamic_batch(model) else (1,))]
@@ -66,11 +65,11 @@ def measure(model: ModelProto, inexact: bool = False, examples: Sequence[Feeds] 
             if not has_branches(model):  # their activations are not masked here
                 error = max(error, deviation(outputs.run(None, given), got))
         assert error <= tolerance, f"differs from the masked original by {error:.2g}"
-    kept, params = (plan[what][1] / plan[what][0] for what in ("macs", "params"))
+    kept, params = (pair.after / pair.before for pair in (plan.macs, plan.params))
     if not has_branches(model):
         counted = macs(pruned, after) / macs(model, before)
         assert abs(counted - kept) <= 0.02, f"{counted:.3f} of the MACs are left, the plan says {kept:.3f}"
-    return Measured(len(report["groups"]), round(kept, 4), round(params, 4), error)
+    return Measured(len(result.report.groups), round(kept, 4), round(params, 4), error)
 
 
 # ---------------------------------------------------------------- a second reading of the plan
@@ -81,15 +80,15 @@ def has_branches(model: ModelProto) -> bool:
     return any(a.type == AttributeProto.GRAPH for n in model.graph.node for a in n.attribute)
 
 
-def activation_cuts(model: ModelProto, plan: dict[str, Any]) -> Cuts:
+def activation_cuts(model: ModelProto, plan: Plan) -> Cuts:
     """What the plan removes from activations of the main graph, as opposed to constants."""
     made = {o for n in model.graph.node if n.op_type != "Constant" for o in n.output}
     outputs = {o.name for o in model.graph.output}
     cuts: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
-    for group in plan["groups"]:
-        for member in group["members"]:
-            if member["tensor"] in made - outputs:
-                cuts[member["tensor"]][member["axis"]].update(member["removed"])
+    for group in plan.groups:
+        for member in group.members:
+            if member.tensor in made - outputs:
+                cuts[member.tensor][member.axis].update(member.removed)
     assert cuts or has_branches(model), "the plan names no activation"
     return {name: {axis: sorted(gone) for axis, gone in axes.items()} for name, axes in cuts.items()}
 

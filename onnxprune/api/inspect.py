@@ -1,0 +1,21 @@
+"""What can be removed from a model: load -> analyse -> list."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onnxprune.analyse.observe import analysis_of
+from onnxprune.api.prune import Source
+from onnxprune.choose.costs import CostModel
+from onnxprune.choose.options import options_of
+from onnxprune.model.load import load
+from onnxprune.report.inspection import inspection
+
+
+def inspect(model: Source, **options: Any) -> dict[str, Any]:
+    """Groups, units, members, MACs and parameters that each group carries, and every pin with its reason and remedy.
+
+    model: path or ModelProto. options: the fields of `Options` that say how to look: input_shapes, data, include_inexact.
+    """
+    analysis = analysis_of(load(model), options_of(options).scope)
+    return inspection(analysis, CostModel(analysis))

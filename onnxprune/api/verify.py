@@ -1,0 +1,47 @@
+"""Is a pruned model what its plan says? load -> repeat the plan's choice -> compare with the masked original."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+
+from onnxprune.analyse.observe import analysis_of
+from onnxprune.api.prune import Source
+from onnxprune.api.replay import finisher, read_plan, repeated
+from onnxprune.choose.options import options_of, replayed
+from onnxprune.choose.subject import uncalibrated
+from onnxprune.clock import Clock, silent
+from onnxprune.cut.plan import Plan
+from onnxprune.cut.rewrite import rewrite
+from onnxprune.errors import BadInputError
+from onnxprune.model.load import load
+from onnxprune.ops import is_quantized
+from onnxprune.proof.masked import check_refit
+from onnxprune.proof.prove import proved
+from onnxprune.proof.verdict import Verdict
+
+
+def verify(
+    original: Source, pruned: Source, plan: str | PathLike[str] | Plan, *, data: str | Path | None = None, seed: int = 0
+) -> Verdict:
+    """Compare a pruned model with the masked original. Raises `VerificationError` where they differ.
+
+    original, pruned: paths or ModelProtos. plan: that `pruned` was made by. data: inputs to compare on, a .npz file or a folder of
+    them; made up from `seed` where there are none. Raises `BadInputError` where the plan belongs to another model.
+    """
+    loaded, other = load(original), load(pruned)
+    made = read_plan(plan)
+    if is_quantized(other.proto.graph) and not is_quantized(loaded.proto.graph):
+        raise BadInputError(
+            "The pruned model was quantized, so it equals no part of its original; "
+            "verify what the same command writes without --then-quantize."
+        )
+    settings = replayed(options_of({"data": data, "seed": seed}), made)
+    analysis = analysis_of(loaded, settings.scope)
+    choice = repeated(uncalibrated(analysis), made, "the plan", settings, Clock(silent))
+    subject, removed = choice.subject, choice.removed
+    if not made.refit:
+        return proved(subject.bare, removed, other, seed, loaded, subject.bypasses)
+    cut, finish = rewrite(subject.bare, removed), finisher(settings, loaded)
+    check_refit(loaded.beside(cut), other, made.refit, made.refit_sha256, finish)
+    return proved(subject.bare, removed, loaded.beside(finish(cut)), seed, loaded, subject.bypasses)

@@ -1,0 +1,155 @@
+"""Reports in sentences and table rows, for the console and for Markdown alike."""
+
+from __future__ import annotations
+
+from onnxprune.report.report import Report
+from onnxprune.report.sparsity import SparsityReport
+
+VARIANT_COLUMNS = ("bytes", "ms per run", "divergence", "other top-1", "loss")
+
+
+# ---------------------------------------------------------------- of pruning
+
+
+def summary_rows(report: Report) -> list[tuple[str, str, str, str]]:
+    """(what, before, after, kept or ratio)."""
+    rows = []
+    cost = report.cost
+    for pair, name in ((cost.macs, "MACs"), (cost.params, "parameters"), (cost.bytes, "bytes")):
+        if pair is not None:
+            share = f"{pair.after / pair.before:.1%}" if pair.before else "-"
+            rows.append((name, f"{pair.before:,}", f"{pair.after:,}", share))
+    if report.latency_ms is not None:
+        t = report.latency_ms
+        rows.append(("ms per run", f"{t.before:.3f}", f"{t.after:.3f}", _speed(t.speedup)))
+    return rows
+
+
+def check_line(report: Report) -> str:
+    """What the comparison with the masked original found."""
+    check = report.check
+    if check is None:
+        return "not checked"
+    kind = "exact groups only" if check.exact else "with approximate groups, against their own reference"
+    return (
+        f"equals the masked original to {check.error:.1e} of the output's scale (allowed {check.tolerance:.0e}; {kind})"
+    )
+
+
+def depth_lines(report: Report) -> list[str]:
+    """Layers and nodes that went, the largest first; how many were looked at."""
+    if report.depth is None:
+        return []
+    rows, declined = report.depth.bypassed, report.depth.declined
+    whole = report.cost.macs.before if report.cost.macs else 0
+    share = f"{sum(r.macs for r in rows) / whole:.1%} of the MACs" if whole else "no MACs"
+    count = "1 bypass" if len(rows) == 1 else f"{len(rows)} bypasses"
+    lines = [f"{count} ({sum(r.nodes for r in rows)} nodes, {share}); {len(declined)} others looked at"]
+    for r in sorted(rows, key=lambda r: -r.macs):
+        lines.append(f"- '{r.tensor}' is now '{r.by}': {r.nodes} nodes, {r.macs:,} MACs")
+    return lines
+
+
+def repair_lines(report: Report) -> list[str]:
+    """What the outputs were fitted with, and how far they are from the original's on samples that no fit saw."""
+    lines = []
+    calibration, repair, drop = report.calibration, report.repair, report.drop
+    if calibration is not None:
+        source = "made-up" if calibration.made_up else "calibration"
+        more = f" and {calibration.made_samples} patched from them" if calibration.made_samples else ""
+        lines.append(f"{calibration.samples} {source} samples{more}, {calibration.held_out} of all held out")
+    if calibration is not None and calibration.mixed_blocks:
+        lines.append(f"{calibration.mixed_blocks} blocks of units mixed into principal directions")
+    if repair is not None:
+        before, after = repair.damage
+        on = "held-out samples" if calibration is None or calibration.held_out else "the samples that were fitted"
+        lines.append(
+            f"{repair.fitted} of {repair.layers} layers fitted ({repair.recover}); divergence from the original "
+            f"on {on} {number(before)} -> {number(after)}"
+        )
+    if drop is not None:
+        lines.append(
+            f"the loss is {drop.measured:.3g} ({drop.metric}, allowed {drop.allowed:g}) on {drop.samples} samples that "
+            "no step has seen"
+        )
+    return lines
+
+
+def variant_rows(report: Report) -> list[tuple[str, str, str, str, str, str]]:
+    """(which, bytes, milliseconds, divergence, share of other top-1 answers, loss by the metric)."""
+    return [
+        (
+            v.name,
+            f"{v.bytes:,}",
+            f"{v.ms:.3f}",
+            f"{v.divergence:.3g}",
+            "-" if v.top1 is None else f"{v.top1:.1%}",
+            f"{v.loss:.3g}",
+        )
+        for v in report.variants
+    ]
+
+
+def _speed(ratio: float) -> str:
+    return f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / max(ratio, 1e-9):.2f}x slower"
+
+
+def number(value: float | None) -> str:
+    """Three digits; a dash where there is none."""
+    return "-" if value is None else f"{value:.3g}"
+
+
+# ---------------------------------------------------------------- of sparsity
+
+
+def zeros_line(report: SparsityReport) -> str:
+    """How many weights are zero now."""
+    z = report.zeros
+    share = z.after / max(z.weights, 1)
+    what = f"{share:.1%}; {report.target}; {report.criterion}"
+    return f"{z.before:,} -> {z.after:,} of {z.weights:,} weights in {len(report.layers)} layers ({what})"
+
+
+def difference_line(report: SparsityReport) -> str:
+    """How far the outputs are from the original's."""
+    d = report.difference
+    source = "made-up" if d.made_up else "held-out" if d.held_out else "given"
+    top1 = "" if d.top1 is None else f", another top class on {d.top1:.1%}"
+    on = f"{d.samples} {source} samples"
+    return f"by {d.error:.2g} of the output's scale at most, divergence {d.divergence:.3g}{top1} ({on})"
+
+
+def pruned_line(report: SparsityReport) -> str:
+    """What `--then-prune` took away."""
+    p = report.pruned
+    if p is None or not p.units:
+        return "nothing: no unit is zero as a whole, or unread"
+    return (
+        f"{p.units} units of {len(p.groups)} groups that were zero or unread; outputs equal the sparse model's to "
+        f"{p.error:.1e} of their scale"
+    )
+
+
+def layer_rows(report: SparsityReport) -> list[tuple[str, ...]]:
+    """(weight, shape, zeros before, after, share, how)."""
+    return [
+        (
+            x.tensor,
+            "×".join(map(str, x.shape)),
+            f"{x.zeros.before:,}",
+            f"{x.zeros.after:,}",
+            f"{x.zeros.after / max(x.weights, 1):.1%}",
+            x.criterion + (", stored sparse" if x.stored == "sparse" else ""),
+        )
+        for x in report.layers
+    ]
+
+
+def size_rows(report: SparsityReport) -> list[tuple[str, str, str, str]]:
+    """(what, before, after, ratio)."""
+    sizes = (("bytes", report.bytes.file), ("bytes, zipped", report.bytes.compressed))
+    rows = [(name, f"{p[0]:,}", f"{p[1]:,}", f"{p[1] / max(p[0], 1):.1%}") for name, p in sizes if p is not None]
+    if report.latency_ms is not None:
+        t = report.latency_ms
+        rows.append(("ms per run", f"{t.before:.3f}", f"{t.after:.3f}", f"{t.speedup:.2f}x as fast"))
+    return rows

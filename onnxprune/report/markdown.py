@@ -1,0 +1,98 @@
+"""Reports as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onnxprune.report.lines import (
+    VARIANT_COLUMNS,
+    check_line,
+    difference_line,
+    layer_rows,
+    number,
+    pruned_line,
+    repair_lines,
+    size_rows,
+    summary_rows,
+    variant_rows,
+    zeros_line,
+)
+from onnxprune.report.report import Report
+from onnxprune.report.sparsity import SparsityReport
+
+
+def markdown(report: Report | SparsityReport) -> str:
+    """The whole file."""
+    lines = _pruning(report) if isinstance(report, Report) else _sparsity(report)
+    return "\n".join(lines) + "\n"
+
+
+def _pruning(report: Report) -> Iterator[str]:
+    yield from ("# Pruning report", "", "| | before | after | kept |", "|---|---:|---:|---:|")
+    yield from (f"| {' | '.join(row)} |" for row in summary_rows(report))
+    yield from ("", f"Check in ONNX Runtime: {check_line(report)}.")
+    yield from (f"- {line}" for line in repair_lines(report))
+    yield from (f"- Warning: {line}." for line in report.warnings)
+    if report.variants:
+        yield from ("", "## Beside quantization", "", "| | " + " | ".join(VARIANT_COLUMNS) + " |")
+        yield "|---|---:|---:|---:|---:|---:|"
+        yield from (f"| {' | '.join(row)} |" for row in variant_rows(report))
+    yield from _depth(report)
+    yield from ("", "## Groups", "", "| group | kind | where | units | removed | exact |")
+    yield "|---|---|---|---:|---:|---|"
+    for g in report.groups:
+        exact = "yes" if g.exact else "no"
+        yield f"| {g.id} | {g.kind} | {_cell(g.origin)} | {g.units} | {g.removed} | {exact} |"
+    yield from ("", "## Declined", "")
+    if not report.declined:
+        yield "Nothing: every group of more than one unit can be pruned."
+    for d in report.declined:
+        remedy = f" Remedy: {d.remedy}." if d.remedy else ""
+        yield f"- {d.units} units of {d.groups} group(s): {d.reason}.{remedy}"
+    if report.unknown_operators:
+        yield from ("", "Operators without a rule: " + ", ".join(report.unknown_operators[:20]) + ".")
+    yield from _seconds(report.seconds)
+
+
+def _depth(report: Report) -> Iterator[str]:
+    depth = report.depth
+    if depth is None:
+        return
+    yield from ("", "## Layers and nodes", "")
+    if depth.channels_alone is not None:
+        yield f"Channels alone, at the same cost: divergence {depth.channels_alone:.3g} on held-out samples."
+        yield ""
+    yield "| tensor | is now | nodes gone | MACs gone | divergence when chosen |"
+    yield "|---|---|---:|---:|---:|"
+    for r in depth.bypassed:
+        yield f"| {_cell(r.tensor)} | {_cell(r.by)} | {r.nodes} | {r.macs:,} | {number(r.damage)} |"
+    yield from ("", "Looked at, and not bypassed:", "")
+    yield "| tensor | could be | MACs | change | divergence | reason |"
+    yield "|---|---|---:|---:|---:|---|"
+    for x in depth.declined:
+        numbers = f"{x.macs:,} | {number(x.change)} | {number(x.damage)}"
+        yield f"| {_cell(x.tensor)} | {_cell(x.by)} | {numbers} | {x.reason} |"
+
+
+def _sparsity(report: SparsityReport) -> Iterator[str]:
+    yield from ("# Sparsity report", "", f"Zeros: {zeros_line(report)}.")
+    yield f"Outputs differ {difference_line(report)}."
+    if report.pruned is not None:
+        yield f"Then removed: {pruned_line(report)}."
+    yield from ("", "| | before | after | ratio |", "|---|---:|---:|---:|")
+    yield from (f"| {' | '.join(row)} |" for row in size_rows(report))
+    yield from ("", *(f"- {line}" for line in report.runtimes), "", "## Weights", "")
+    yield from ("| weight | shape | zeros before | after | share | how |", "|---|---|---:|---:|---:|---|")
+    yield from (f"| {' | '.join(map(_cell, row))} |" for row in layer_rows(report))
+    yield from ("", "## Left alone", "")
+    yield from [f"- {x.tensor} ({x.node}) {x.reason}." for x in report.left_alone] or ["Nothing."]
+    yield from _seconds(report.seconds)
+
+
+def _seconds(seconds: dict[str, float]) -> Iterator[str]:
+    yield from ("", "## Seconds per stage", "")
+    yield from (f"- {k}: {v:.2f}" for k, v in seconds.items())
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -1,0 +1,77 @@
+"""One pruning, done: everything that its plan and its report are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import onnx
+
+from onnxprune.calibrate.calibration import Calibration
+from onnxprune.choose.budget import Budget
+from onnxprune.choose.layers import Choice
+from onnxprune.choose.options import Options, settings_of
+from onnxprune.choose.subject import Subject
+from onnxprune.cut.bypass import node_keys
+from onnxprune.cut.plan import VERSION, Pair, Plan, Refit, plan_groups
+from onnxprune.proof.verdict import Drop, Verdict
+from onnxprune.repair.fits import Repair
+from onnxprune.report.values import Variant
+from onnxprune.version import __version__
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was asked for, decided, made and measured.
+
+    settings, budget: what was asked for, defaults filled in; replay: the plan that was applied instead of a budget.
+    original: the model as it came, analysed and calibrated; choice: what was bypassed and which units were removed.
+    model: the finished model. refit: constants that were fitted anew; digest: of those.
+    verdict, repair, variants, drop, times (milliseconds per run, of the original and of the result): None or empty where not asked for.
+    calibration: what repair and damages were measured with. seconds: by stage.
+    """
+
+    settings: Options
+    budget: Budget | None
+    replay: Plan | None
+    original: Subject
+    choice: Choice
+    model: onnx.ModelProto = field(repr=False)
+    refit: tuple[tuple[str, int], ...]
+    digest: str | None
+    verdict: Verdict | None
+    calibration: Calibration | None = field(repr=False)
+    repair: Repair | None
+    variants: tuple[Variant, ...]
+    drop: Drop | None
+    times: Sequence[Sequence[float]] | None
+    seconds: dict[str, float]
+
+
+def plan_of(outcome: Outcome) -> Plan:
+    """What was removed, as a plan; of a replay, the same plan with the repair that it has now."""
+    settings, refit = outcome.settings, tuple(Refit(*place) for place in outcome.refit)
+    if outcome.replay is not None:
+        return outcome.replay.repaired(settings.recover or "none", refit, outcome.digest)
+    subject, removed = outcome.choice.subject, outcome.choice.removed
+    before, after = outcome.original.costs, subject.costs
+    proto = outcome.original.bare.model.proto
+    return Plan(
+        version=VERSION,
+        model_sha256=subject.bare.model.sha256,
+        groups=plan_groups(subject.bare, removed),
+        onnxprune=__version__,
+        settings=settings_of(settings, outcome.budget),
+        bypassed=subject.bypasses,
+        nodes_removed=_nodes_removed(proto, outcome.model) if settings.depth != "off" else (),
+        mixed=subject.mixed,
+        refit=refit,
+        refit_sha256=outcome.digest,
+        macs=Pair(before.macs(), after.macs(removed)),
+        params=Pair(before.params(), after.params(removed)),
+    )
+
+
+def _nodes_removed(original: onnx.ModelProto, pruned: onnx.ModelProto) -> tuple[str, ...]:
+    left = set(node_keys(pruned.graph))
+    return tuple(key for key in node_keys(original.graph) if key not in left)

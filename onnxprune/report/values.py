@@ -1,0 +1,218 @@
+"""The parts of a report of `prune`, as typed values: names, order and meaning are those of its JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from onnxprune.cut.plan import Pair
+from onnxprune.groups.units import Pin
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """Units that can only be removed alike, and how many went.
+
+    id: the group's name in this analysis, such as `g12`; the plan has the same.
+    kind: `channels` (positions of one axis), `blocks` (positions of each head alike) or `rows` (whole heads, convolution groups).
+    origin: the node and the axis that the units come from.
+    units: how many there were.
+    removable: how many of them may go at most.
+    exact: does removing some equal setting them to zero in the original? Not where a norm is computed over them.
+    pins: why the others have to stay, each with a remedy.
+    removed: how many are gone.
+    """
+
+    id: str
+    kind: str
+    origin: str
+    units: int
+    removable: int
+    exact: bool
+    pins: tuple[Pin, ...]
+    removed: int
+
+
+@dataclass(frozen=True)
+class Declined:
+    """A reason that keeps whole groups from being pruned.
+
+    reason: what holds them, with node, operator and axis.
+    remedy: what the user can do about it; empty where there is nothing.
+    groups: how many groups it holds.
+    units: how many units those have together.
+    """
+
+    reason: str
+    remedy: str
+    groups: int
+    units: int
+
+
+@dataclass(frozen=True)
+class CostPairs:
+    """What the model costs, before and after.
+
+    macs: multiply-accumulates at batch size 1.
+    params: stored weights.
+    bytes: of the file, with external data.
+    """
+
+    macs: Pair[int] | None
+    params: Pair[int] | None
+    bytes: Pair[int]
+
+
+@dataclass(frozen=True)
+class CalibrationSummary:
+    """The inputs that importance was measured on and weights were fitted to.
+
+    samples: how many, of the user's or made up.
+    made_samples: how many more were patched together from them.
+    held_out: how many of all were kept from the fits, to judge them by.
+    passes: runs over the model that it took.
+    tapped_tensors: inside the model, how many tensors were read.
+    made_up: true where the user gave none.
+    mixed_blocks: blocks of units that were turned into principal directions (`--mix`).
+    """
+
+    samples: int
+    made_samples: int
+    held_out: int
+    passes: int
+    tapped_tensors: int
+    made_up: bool
+    mixed_blocks: int
+
+
+@dataclass(frozen=True)
+class FitRow:
+    """What became of one layer in the repair.
+
+    layer: key (first output) of its node.
+    error: of its output on held-out samples, relative, before and after the fit.
+    ridge: penalty of the least squares; `bias` where only the bias was fitted, null where the layer stayed as it was.
+    """
+
+    layer: str
+    error: Pair[float]
+    ridge: float | Literal["bias"] | None
+
+
+@dataclass(frozen=True)
+class RepairSummary:
+    """What fitting the remaining weights anew has gained.
+
+    recover: how, `lsq` or `bias`.
+    layers: how many layers could be fitted.
+    fitted: how many were.
+    damage: divergence of the model's outputs from the original's on held-out samples, before and after.
+    fits: layer by layer.
+    """
+
+    recover: str
+    layers: int
+    fitted: int
+    damage: Pair[float | None]
+    fits: tuple[FitRow, ...]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model of the table that `--then-quantize` makes: the original and the pruned model, each as it is and quantized.
+
+    name: `original`, `pruned`, `quantized` or `pruned and quantized`.
+    bytes: of its file.
+    ms: median milliseconds per run in ONNX Runtime, one thread.
+    divergence: of its outputs from the original's, on held-out samples.
+    top1: share (0 to 1) of held-out samples with another top class; null where the outputs have no classes.
+    loss: by `--metric`, on held-out samples.
+    """
+
+    name: str
+    bytes: int
+    ms: float
+    divergence: float
+    top1: float | None
+    loss: float
+
+
+@dataclass(frozen=True)
+class BypassRow:
+    """A tensor that was replaced by an earlier one.
+
+    tensor: its key in the original.
+    by: key of the tensor that is read instead.
+    nodes: how many nodes have no purpose any more.
+    macs: multiply-accumulates that go with them, at batch size 1.
+    damage: divergence from the original when it was chosen; null where that was not measured.
+    """
+
+    tensor: str
+    by: str
+    nodes: int
+    macs: int
+    damage: float | None
+
+
+@dataclass(frozen=True)
+class BypassDeclined:
+    """A tensor that could have been replaced, and why it was not.
+
+    tensor: its key in the original.
+    by: key of the tensor that could be read instead.
+    macs: multiply-accumulates that it would save, at batch size 1.
+    change: mean square of the two tensors' difference, relative to the variance of the first.
+    damage: divergence from the original with it; null where that was not measured.
+    reason: why not.
+    """
+
+    tensor: str
+    by: str
+    macs: int
+    change: float
+    damage: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Layers and nodes (`--depth`).
+
+    mode: `auto` or `only`; `off` where a plan that has bypasses was replayed so.
+    channels_alone: divergence on held-out samples at the same cost without bypasses; null where that was not measured.
+    bypassed: what went.
+    declined: what was looked at and stayed.
+    """
+
+    mode: str
+    channels_alone: float | None
+    bypassed: tuple[BypassRow, ...]
+    declined: tuple[BypassDeclined, ...]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds per run in ONNX Runtime, both models in turn.
+
+    before: median of the original.
+    after: median of the result.
+    speedup: before / after.
+    runs: of each model.
+    spread: shortest and longest run of the original, then of the result.
+    """
+
+    before: float
+    after: float
+    speedup: float
+    runs: int
+    spread: tuple[tuple[float, ...], ...]
+
+    @staticmethod
+    def of(times: Sequence[Sequence[float]]) -> Latency:
+        """times: milliseconds per run, before and after."""
+        before, after = (median(t) for t in times)
+        spread = tuple((round(min(t), 3), round(max(t), 3)) for t in times)
+        return Latency(round(before, 3), round(after, 3), round(before / after, 3), len(times[0]), spread)
