@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
-from pathlib import Path
+from typing import Any
 
 from onnxprune import runtime
 from onnxprune.analyse.observe import analysis_of
@@ -22,14 +22,15 @@ from onnxprune.proof.prove import proved
 from onnxprune.proof.verdict import Verdict
 
 
-def verify(
-    original: Source, pruned: Source, plan: str | PathLike[str] | Plan, *, data: str | Path | None = None, seed: int = 0
-) -> Verdict:
+def verify(original: Source, pruned: Source, plan: str | PathLike[str] | Plan, **options: Any) -> Verdict:
     """Compare a pruned model with the masked original. Raises `VerificationError` where they differ.
 
-    original, pruned: paths or ModelProtos. plan: that `pruned` was made by. data: inputs to compare on, a .npz file or a folder of
-    them; made up from `seed` where there are none. Raises `BadInputError` where the plan belongs to another model.
+    original, pruned: paths or ModelProtos. plan: that `pruned` was made by. options: data (inputs to compare on, a .npz file or a
+    folder of them; made up from `seed` where there are none), seed, custom_ops; see `Options`. Raises `BadInputError` where the plan
+    belongs to another model.
     """
+    given = options_of(options, "verify")
+    runtime.load_custom_ops(given.custom_ops)
     loaded, other = load(original), load(pruned)
     made = read_plan(plan)
     if is_quantized(other.proto.graph) and not is_quantized(loaded.proto.graph):
@@ -37,13 +38,13 @@ def verify(
             "The pruned model was quantized, so it equals no part of its original; "
             "verify what the same command writes without --then-quantize."
         )
-    settings = replayed(options_of({"data": data, "seed": seed}), made)
+    settings = replayed(given, made)
     analysis = analysis_of(loaded, settings)
     choice = repeated(uncalibrated(analysis), made, "the plan", settings, Clock(silent))
     subject, removed = choice.subject, choice.removed
     if not made.refit:
-        return proved(subject.bare, removed, other.proto, seed, other, loaded, subject.bypasses)
+        return proved(subject.bare, removed, other.proto, given.seed, other, loaded, subject.bypasses)
     cut, finish = rewrite(subject.bare, removed), finisher(settings, loaded)
     folders = (runtime.folder_of(loaded), runtime.folder_of(other))
     check_refit(cut, other.proto, made.refit, made.refit_sha256, folders, finish)
-    return proved(subject.bare, removed, finish(cut), seed, None, loaded, subject.bypasses)
+    return proved(subject.bare, removed, finish(cut), given.seed, None, loaded, subject.bypasses)

@@ -14,6 +14,8 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
+from onnxprune.choose.field import Field, default_of, flag_of
+from onnxprune.choose.field import options as fields_of
 from onnxprune.errors import OnnxPruneError
 from onnxprune.report.renderer import renderer_for
 
@@ -23,13 +25,13 @@ FILE = click.Path(path_type=Path)
 Command: TypeAlias = Callable[..., None]
 
 
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
+def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
     """One sentence and the right exit code instead of a traceback."""
 
     @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
+    def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            command(*args, **kwargs)
+            return command(*args, **kwargs)
         except OnnxPruneError as error:
             ERR.print(f"onnxprune: {error}", markup=False)
             sys.exit(error.exit_code)
@@ -48,29 +50,43 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 # ---------------------------------------------------------------- options
 
 
-def data_option(purpose: str, required: bool = False) -> Callable[[Command], Command]:
-    """purpose: what the inputs are for."""
-    return click.option("--data", type=FILE, metavar="FILE.npz|DIR", required=required, help=f"Inputs to {purpose}.")
+def options(of: type, command: str, **purposes: str) -> Callable[[Command], Command]:
+    """The options of a list (`choose/field.py`) that a command takes, in its order. purposes: other help texts, by name."""
+    made = [_made(field, told, purposes) for field, told in fields_of(of, command) if told.cli is not None]
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(made):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def _made(field: Any, told: Field, purposes: dict[str, str]) -> Callable[[Command], Command]:
+    given = dict(told.cli or {})
+    text, default = purposes.get(field.name, told.help), default_of(field)
+    reader = given.pop("read", None)
+    if given.pop("path", False):
+        given["type"] = FILE
+    if choices := given.pop("choices", None):
+        given["type"] = click.Choice(choices)
+    if reader is not None:
+        given["callback"] = guarded(lambda context, parameter, value: reader(value))
+    if told.by_default and default is None:
+        text = f"{text.removesuffix('.')} [default: {told.by_default}]."
+    if default is False:
+        given["is_flag"] = True
+    elif not given.get("multiple") and not given.get("required"):
+        given |= {"default": default, "show_default": default not in (None, "")}
+    return click.option(flag_of(field), field.name, help=text, **given)
 
 
 def output_option(what: str) -> Callable[[Command], Command]:
+    """Where the model goes."""
     return click.option("-o", "--output", required=True, type=FILE, help=f"Where to write the {what} model.")
 
 
-input_shape_option = click.option(
-    "--input-shape", multiple=True, metavar="NAME:D,D,…", help="Shape of an input with dynamic dimensions."
-)
-samples_option = click.option(
-    "--samples", type=int, default=512, show_default=True, help="Use at most so many samples of --data."
-)
-include_option = click.option(
-    "--include", multiple=True, metavar="GLOB", help="Only weights whose node or tensor name matches."
-)
-exclude_option = click.option(
-    "--exclude", multiple=True, metavar="GLOB", help="Leave nodes or tensors with these names alone."
-)
 report_option = click.option("--report", type=FILE, metavar="FILE.md|.json", help="Write a report.")
-seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 
 

@@ -3,7 +3,7 @@
 from onnxprune.runtime.inputs import declared_batch, find_feeds, graph_inputs, rescaled, vary
 from onnxprune.runtime.probe import Probe, observe
 from onnxprune.runtime.quantize import quantize
-from onnxprune.runtime.session import VERSION, Session, folder_of, latency
+from onnxprune.runtime.session import VERSION, Session, folder_of, latency, load_custom_ops
 
 __all__ = [
     "VERSION",
@@ -14,6 +14,7 @@ __all__ = [
     "folder_of",
     "graph_inputs",
     "latency",
+    "load_custom_ops",
     "observe",
     "quantize",
     "rescaled",

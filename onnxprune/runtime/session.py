@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from os import PathLike
 
 import onnxruntime as ort
 from onnx import ModelProto
@@ -15,6 +16,22 @@ from onnxprune.model.loaded import LoadedModel
 ort.set_default_logger_severity(4)
 
 VERSION: str = ort.__version__
+
+
+_LIBRARIES: list[str] = []
+
+
+def load_custom_ops(paths: Sequence[str | PathLike[str]]) -> None:
+    """From now on, every session loads these libraries of operators. Raises `BadInputError` where ONNX Runtime cannot."""
+    for path in paths:
+        text = str(path)
+        if text in _LIBRARIES:
+            continue
+        try:
+            ort.SessionOptions().register_custom_ops_library(text)
+        except Exception as error:
+            raise BadInputError(f"--custom-ops {path} cannot be loaded: {first_line(error)}") from None
+        _LIBRARIES.append(text)
 
 
 class Session:
@@ -32,6 +49,8 @@ class Session:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
+        for library in _LIBRARIES:
+            options.register_custom_ops_library(library)
         if not optimized:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if folder is not None:
