@@ -6,21 +6,40 @@ import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
-from rich.table import Table
 
 from onnxprune.choose.field import Field, default_of, flag_of
 from onnxprune.choose.field import options as fields_of
 from onnxprune.errors import OnnxPruneError
-from onnxprune.report.renderer import renderer_for
 
-OUT = Console(highlight=False, soft_wrap=True)
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+class _Console:
+    """A console that is made when something is printed, so that `--help` need not load what prints."""
+
+    def __init__(self, **how: Any) -> None:
+        self._how = how
+
+    @cached_property
+    def _made(self) -> Console:
+        from rich.console import Console
+
+        return Console(highlight=False, soft_wrap=True, **self._how)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._made, name)
+
+
+OUT = _Console()
+ERR = _Console(stderr=True)
 FILE = click.Path(path_type=Path)
 Command: TypeAlias = Callable[..., None]
 
@@ -103,6 +122,8 @@ def given(*names: str) -> list[str]:
 def check_report(report: Path | None) -> None:
     """Raise `BadInputError` where no renderer has the file's suffix."""
     if report is not None:
+        from onnxprune.report.renderer import renderer_for
+
         renderer_for(report)
 
 
@@ -121,6 +142,8 @@ def progress(is_silent: bool) -> Iterator[Callable[[str], None]]:
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ()) -> Table:
     """left: heads of the columns of text; the others are numbers."""
+    from rich.table import Table
+
     made = Table(box=None, pad_edge=False)
     for head in heads:
         made.add_column(head, justify="left" if head in left else "right")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.table import Table
 
 from onnxprune.choose.budget import TARGETS, Budget, Metric, flag_of
 from onnxprune.choose.field import options as fields_of
@@ -32,6 +31,8 @@ from onnxprune.errors import BadInputError
 from onnxprune.model.json_text import to_json
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from onnxprune.report.report import Report
     from onnxprune.report.values import GroupRow
 
