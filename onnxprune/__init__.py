@@ -1,40 +1,137 @@
-"""onnxprune: structured pruning of ONNX models, from the graph alone and proved in ONNX Runtime."""
+"""onnxprune: structured pruning of ONNX models, from the graph alone and proved in ONNX Runtime.
 
-from onnxprune.api.inspect import inspect
-from onnxprune.api.prune import PruneResult, prune
-from onnxprune.api.sparsify import SparsifyResult, sparsify
-from onnxprune.api.verify import verify
-from onnxprune.choose.budget import Budget
-from onnxprune.cut.plan import Plan
-from onnxprune.errors import (
-    BadInputError,
-    NothingPrunableError,
-    OnnxPruneError,
-    TargetNotReachableError,
-    UnsupportedModelError,
-    VerificationError,
-)
-from onnxprune.ops import register, unregister
-from onnxprune.ops.base import Rule
+    import onnxprune
+    from onnxprune import Budget
+
+    result = onnxprune.prune("model.onnx", Budget("macs", 0.5), data="inputs.npz", output="small.onnx")
+
+`prune` removes channels, heads and neurons; `sparsify` sets weights to zero; `finetune` trains what is left; `prune_during_training`
+does both in turns; `inspect` shows what can go, `verify` checks a result, `bench` times models. `Options` lists the keyword arguments of
+`prune`, each with its default and meaning; the others have lists of their own. Every error is an `OnnxPruneError`.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 from onnxprune.version import __version__
+
+if TYPE_CHECKING:
+    from onnxprune.api.bench import bench
+    from onnxprune.api.finetune import FinetuneResult, finetune
+    from onnxprune.api.gradual import GradualResult, prune_during_training
+    from onnxprune.api.inspect import inspect
+    from onnxprune.api.prune import PruneResult, prune
+    from onnxprune.api.sparsify import SparsifyResult, sparsify
+    from onnxprune.api.verify import verify
+    from onnxprune.choose.budget import Budget
+    from onnxprune.choose.finetune_options import FinetuneOptions, GradualOptions
+    from onnxprune.choose.importance import Importance
+    from onnxprune.choose.options import Options
+    from onnxprune.choose.sparsify_options import BenchOptions, SparsifyOptions
+    from onnxprune.cut.plan import Plan
+    from onnxprune.errors import (
+        BadInputError,
+        NothingPrunableError,
+        OnnxPruneError,
+        TargetNotReachableError,
+        UnsupportedModelError,
+        VerificationError,
+    )
+    from onnxprune.ops import register, unregister
+    from onnxprune.ops.base import Rule
+    from onnxprune.proof.verdict import Verdict
+    from onnxprune.report.renderer import Renderer
+    from onnxprune.report.report import Report
+    from onnxprune.report.sparsity import SparsityReport
+
+PLACES = {  # where each name is; it is imported when it is first used, so that `import onnxprune` is quick
+    "onnxprune.api.bench": ("bench",),
+    "onnxprune.api.finetune": ("FinetuneResult", "finetune"),
+    "onnxprune.api.gradual": ("GradualResult", "prune_during_training"),
+    "onnxprune.api.inspect": ("inspect",),
+    "onnxprune.api.prune": ("PruneResult", "prune"),
+    "onnxprune.api.sparsify": ("SparsifyResult", "sparsify"),
+    "onnxprune.api.verify": ("verify",),
+    "onnxprune.choose.budget": ("Budget",),
+    "onnxprune.choose.finetune_options": ("FinetuneOptions", "GradualOptions"),
+    "onnxprune.choose.importance": ("Importance",),
+    "onnxprune.choose.options": ("Options",),
+    "onnxprune.choose.sparsify_options": ("BenchOptions", "SparsifyOptions"),
+    "onnxprune.cut.plan": ("Plan",),
+    "onnxprune.errors": (
+        "BadInputError",
+        "NothingPrunableError",
+        "OnnxPruneError",
+        "TargetNotReachableError",
+        "UnsupportedModelError",
+        "VerificationError",
+    ),
+    "onnxprune.ops": ("register", "unregister"),
+    "onnxprune.ops.base": ("Rule",),
+    "onnxprune.proof.verdict": ("Verdict",),
+    "onnxprune.report.renderer": ("Renderer",),
+    "onnxprune.report.report": ("Report",),
+    "onnxprune.report.sparsity": ("SparsityReport",),
+}
+_HOME = {name: place for place, names in PLACES.items() for name in names}
 
 __all__ = [
     "BadInputError",
+    "BenchOptions",
     "Budget",
+    "FinetuneOptions",
+    "FinetuneResult",
+    "GradualOptions",
+    "GradualResult",
+    "Importance",
     "NothingPrunableError",
     "OnnxPruneError",
+    "Options",
     "Plan",
     "PruneResult",
+    "Renderer",
+    "Report",
     "Rule",
+    "SparsifyOptions",
     "SparsifyResult",
+    "SparsityReport",
     "TargetNotReachableError",
     "UnsupportedModelError",
+    "Verdict",
     "VerificationError",
     "__version__",
+    "bench",
+    "finetune",
     "inspect",
     "prune",
+    "prune_during_training",
     "register",
     "sparsify",
     "unregister",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'onnxprune' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Importing the module `onnxprune.bench`, the benchmarks of a checkout, leaves the function of that name what it is."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -16,21 +16,6 @@ from onnxprune.groups.observation import Array, Feeds, batch_of
 from onnxprune.runtime import declared_batch
 
 
-def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    """`("x:1,3,224,224",)` -> `{"x": (1, 3, 224, 224)}`."""
-    shapes = {}
-    for text in texts:
-        name, _, dims = text.rpartition(":")
-        try:
-            shape = tuple(int(d) for d in dims.split(",") if d.strip())
-        except ValueError:
-            shape = (-1,)
-        if not name or not shape or any(not 1 <= d < 1 << 31 for d in shape):
-            raise BadInputError(f"--input-shape '{text}' is not of the form name:1,3,224,224 with sizes above zero.")
-        shapes[name] = shape
-    return shapes
-
-
 def load_data(path: str | Path, inputs: list[onnx.ValueInfoProto], labels: bool = False) -> list[Feeds]:
     """Feeds from a `.npz` file (arrays named like the inputs, stacked along the batch axis) or a folder of them, one feed each.
 
@@ -130,7 +115,7 @@ def take(feeds: Feeds, inputs: list[onnx.ValueInfoProto], count: int) -> Feeds:
 
 BATCH = 16
 PORTION = 1 << 19  # elements of the inputs in one portion, if more than one sample
-ASIDE = 5  # one portion of so many for the last word
+ASIDE = 5  # one portion of so many is set aside to judge the finished model
 FOLDS = 4
 PATCH = 0.5
 

@@ -10,8 +10,8 @@ from onnxprune.groups.observation import Feeds
 @dataclass(frozen=True)
 class Samples:
     """feeds: each holds `sizes[k]` samples; held[k]: kept out of every fit, to judge with. The first `given` are the user's,
-    the others are made from them (see `analyse/feeds.py`). labels: other arrays that came with the user's portions. unseen: set aside
-    for the last word, where there is to be one.
+    the others are made from them (see `analyse/feeds.py`). labels: other arrays that came with the user's portions. unseen: set
+    aside: no step looks at them until the finished model is judged (`--max-drop` only).
     """
 
     feeds: tuple[Feeds, ...]

@@ -3,38 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from os import PathLike
 from statistics import median
 from typing import Any
 
 from onnxprune import runtime
 from onnxprune.analyse.observe import feeds_of
-from onnxprune.analyse.scope import Scope
+from onnxprune.api.prune import Source
+from onnxprune.choose.field import both
+from onnxprune.choose.options import Options
+from onnxprune.choose.sparsify_options import BenchOptions
+from onnxprune.errors import BadInputError
 from onnxprune.model.load import load
 
 LIMIT = 120  # seconds of all runs together
 
 
-def bench(
-    models: Sequence[Path], shapes: dict[str, tuple[int, ...]], data: str | Path | None, threads: int, runs: int
-) -> list[dict[str, Any]]:
-    """Latency of several models on the same inputs, in turn: milliseconds per run; `speedup` is against the first."""
-    loaded = [load(m) for m in models]
-    feeds = feeds_of(loaded[0], Scope(input_shapes=shapes, data=data))[0]
+def bench(models: Source | Sequence[Source], **options: Any) -> list[dict[str, Any]]:
+    """Latency of models on the same inputs, run in turn: milliseconds per run; `speedup` is against the first.
+
+    models: paths or ModelProtos, with the same inputs. options: the fields of `BenchOptions`, and those of `Options` that go with it:
+    input_shapes, data, custom_ops, seed. Gives one row per model: model, median_ms, min_ms, max_ms, speedup, runs, threads.
+    Raises `BadInputError`.
+    """
+    how, settings = both(BenchOptions, Options, options, "bench")
+    listed: list[Source] = list(models) if isinstance(models, list | tuple) else [models]
+    if not listed:
+        raise BadInputError("There is no model to time; give at least one.")
+    runtime.load_custom_ops(settings.custom_ops)
+    names = [str(m) if isinstance(m, str | PathLike) else f"model {k}" for k, m in enumerate(listed, 1)]
+    loaded = [load(m) for m in listed]
+    feeds = feeds_of(loaded[0], settings.scope)[0]
     sessions = [
-        runtime.Session(m, optimized=True, threads=threads, what=str(p)) for m, p in zip(loaded, models, strict=True)
+        runtime.Session(m, optimized=True, threads=how.threads, what=name)
+        for m, name in zip(loaded, names, strict=True)
     ]
-    times = runtime.latency(sessions, feeds, repeats=max(3, runs), seconds=LIMIT)
+    times = runtime.latency(sessions, feeds, repeats=max(3, how.runs), seconds=LIMIT)
     first = median(times[0])
     return [
         {
-            "model": str(path),
+            "model": name,
             "median_ms": median(t),
             "min_ms": min(t),
             "max_ms": max(t),
             "speedup": first / median(t),
             "runs": len(t),
-            "threads": threads,
+            "threads": how.threads,
         }
-        for path, t in zip(models, times, strict=True)
+        for name, t in zip(names, times, strict=True)
     ]

@@ -21,7 +21,11 @@ import onnx
 
 from onnxprune.api import prune as pipeline
 from onnxprune.api.finetune import FinetuneResult, finetune
-from onnxprune.choose.budget import Budget
+from onnxprune.choose.budget import Budget, budget_of
+from onnxprune.choose.field import both
+from onnxprune.choose.field import options as fields_of
+from onnxprune.choose.finetune_options import GradualOptions, finetune_options_of
+from onnxprune.choose.options import Options
 from onnxprune.errors import BadInputError, TargetNotReachableError
 from onnxprune.model.files import check_outputs
 from onnxprune.model.load import load
@@ -76,28 +80,26 @@ def prune_during_training(
     *,
     data: str | Path,
     output: str | PathLike[str] | None = None,
-    rounds: int = 6,
-    steps: int = 3000,
-    minutes: float | None = None,
     progress: Callable[[str], None] = lambda text: None,
     training: dict[str, Any] | None = None,
     **options: Any,
 ) -> GradualResult:
-    """Prune to the budget in rounds. steps, minutes: of all training together, half of it after the last cut.
+    """Prune to the budget in rounds, each followed by a short fine-tuning towards the original.
 
-    training: other options of `finetune`; options: those of `prune`. Raises what these raise, and `BadInputError` for a target that
-    is no share of MACs or parameters.
+    budget: a share of `macs` or `params`. data: inputs to learn from. options: the fields of `GradualOptions` (rounds, steps, minutes)
+    and of `Options`. training: other options of `finetune` (`FinetuneOptions`). Raises what these raise, and `BadInputError` for a
+    target that is no share of MACs or parameters.
     """
-    if budget.metric not in METRICS:
+    how, settings = both(GradualOptions, Options, {**options, "data": data}, "prune")
+    target = budget_of(budget)
+    if target is None or target.metric not in METRICS:
         raise BadInputError("--during-training needs a share of the MACs or of the parameters: --macs or --params.")
-    if options.get("then_quantize") is not None:
+    if settings.then_quantize is not None:
         raise BadInputError("--during-training trains floats; leave out --then-quantize, and quantize what it writes.")
-    if rounds < 1:
-        raise BadInputError(f"--rounds must be at least 1, not {rounds}.")
-    if steps < 1:
-        raise BadInputError(f"--steps must be at least 1, not {steps}.")
-    if minutes is not None and not 0 < minutes < float("inf"):
-        raise BadInputError(f"--minutes must be above zero, not {minutes}.")
+    if data is None:
+        raise BadInputError("--during-training needs inputs to learn from: give --data.")
+    own = dict(training or {})
+    finetune_options_of(own)
     check_outputs({"-o": output}, (model, data))
     loaded = load(model)
     check_outputs({"-o": output}, loaded.data_files)
@@ -107,9 +109,9 @@ def prune_during_training(
         )
     with tempfile.TemporaryDirectory() as folder:
         start: Source = Path(model) if isinstance(model, str | PathLike) else model
-        result = _rounds(
-            start, loaded, budget, data, rounds, steps, minutes, progress, training or {}, options, Path(folder)
-        )
+        place = Path(folder)
+        kept = {field.name: getattr(settings, field.name) for field, _ in fields_of(Options)} | {"benchmark": False}
+        result = _rounds(start, loaded, target, how, progress=progress, training=own, options=kept, folder=place)
         if (whole := embedded(result.last.source.beside(result.model))) is not None:
             result = replace(result, model=whole)  # the files that it refers to go with the folder
         if output is not None:
@@ -121,15 +123,15 @@ def _rounds(
     model: Source,
     loaded: LoadedModel,
     budget: Budget,
-    data: str | Path,
-    rounds: int,
-    steps: int,
-    minutes: float | None,
+    how: GradualOptions,
+    *,
     progress: Callable[[str], None],
     training: dict[str, Any],
     options: dict[str, Any],
     folder: Path,
 ) -> GradualResult:
+    """folder: for models on the way."""
+    rounds, steps, minutes = how.rounds, how.steps, how.minutes
     current: Source = model
     kept, counts, done = 1.0, dict[str, tuple[int, int]](), list[Round]()
     tuned: FinetuneResult | None = None
@@ -141,9 +143,8 @@ def _rounds(
                 cut = pipeline.prune(
                     current,
                     Budget(budget.metric, goal / kept),
-                    data=data,
                     progress=_told(progress, k, rounds),
-                    **options | {"benchmark": False},
+                    **options,
                 )
             except TargetNotReachableError as problem:
                 if is_last:
@@ -157,7 +158,7 @@ def _rounds(
         tuned = finetune(
             current,
             model,
-            data=data,
+            data=options["data"],
             progress=_told(progress, k, rounds),
             steps=max(1, round(steps * share)),
             minutes=minutes and minutes * share,

@@ -10,11 +10,12 @@ from typing import Any, TypeAlias
 
 import onnx
 
+from onnxprune import runtime
 from onnxprune.analyse.observe import analysis_of
 from onnxprune.api.quantize import quantize
 from onnxprune.api.replay import finisher, read_plan, repeated
 from onnxprune.calibrate.calibration import Calibration
-from onnxprune.choose.budget import Budget
+from onnxprune.choose.budget import Budget, budget_of
 from onnxprune.choose.channels import decider, repaired
 from onnxprune.choose.layers import Choice, chosen
 from onnxprune.choose.max_drop import audited, is_drop, least
@@ -82,6 +83,7 @@ def prune(
     Raises `BadInputError`, `TargetNotReachableError`, `VerificationError`, `NothingPrunableError`.
     """
     settings = options_of(options)
+    budget = budget_of(budget)
     files = {"-o": output, "--plan": plan, "--report": report}
     check_outputs(files, (model, apply, settings.data))
     renderer = None if report is None else renderer_for(report)
@@ -90,6 +92,7 @@ def prune(
             "Give exactly one target: --ratio, --macs, --params, --size, --max-drop, or a plan to --apply."
         )
     clock = Clock(progress)
+    runtime.load_custom_ops(settings.custom_ops)
     clock("load")
     loaded = load(model)
     check_outputs(files, loaded.data_files)

@@ -25,7 +25,9 @@ from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.damage import disagreement, divergence
 from onnxprune.choose.channels import samples_for
 from onnxprune.choose.costs import CostModel
-from onnxprune.choose.options import Options, options_of
+from onnxprune.choose.field import both
+from onnxprune.choose.options import Options
+from onnxprune.choose.sparsify_options import SparsifyOptions
 from onnxprune.clock import Clock, Progress, silent
 from onnxprune.cut.plan import Pair, plan_groups
 from onnxprune.cut.rewrite import rewrite
@@ -57,11 +59,10 @@ from onnxprune.sparsity.dead import dead_units
 from onnxprune.sparsity.decide import Sparse
 from onnxprune.sparsity.decide import sparsify as decide
 from onnxprune.sparsity.find import find_weights
-from onnxprune.sparsity.store import STORES, stored
-from onnxprune.sparsity.targets import CRITERIA, Pattern, Target, Threshold, target_of
+from onnxprune.sparsity.store import stored
+from onnxprune.sparsity.targets import Pattern, Target, Threshold, target_of
 from onnxprune.sparsity.weights import Left, Weight, with_values
 
-OPTIONS = ("include", "exclude", "input_shapes", "data", "samples", "seed", "benchmark")
 MADE_UP = 16  # samples to measure the difference on where the user gives none
 ZIPPED = 1 << 28  # larger models are not compressed for the report
 
@@ -83,13 +84,6 @@ class SparsifyResult:
 def sparsify(
     model: Source,
     *,
-    threshold: float | None = None,
-    sparsity: float | None = None,
-    pattern: str | None = None,
-    scope: str | None = None,
-    criterion: str | None = None,
-    store: str = "dense",
-    then_prune: bool = False,
     output: str | PathLike[str] | None = None,
     report: str | PathLike[str] | None = None,
     progress: Progress = silent,
@@ -97,18 +91,18 @@ def sparsify(
 ) -> SparsifyResult:
     """Set weights to zero: those below `threshold`, a share (`sparsity`) of each layer or of all, or all outside an N:M `pattern`.
 
-    model: path or ModelProto (left alone). criterion: `magnitude`, `wanda`, `obs`; None takes `obs` where there is `data` and the
-    target is no threshold. store: `dense`, `sparse`, `auto`. then_prune: remove units that are zero or unread. output, report: files to
-    write; nothing is written unless everything succeeds. options: include, exclude, input_shapes, data, samples, seed, benchmark.
+    model: path or ModelProto (left alone). output, report: files to write; nothing is written unless everything succeeds.
+    options: the fields of `SparsifyOptions`, and those of `Options` that go with it: include, exclude, input_shapes, data, samples, …
     Raises `BadInputError`, `NothingPrunableError`, `VerificationError`.
     """
-    target = target_of(threshold, sparsity, pattern, scope)
-    settings = _settings(options, store)
-    chosen = _criterion(criterion, target, settings)
+    wanted, settings = both(SparsifyOptions, Options, options, "sparsify")
+    target = target_of(wanted.threshold, wanted.sparsity, wanted.pattern, wanted.scope)
+    chosen = _criterion(wanted.criterion, target, settings)
     files = {"-o": output, "--report": report}
     check_outputs(files, (model, settings.data))
     renderer = None if report is None else renderer_for(report)
     clock = Clock(progress)
+    runtime.load_custom_ops(settings.custom_ops)
     clock("load")
     loaded = load(model)
     check_outputs(files, loaded.data_files)
@@ -120,11 +114,11 @@ def sparsify(
     clock("sparsify")
     sparse = decide(analysis, weights, target, chosen, calibration, settings.seed, clock.share)
     final, dead = _written(analysis, sparse), None
-    if then_prune:
+    if wanted.then_prune:
         clock("prune")
         final, dead = _without_dead(loaded, final, settings)
     clock("store")
-    final, as_sparse = stored(final, set(sparse.values), store, _Loads(analysis, final))
+    final, as_sparse = stored(final, set(sparse.values), wanted.store, _Loads(analysis, final))
     clock("measure")
     difference = _difference(loaded, final, samples, settings.data is None, calibration)
     latency_ms = Latency.of(latency(analysis, final)) if settings.benchmark else None
@@ -154,20 +148,9 @@ def sparsify(
 # ---------------------------------------------------------------- what was asked for
 
 
-def _settings(options: dict[str, Any], store: str) -> Options:
-    if store not in STORES:
-        raise BadInputError(f"Unknown --store '{store}'; choose {', '.join(STORES)}.")
-    unknown = sorted(set(options) - set(OPTIONS))
-    if unknown:
-        raise BadInputError(f"Unknown option '{unknown[0]}'; the options are {', '.join(OPTIONS)}.")
-    return options_of(options)
-
-
 def _criterion(criterion: str | None, target: Target, settings: Options) -> str:
     if criterion is None:
         return "magnitude" if settings.data is None or isinstance(target, Threshold) else "obs"
-    if criterion not in CRITERIA:
-        raise BadInputError(f"Unknown --criterion '{criterion}'; choose {', '.join(CRITERIA)}.")
     if criterion != "magnitude" and settings.data is None:
         raise BadInputError(f"--criterion {criterion} looks at the layers' inputs; give some with --data.")
     if criterion == "wanda" and isinstance(target, Threshold):

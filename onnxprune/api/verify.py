@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from os import PathLike
-from pathlib import Path
+from typing import Any
 
+from onnxprune import runtime
 from onnxprune.analyse.observe import analysis_of
 from onnxprune.api.prune import Source
 from onnxprune.api.replay import finisher, read_plan, repeated
@@ -21,14 +22,15 @@ from onnxprune.proof.prove import proved
 from onnxprune.proof.verdict import Verdict
 
 
-def verify(
-    original: Source, pruned: Source, plan: str | PathLike[str] | Plan, *, data: str | Path | None = None, seed: int = 0
-) -> Verdict:
+def verify(original: Source, pruned: Source, plan: str | PathLike[str] | Plan, **options: Any) -> Verdict:
     """Compare a pruned model with the masked original. Raises `VerificationError` where they differ.
 
-    original, pruned: paths or ModelProtos. plan: that `pruned` was made by. data: inputs to compare on, a .npz file or a folder of
-    them; made up from `seed` where there are none. Raises `BadInputError` where the plan belongs to another model.
+    original, pruned: paths or ModelProtos. plan: that `pruned` was made by. options: data (inputs to compare on, a .npz file or a
+    folder of them; made up from `seed` where there are none), seed, custom_ops; see `Options`. Raises `BadInputError` where the plan
+    belongs to another model.
     """
+    given = options_of(options, "verify")
+    runtime.load_custom_ops(given.custom_ops)
     loaded, other = load(original), load(pruned)
     made = read_plan(plan)
     if is_quantized(other.proto.graph) and not is_quantized(loaded.proto.graph):
@@ -36,12 +38,12 @@ def verify(
             "The pruned model was quantized, so it equals no part of its original; "
             "verify what the same command writes without --then-quantize."
         )
-    settings = replayed(options_of({"data": data, "seed": seed}), made)
+    settings = replayed(given, made)
     analysis = analysis_of(loaded, settings.scope)
     choice = repeated(uncalibrated(analysis), made, "the plan", settings, Clock(silent))
     subject, removed = choice.subject, choice.removed
     if not made.refit:
-        return proved(subject.bare, removed, other, seed, loaded, subject.bypasses)
+        return proved(subject.bare, removed, other, given.seed, loaded, subject.bypasses)
     cut, finish = rewrite(subject.bare, removed), finisher(settings, loaded)
     check_refit(loaded.beside(cut), other, made.refit, made.refit_sha256, finish)
-    return proved(subject.bare, removed, loaded.beside(finish(cut)), seed, loaded, subject.bypasses)
+    return proved(subject.bare, removed, loaded.beside(finish(cut)), given.seed, loaded, subject.bypasses)

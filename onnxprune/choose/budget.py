@@ -3,34 +3,66 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from onnxprune.errors import BadInputError
+from onnxprune.choose.checks import number
+from onnxprune.errors import BadInputError, quoted
 
 Metric = Literal["ratio", "macs", "params", "size", "max_drop"]
+TARGETS: dict[Metric, str] = {
+    "ratio": "Remove this share of the units of every group.",
+    "macs": "Keep at most this share of the multiply-accumulates.",
+    "params": "Keep at most this share of the parameters.",
+    "size": "Keep at most this share of the weights' bytes.",
+    "max_drop": "Keep as few multiply-accumulates as possible at this loss of the --metric or less.",
+}
 AUTO = 8
+
+
+def flag_of(metric: Metric) -> str:
+    """How the command line writes it."""
+    return f"--{metric.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What to reach.
+    """What to reach: `Budget("macs", 0.5)` keeps half of the multiply-accumulates.
 
-    `ratio` removes this share of every group; `macs`, `params` and `size` (bytes of the weights) keep at most this share;
-    `max_drop` keeps as little as possible while the metric falls by no more than this on held-out samples.
+    metric: `ratio` removes the share `amount` of the units of every group; `macs`, `params` and `size` (bytes of the weights) keep at
+    most the share `amount` of the original's; `max_drop` keeps as few multiply-accumulates as possible while the option `metric`
+    (see `Options`) gets worse by no more than `amount`.
+    amount: a share, 0 to 1; for `max_drop` a loss in units of the metric, 0 or more.
+    Raises `BadInputError` for anything else.
     """
 
     metric: Metric
     amount: float
 
     def __post_init__(self) -> None:
-        if self.metric not in get_args(Metric):
-            raise BadInputError(f"Unknown target '{self.metric}'; choose one of {', '.join(get_args(Metric))}.")
-        option = self.metric.replace("_", "-")
+        if not isinstance(self.metric, str) or self.metric not in get_args(Metric):
+            raise BadInputError(f"Unknown target {self.metric!r}; choose one of {', '.join(get_args(Metric))}.")
+        flag = flag_of(self.metric)
         if self.metric == "max_drop":
-            if not 0 <= self.amount < float("inf"):
-                raise BadInputError(f"--{option} must be 0 or more, not {self.amount}.")
-            return
-        low_open = self.metric != "ratio"
-        if not (0 <= self.amount <= 1) or (low_open and self.amount == 0):
-            span = "above 0 and at most 1" if low_open else "between 0 and 1"
-            raise BadInputError(f"--{option} must be {span}, not {self.amount}.")
+            amount = number(0, span="0 or more")(flag, self.amount)
+        elif self.metric == "ratio":
+            amount = number(0, 1, span="between 0 and 1")(flag, self.amount)
+        else:
+            amount = number(0, 1, above=True, span="above 0 and at most 1")(flag, self.amount)
+        object.__setattr__(self, "amount", amount)
+
+
+def budget_of(given: Any) -> Budget | None:
+    """The budget, where there is one. Raises `BadInputError` for what is none, and says what it may be meant as."""
+    if given is None or isinstance(given, Budget):
+        return given
+    example = 'Budget("macs", 0.5)'
+    if isinstance(given, str):
+        metric, _, amount = given.partition("=")
+        name = metric.strip().lstrip("-").replace("-", "_")
+        try:
+            meant = Budget(name, float(amount))  # type: ignore[arg-type]
+            example = f'Budget("{meant.metric}", {meant.amount:g})'
+        except (ValueError, BadInputError):
+            pass
+    shown = quoted(given) if isinstance(given, str) else f"of type {type(given).__name__}"
+    raise BadInputError(f"The budget {shown} is no Budget; give {example}.")

@@ -16,10 +16,10 @@ from onnxprune.calibrate.calibration import Calibration
 from onnxprune.choose.allocate import allocate
 from onnxprune.choose.budget import AUTO, Budget
 from onnxprune.choose.costs import CostModel
-from onnxprune.choose.importance import score
+from onnxprune.choose.importance import Ordering, importance_of, scores_of
 from onnxprune.choose.options import Options
 from onnxprune.choose.sensitivity import cautious, judge, sense
-from onnxprune.choose.surgeon import operate, ranked
+from onnxprune.choose.surgeon import ranked
 from onnxprune.clock import Clock
 from onnxprune.cut.bypass import Bypass
 from onnxprune.cut.rewrite import Rewriter
@@ -39,9 +39,10 @@ def calibrated(
 ) -> Calibration | None:
     """Samples of the user's, or made up, and what the original does with them; None where nothing asks for it.
 
-    aside: some of them are kept for the last word.
+    aside: set some apart that no step looks at until the finished model is judged (`choose/max_drop.py`).
     """
-    if settings.recover == "none" and settings.importance != "obs" and settings.then_quantize is None:
+    needs = importance_of(settings.importance).needs_calibration
+    if settings.recover == "none" and not needs and settings.then_quantize is None:
         return None
     samples = samples_for(analysis, settings, costs, settings.data is not None, aside=aside)
     return calibrate(analysis, samples, settings.seed, settings.data is None, clock.share)
@@ -72,14 +73,14 @@ def decider(
     clock: Clock,
 ) -> Callable[[Budget], Bools]:
     """Everything that deciding needs, measured once: what to remove as a function of the target."""
-    importance = settings.importance or "l2"
-    scores = score(analysis, "l2" if importance == "obs" else importance, settings.seed)
+    importance = importance_of(settings.importance)
+    scores = scores_of(importance, analysis, calibration, settings.seed)
     round_to = AUTO if settings.round_to is None else settings.round_to
     orders = damages = None
     if calibration is not None:
         orders = (
-            operate(analysis, calibration, scores, calibration.made_up, clock.share)
-            if importance == "obs"
+            importance.orders(analysis, calibration, scores, clock.share)
+            if isinstance(importance, Ordering)
             else ranked(analysis, scores)
         )
         if budget.metric != "ratio":

@@ -1,77 +1,179 @@
-"""How important is each class? From the weights alone.
+"""Which units matter? An importance gives every class a score; those with the smallest go first.
 
-The importance of a class is the mean, over all weights that carry it, of its share of the weight's norm:
+A class is what goes or stays together: a channel of a convolution with all weights that make and read it (`groups/classes.py`). One's
+own importance is an object with three things, here weights far from their median:
 
-    s_c = mean_W  |W_c|^p / mean_c' |W_c'|^p        (p = 1, 2; the largest entry for `linf`)
+    class Far:
+        name = "far"
+        needs_calibration = False
 
-so that a layer with large weights does not outweigh its neighbours (the group norm of Torch-Pruning, DepGraph, CVPR 2023).
+        def __call__(self, analysis, calibration, seed):
+            def spread(magnitudes, axes):
+                return np.abs(magnitudes - np.median(magnitudes)).sum(axis=axes, keepdims=True, dtype=np.float64)
+
+            return per_class(analysis, spread)  # from onnxprune.choose.norms
+
+    onnxprune.prune("model.onnx", Budget("macs", 0.5), importance=Far(), output="small.onnx")
+
+Where it needs calibration it gets one: samples, the original's outputs for them, and moments of every layer's inputs.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from onnxprune.errors import BadInputError
-from onnxprune.groups.analysis import Analysis
-from onnxprune.model.constants import Constant
 
-IMPORTANCE = ("l1", "l2", "linf", "random")
-LARGEST = np.float32(1e18)  # masks hold the least number of their type, whose square is none
-CALIBRATED = "obs"  # needs calibration: choose/surgeon.py
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
+    from onnxprune.calibrate.calibration import Calibration
+    from onnxprune.choose.order import Order
+    from onnxprune.groups.analysis import Analysis
 
-def score(analysis: Analysis, importance: str = "l2", seed: int = 0) -> NDArray[np.float64]:
-    """One number per class, larger is more important. Floats count, and the codes of quantized weights, about their median."""
-    count = analysis.solution.count
-    if importance not in IMPORTANCE:
-        raise BadInputError(f"Unknown importance '{importance}'; choose one of {', '.join(IMPORTANCE)}.")
-    if importance == "random":
-        return np.random.default_rng(seed).random(count)
-    total, seen = np.zeros(count), np.zeros(count)
-    arrays: dict[str, NDArray[np.float64]] = {}
-    last = ""
-    for (_, _), (source, maps) in sorted(analysis.uses.items(), key=lambda item: item[1][0]):
-        constant = analysis.view.constants[source]
-        if not maps or not _is_weight(constant):
-            continue
-        if source != last:
-            arrays.clear()
-            last = source
-        for facet in maps:
-            axes = tuple(a for a, n in enumerate(facet.shape) if n == 1)
-            mark = str(axes)
-            if mark not in arrays:
-                arrays[mark] = _norm(_magnitudes(constant), axes, importance)
-            classes = analysis.solution.classes[facet].ravel()
-            known = classes >= 0
-            per_class = np.bincount(classes[known], weights=arrays[mark].ravel()[known], minlength=count)
-            mean = per_class[per_class > 0].mean() if (per_class > 0).any() else 0.0
-            if mean > 0:
-                present = np.bincount(classes[known], minlength=count) > 0
-                total += per_class / mean
-                seen += present
-    return total / np.maximum(seen, 1)
+    Floats = NDArray[np.float64]
 
 
-def _is_weight(constant: Constant) -> bool:
+class Importance(Protocol):
+    """Scores of classes. name: plans store it. needs_calibration: does the call need the samples and what layers do with them?"""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs_calibration(self) -> bool: ...
+
+    def __call__(self, analysis: Analysis, calibration: Calibration | None, seed: int) -> Floats:
+        """One finite number per class, larger is more important, [analysis.solution.count]. seed: of everything random.
+
+        calibration: None where nothing was calibrated; never where `needs_calibration`.
+        """
+        ...
+
+
+@runtime_checkable
+class Ordering(Protocol):
+    """An importance that also says in which order units go, and how wrong that makes their consumers (`choose/order.py`)."""
+
+    def orders(
+        self, analysis: Analysis, calibration: Calibration, scores: Floats, progress: Callable[[float], None]
+    ) -> dict[str, Order]:
+        """By id of the group; without it, units go by their scores."""
+        ...
+
+
+@dataclass(frozen=True)
+class Norm:
+    """By the norm of the weights that a class has: `l1`, `l2`, `linf` (`choose/norms.py`)."""
+
+    name: str
+    needs_calibration: bool = False
+
+    def __call__(self, analysis: Analysis, calibration: Calibration | None, seed: int) -> Floats:
+        from onnxprune.choose import norms
+
+        return norms.per_class(analysis, getattr(norms, self.name))
+
+
+@dataclass(frozen=True)
+class Random:
+    """By chance."""
+
+    name: str = "random"
+    needs_calibration: bool = False
+
+    def __call__(self, analysis: Analysis, calibration: Calibration | None, seed: int) -> Floats:
+        import numpy as np
+
+        return np.random.default_rng(seed).random(analysis.solution.count)
+
+
+@dataclass(frozen=True)
+class Surgeon:
+    """By what layers that read the units lose after the best repair (`choose/surgeon.py`); by `l2` where no layer reads them."""
+
+    name: str = "obs"
+    needs_calibration: bool = True
+
+    def __call__(self, analysis: Analysis, calibration: Calibration | None, seed: int) -> Floats:
+        return IMPORTANCES["l2"](analysis, calibration, seed)
+
+    def orders(
+        self, analysis: Analysis, calibration: Calibration, scores: Floats, progress: Callable[[float], None]
+    ) -> dict[str, Order]:
+        from onnxprune.choose.surgeon import operate
+
+        return operate(analysis, calibration, scores, calibration.made_up, progress)
+
+
+@dataclass(frozen=True)
+class Own:
+    """A function of the user's, with what it does not say of itself."""
+
+    function: Callable[..., Any]
+
+    @property
+    def name(self) -> str:
+        return str(
+            getattr(self.function, "name", None) or getattr(self.function, "__name__", type(self.function).__name__)
+        )
+
+    @property
+    def needs_calibration(self) -> bool:
+        return bool(getattr(self.function, "needs_calibration", False))
+
+    def __call__(self, analysis: Analysis, calibration: Calibration | None, seed: int) -> Floats:
+        found: Floats = self.function(analysis, calibration, seed)
+        return found
+
+
+IMPORTANCES: dict[str, Importance] = {
+    each.name: each for each in (Surgeon(), Norm("l1"), Norm("l2"), Norm("linf"), Random())
+}
+
+
+def checked(flag: str, value: Any) -> str | Importance:
+    """One of the table's names, or an importance of the user's. Raises `BadInputError`."""
+    if isinstance(value, str) and value in IMPORTANCES:
+        return value
+    if isinstance(value, str) or not callable(value) or isinstance(value, type):
+        *names, last = IMPORTANCES
+        what = repr(value) if isinstance(value, str) else f"of type {type(value).__name__}"
+        raise BadInputError(
+            f"Unknown {flag} {what}; choose {', '.join(names)} or {last}, or give an object like those of onnxprune.Importance."
+        )
+    return (
+        value if isinstance(getattr(value, "name", None), str) and hasattr(value, "needs_calibration") else Own(value)
+    )
+
+
+def importance_of(chosen: str | Importance | None) -> Importance:
+    """The importance of this name, or the user's own."""
+    return IMPORTANCES[chosen or "l2"] if chosen is None or isinstance(chosen, str) else chosen
+
+
+def scores_of(importance: Importance, analysis: Analysis, calibration: Calibration | None, seed: int) -> Floats:
+    """What it says of every class, [classes]. Raises `BadInputError` where that is no score per class."""
+    import numpy as np
+
     try:
-        dtype = np.dtype(constant.dtype)
-    except TypeError:  # a type that numpy does not have
-        return False
-    return dtype.kind in "fV" or dtype.name in ("int8", "uint8")  # V: bfloat16, and what has fewer than 8 bits
+        found = np.asarray(importance(analysis, calibration, seed), np.float64)
+    except (TypeError, ValueError) as problem:
+        if importance.name in IMPORTANCES:
+            raise
+        raise BadInputError(f"--importance {importance.name} failed: {type(problem).__name__}: {problem}.") from None
+    count = analysis.solution.count
+    if found.shape != (count,) or not np.isfinite(found).all():
+        got = f"shape {list(found.shape)}" if found.shape != (count,) else "NaN or infinity"
+        raise BadInputError(
+            f"--importance {importance.name} must give {count} finite numbers, one per class, not {got}."
+        )
+    return found
 
 
-def _magnitudes(constant: Constant) -> NDArray[np.float32]:
-    values = np.asarray(constant.values, np.float32)
-    if "int" in np.dtype(constant.dtype).name and values.size:
-        values = values - np.float32(np.median(values))  # about the zero point of a quantized weight
-    return np.minimum(np.abs(values), LARGEST)
-
-
-def _norm(values: NDArray[np.float32], axes: tuple[int, ...], importance: str) -> NDArray[np.float64]:
-    if importance == "l1":
-        return np.asarray(values.sum(axis=axes, keepdims=True, dtype=np.float64))
-    if importance == "l2":
-        return np.asarray(np.square(values).sum(axis=axes, keepdims=True, dtype=np.float64))
-    return np.asarray(values.max(axis=axes, keepdims=True, initial=0.0), dtype=np.float64)
+def score(analysis: Analysis, importance: str = "l2", seed: int = 0) -> Floats:
+    """The scores of an importance that needs no calibration, by name."""
+    return scores_of(IMPORTANCES[importance], analysis, None, seed)

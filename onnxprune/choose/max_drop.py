@@ -1,8 +1,8 @@
-"""`--max-drop`: as few multiply-accumulates as a limit on the loss allows, and the last word on whether it was kept.
+"""`--max-drop`: as few multiply-accumulates as a limit on the loss allows, and whether the finished model keeps to it.
 
 The search looks at held-out samples, as every other step does, and takes the smallest model that passes: the one that was lucky. Few
 samples make much luck, so all of the user's have to agree with those held out, and it aims lower, the more so the fewer they are
-(`MARGIN`, `SPREAD`). The finished model is judged on samples that were set aside at the start and that nothing has looked at.
+(`MARGIN`, `SPREAD`). Some samples are set aside at the start (`Samples.unseen`): no step looks at them until the finished model is judged.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def least(original: Subject, budget: Budget, settings: Options, clock: Clock) ->
 
 
 class _Loss:
-    """What a finished model may lose on samples that nothing has seen: by the metric on those held out and on all of the user's,
+    """What the finished model is likely to lose on samples set aside: the loss by the metric on those held out and on all of the user's,
     whichever is worse, and what a mean over so few of them may be off by.
     """
 
@@ -102,7 +102,10 @@ def _decide(original: Subject, budget: Budget, settings: Options, clock: Clock) 
 def audited(
     analysis: Analysis, calibration: Calibration, model: onnx.ModelProto, budget: Budget, settings: Options
 ) -> Drop:
-    """The last word. Raises `TargetNotReachableError` where the limit is not kept. analysis: of the original."""
+    """What the finished model loses on the samples set aside. Raises `TargetNotReachableError` where that is over the limit.
+
+    analysis: of the original. model: as it is written.
+    """
     unseen = calibration.samples.unseen
     assert unseen is not None
     original = runtime.Session(analysis.model, optimized=True)

@@ -1,50 +1,210 @@
-"""How to prune: the options, their checks, and how they go into a plan and come back."""
+"""How to prune: one list of options. The command line, the checks, what a plan stores, and the documentation come from its fields.
+
+A further option is a further field. Its metadata is `choose/field.py`; what it may be is `choose/checks.py`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnxprune.analyse.scope import Scope
-from onnxprune.calibrate.damage import METRICS
-from onnxprune.calibrate.metric import load_score
+from onnxprune.choose import checks, importance
 from onnxprune.choose.budget import Budget
-from onnxprune.cut.plan import Plan
+from onnxprune.choose.checks import existing, globs, one_of, optional, parse_shapes, shapes, switch, whole_number
+from onnxprune.choose.field import Replay, checked, default_of, documented, flag_of, option, options
+from onnxprune.choose.importance import IMPORTANCES, Importance, importance_of
 from onnxprune.errors import BadInputError
 
+if TYPE_CHECKING:
+    from onnxprune.cut.plan import Plan
+
+RECOVER = ("lsq", "bias", "none")
 DEPTHS = ("off", "auto", "only")
-DECIDED = ("importance", "depth", "samples", "round_to", "include", "exclude", "include_inexact", "mix")  # by a plan
+QUANTIZED = ("int8",)
 
 
+def _metric(flag: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise BadInputError(f"{flag} must be a name such as 'kl', not of type {type(value).__name__}.")
+    if value != "kl":  # the others need numpy, or the user's module
+        from onnxprune.calibrate.damage import METRICS
+        from onnxprune.calibrate.metric import load_score
+
+        if value not in METRICS:
+            load_score(value)
+    return value
+
+
+def _of_plan(read: Callable[[Any], Any]) -> Replay:
+    """What the plan stores; the given value where it does not."""
+    return lambda given, stored: given if stored is None else read(stored)
+
+
+def _or_of_plan(read: Callable[[Any], Any]) -> Replay:
+    """The given value; what the plan stores where none was given."""
+    return lambda given, stored: given if given or stored is None else read(stored)
+
+
+def _names(stored: Any) -> tuple[str, ...]:
+    return tuple(str(x) for x in stored)
+
+
+def _sizes(stored: Any) -> dict[str, tuple[int, ...]]:
+    return {str(k): tuple(int(d) for d in v) for k, v in stored.items()}
+
+
+@documented
 @dataclass(frozen=True)
 class Options:
-    """How to prune. `round_to`: None takes what ONNX Runtime's convolution kernels like, 1 is off.
+    """How to prune: the keyword arguments of `prune`, and the options of the command line, which writes `round_to` as `--round-to`."""
 
-    recover: `lsq`, `bias` or `none`; None takes `lsq`, but `none` where there is neither `data` nor a target of cost (`--ratio`).
-    then_quantize: `int8` quantizes the pruned model; its plan is that of the pruning.
-    importance: `obs` needs calibration; None takes it where there is one, else `l2`. samples: at most so many are used.
-    depth: `off`, `auto` (layers and nodes go beside channels where that loses less) or `only`.
-    mix: where only linear maps touch units (queries and keys, values), prune principal directions. That fits weights: it needs
-    `recover` `lsq`, and channels to cut; None takes it where it can be.
-    """
-
-    importance: str | None = None
-    recover: str | None = None
-    metric: str = "kl"
-    samples: int = 512
-    round_to: int | None = None
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    include_inexact: bool = False
-    input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    data: str | Path | None = None
-    seed: int = 0
-    then_quantize: str | None = None
-    depth: str = "off"
-    mix: bool | None = None
-    check: bool = True
-    benchmark: bool = True
+    metric: str = option(
+        "kl",
+        _metric,
+        "What --max-drop limits and --then-quantize reports, on held-out samples: kl, cosine or top1 compare with the original's outputs;"
+        " MODULE:FUNCTION scores outputs and labels, larger is better.",
+        cli={"metavar": "kl|cosine|top1|MODULE:FUNCTION"},
+    )
+    round_to: int | None = option(
+        None,
+        optional(whole_number(1, " (off)")),
+        "Keep multiples of N channels in convolutions, which ONNX Runtime's kernels like.",
+        cli={"type": int},
+        by_default="8; 1 = off",
+        decided=True,
+    )
+    importance: str | Importance | None = option(
+        None,
+        optional(importance.checked),
+        "What makes a unit important: obs (what layers that read it lose after the best repair; needs calibration), a norm of its weights,"
+        " or chance.",
+        cli={"choices": tuple(IMPORTANCES)},
+        by_default="obs where there is calibration, else l2",
+        decided=True,
+        stored=True,
+        replay=lambda given, stored: "l2",  # nothing is decided any more, so nothing is calibrated for it
+    )
+    recover: str | None = option(
+        None,
+        optional(one_of(*RECOVER)),
+        "Repair what is left: lsq fits weights and biases by least squares, bias only biases, none nothing.",
+        cli={"choices": RECOVER},
+        by_default="lsq; none with --ratio and no --data",
+        stored=True,
+        replay=lambda given, stored: given or ("none" if stored is None else str(stored)),
+    )
+    then_quantize: str | None = option(
+        None,
+        optional(one_of(*QUANTIZED)),
+        "Quantize the pruned model with ONNX Runtime; the report compares all four. The plan is that of the pruning.",
+        cli={"choices": QUANTIZED},
+        by_default="no",
+        stored=True,
+    )
+    depth: str = option(
+        "off",
+        one_of(*DEPTHS),
+        "Remove layers and nodes: beside channels where that loses less (auto), or nothing else (only).",
+        cli={"choices": DEPTHS},
+        decided=True,
+        stored=True,
+        replay=_of_plan(str),
+    )
+    mix: bool | None = option(
+        None,
+        optional(switch),
+        "Where only linear maps make and read units (queries and keys, values), prune their principal directions instead of single"
+        " units. That changes weights, so it needs --recover lsq, and channels to cut.",
+        flag="--mix/--no-mix",
+        by_default="where weights are fitted",
+        decided=True,
+        stored=True,
+        replay=lambda given, stored: None if stored else False,
+    )
+    samples: int = option(
+        512,
+        whole_number(1),
+        "Use at most so many samples of --data.",
+        cli={"type": int},
+        commands=("prune", "sparsify"),
+        decided=True,
+        stored=True,
+        replay=_of_plan(int),
+    )
+    include: tuple[str, ...] = option(
+        (),
+        globs,
+        "Only weights whose node or tensor name matches.",
+        cli={"multiple": True, "metavar": "GLOB"},
+        by_default="all",
+        commands=("prune", "sparsify", "inspect"),
+        decided=True,
+        stored=True,
+        replay=_of_plan(_names),
+    )
+    exclude: tuple[str, ...] = option(
+        (),
+        globs,
+        "Leave nodes or tensors with these names alone.",
+        cli={"multiple": True, "metavar": "GLOB"},
+        by_default="none",
+        commands=("prune", "sparsify", "inspect"),
+        decided=True,
+        stored=True,
+        replay=_of_plan(_names),
+    )
+    include_inexact: bool = option(
+        False,
+        switch,
+        "Also prune axes that LayerNorm and its kin normalise over; the result then only resembles the masked original.",
+        commands=("prune", "inspect"),
+        decided=True,
+        stored=True,
+        replay=_of_plan(bool),
+    )
+    input_shapes: dict[str, tuple[int, ...]] = option(
+        {},
+        shapes,
+        "Shape of an input with dynamic dimensions.",
+        flag="--input-shape",
+        cli={"multiple": True, "metavar": "NAME:D,D,…", "read": parse_shapes},
+        by_default="sizes that the model runs on",
+        commands=("prune", "sparsify", "inspect", "bench"),
+        stored=True,
+        replay=_or_of_plan(_sizes),
+    )
+    data: str | Path | None = option(
+        None,
+        optional(existing("a .npz file or a folder of them")),
+        "Inputs to observe, calibrate and repair with: a .npz file with arrays named like the inputs, or a folder of them.",
+        cli={"path": True, "metavar": "FILE.npz|DIR"},
+        by_default="made-up inputs",
+        commands=("prune", "sparsify", "inspect", "verify", "bench"),
+    )
+    custom_ops: tuple[str | Path, ...] = option(
+        (),
+        checks.files,
+        "A library of operators of your own, for ONNX Runtime to load.",
+        cli={"multiple": True, "path": True, "metavar": "LIBRARY"},
+        by_default="none",
+        commands=("prune", "sparsify", "inspect", "verify", "bench"),
+    )
+    seed: int = option(
+        0,
+        whole_number(0),
+        "Seed of everything random.",
+        cli={"type": int},
+        commands=("prune", "sparsify", "inspect", "verify", "bench"),
+        stored=True,
+        replay=_or_of_plan(int),
+    )
+    check: bool = option(True, switch, "Prove the result equal to the masked original.", python_only=True)
+    benchmark: bool = option(
+        True, switch, "Measure the latency before and after.", python_only=True, commands=("prune", "sparsify")
+    )
 
     @property
     def scope(self) -> Scope:
@@ -52,35 +212,16 @@ class Options:
         return Scope(self.include, self.exclude, self.include_inexact, self.input_shapes, self.data, self.seed)
 
 
-def options_of(options: dict[str, Any]) -> Options:
-    unknown = set(options) - set(Options.__dataclass_fields__)
-    if unknown:
-        raise BadInputError(
-            f"Unknown option '{sorted(unknown)[0]}'; the options are {', '.join(Options.__dataclass_fields__)}."
-        )
-    settings = Options(**options)
-    if settings.recover not in (None, "none", "bias", "lsq"):
-        raise BadInputError(f"Unknown --recover '{settings.recover}'; choose lsq, bias or none.")
-    if settings.then_quantize not in (None, "int8"):
-        raise BadInputError(f"Unknown --then-quantize '{settings.then_quantize}'; choose int8.")
-    if settings.depth not in DEPTHS:
-        raise BadInputError(f"Unknown --depth '{settings.depth}'; choose {', '.join(DEPTHS)}.")
-    if settings.metric not in METRICS:
-        load_score(settings.metric)
-    if settings.samples < 1:
-        raise BadInputError(f"--samples must be at least 1, not {settings.samples}.")
-    if settings.seed < 0:
-        raise BadInputError(f"--seed must be at least 0, not {settings.seed}.")
-    if settings.round_to is not None and settings.round_to < 1:
-        raise BadInputError(f"--round-to must be 1 (off) or more, not {settings.round_to}.")
-    return settings
+def options_of(given: Mapping[str, Any], command: str = "prune") -> Options:
+    """The options, checked before anything is loaded. command: takes only its own. Raises `BadInputError`, in one sentence."""
+    return checked(Options, given, command)
 
 
 def completed(settings: Options, budget: Budget | None) -> Options:
     """The defaults that depend on each other. Raises `BadInputError` where `depth` asks for what is not there."""
     measured = settings.data is not None or (budget is not None and budget.metric != "ratio")
     recover = settings.recover or ("lsq" if measured else "none")
-    importance = settings.importance or ("obs" if recover != "none" else "l2")
+    chosen = settings.importance or ("obs" if recover != "none" else "l2")
     if settings.metric != "kl" and (budget is None or budget.metric != "max_drop") and settings.then_quantize is None:
         raise BadInputError(
             "--metric says what --max-drop or --then-quantize measure; leave it out, or give one of them."
@@ -90,61 +231,41 @@ def completed(settings: Options, budget: Budget | None) -> Options:
             raise BadInputError(
                 "--depth needs a target of cost (--macs, --params or --size) or --max-drop, not --ratio."
             )
-        if recover == "none" and importance != "obs":
+        if recover == "none" and not importance_of(chosen).needs_calibration:
             raise BadInputError("--depth needs calibration: leave out --recover none, or use --importance obs.")
     can_mix = recover == "lsq" and settings.depth != "only"
     if settings.mix and not can_mix:
         raise BadInputError("--mix needs --recover lsq, and channels to cut: give --data, and leave out --depth only.")
-    return replace(settings, recover=recover, importance=importance, mix=can_mix and settings.mix is not False)
-
-
-def _flag(name: str) -> str:
-    return "--mix/--no-mix" if name == "mix" else f"--{name.replace('_', '-')}"
+    return replace(settings, recover=recover, importance=chosen, mix=can_mix and settings.mix is not False)
 
 
 def settings_of(settings: Options, budget: Budget | None) -> dict[str, Any]:
-    """What a replay needs to see the same units."""
-    return {
-        "target": None if budget is None else {budget.metric: budget.amount},
-        "importance": settings.importance,
-        "recover": settings.recover,
-        "samples": settings.samples,
-        "then_quantize": settings.then_quantize,
-        "include": list(settings.include),
-        "exclude": list(settings.exclude),
-        "include_inexact": settings.include_inexact,
-        "input_shapes": {k: list(v) for k, v in settings.input_shapes.items()},
-        "seed": settings.seed,
-        "depth": settings.depth,
-        "mix": settings.mix,
-    }
+    """What a plan keeps: the target, and what a replay needs to see the same units."""
+    kept = {field.name: _plain(getattr(settings, field.name)) for field, told in options(Options) if told.stored}
+    return {"target": None if budget is None else {budget.metric: budget.amount}} | kept
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it; of an importance the name."""
+    if isinstance(value, tuple):
+        return [_plain(x) for x in value]
+    if isinstance(value, dict):
+        return {k: _plain(x) for k, x in value.items()}
+    return value if value is None or isinstance(value, str | int | float) else value.name
 
 
 def replayed(settings: Options, plan: Plan) -> Options:
     """The options that a plan was made with. Raises `BadInputError` for others that ask for a decision."""
-    for name in DECIDED:
-        if getattr(settings, name) != getattr(Options(), name):
-            raise BadInputError(f"{_flag(name)} does not go with --apply: the plan has decided that.")
-    stored = plan.settings
-    try:
-        return Options(
-            round_to=settings.round_to,
-            importance="l2",
-            recover=settings.recover or str(stored.get("recover", "none")),
-            samples=int(stored.get("samples", settings.samples)),
-            include=tuple(str(x) for x in stored.get("include", ())),
-            exclude=tuple(str(x) for x in stored.get("exclude", ())),
-            include_inexact=bool(stored.get("include_inexact", False)),
-            input_shapes=settings.input_shapes
-            or {str(k): tuple(int(d) for d in v) for k, v in stored.get("input_shapes", {}).items()},
-            data=settings.data,
-            seed=settings.seed or int(stored.get("seed", 0)),
-            then_quantize=settings.then_quantize,
-            metric=settings.metric,
-            depth=str(stored.get("depth", "off")),
-            mix=None if stored.get("mix") else False,
-            check=settings.check,
-            benchmark=settings.benchmark,
-        )
-    except (TypeError, ValueError, AttributeError) as problem:
-        raise BadInputError(f"The plan's settings cannot be read: {problem}.") from None
+    found = {}
+    for field, told in options(Options):
+        given = getattr(settings, field.name)
+        if told.decided and given != default_of(field):
+            raise BadInputError(f"{flag_of(field)} does not go with --apply: the plan has decided that.")
+        try:
+            value = told.replay(given, plan.settings.get(field.name))
+            found[field.name] = told.check(flag_of(field), value) if told.stored else value
+        except BadInputError as problem:
+            raise BadInputError(f"The plan's settings cannot be used: {problem}") from None
+        except (TypeError, ValueError, AttributeError) as problem:
+            raise BadInputError(f"The plan's settings cannot be read: {problem}.") from None
+    return Options(**found)

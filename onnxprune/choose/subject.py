@@ -55,7 +55,7 @@ def uncalibrated(analysis: Analysis) -> Subject:
 def whole(analysis: Analysis, settings: Options, clock: Clock, aside: bool = False) -> Subject:
     """The original, calibrated where anything asks for it, and in other bases where its weights may be changed.
 
-    aside: keep samples for the last word.
+    aside: set samples apart that no step looks at until the finished model is judged.
     """
     costs = CostModel(analysis)
     clock("calibrate")

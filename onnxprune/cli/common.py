@@ -6,30 +6,51 @@ import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
-from rich.table import Table
 
+from onnxprune.choose.field import Field, default_of, flag_of
+from onnxprune.choose.field import options as fields_of
 from onnxprune.errors import OnnxPruneError
-from onnxprune.report.renderer import renderer_for
 
-OUT = Console(highlight=False, soft_wrap=True)
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+class _Console:
+    """A console that is made when something is printed, so that `--help` need not load what prints."""
+
+    def __init__(self, **how: Any) -> None:
+        self._how = how
+
+    @cached_property
+    def _made(self) -> Console:
+        from rich.console import Console
+
+        return Console(highlight=False, soft_wrap=True, **self._how)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._made, name)
+
+
+OUT = _Console()
+ERR = _Console(stderr=True)
 FILE = click.Path(path_type=Path)
 Command: TypeAlias = Callable[..., None]
 
 
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
+def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
     """One sentence and the right exit code instead of a traceback."""
 
     @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
+    def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            command(*args, **kwargs)
+            return command(*args, **kwargs)
         except OnnxPruneError as error:
             ERR.print(f"onnxprune: {error}", markup=False)
             sys.exit(error.exit_code)
@@ -48,29 +69,43 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 # ---------------------------------------------------------------- options
 
 
-def data_option(purpose: str, required: bool = False) -> Callable[[Command], Command]:
-    """purpose: what the inputs are for."""
-    return click.option("--data", type=FILE, metavar="FILE.npz|DIR", required=required, help=f"Inputs to {purpose}.")
+def options(of: type, command: str, **purposes: str) -> Callable[[Command], Command]:
+    """The options of a list (`choose/field.py`) that a command takes, in its order. purposes: other help texts, by name."""
+    made = [_made(field, told, purposes) for field, told in fields_of(of, command) if told.cli is not None]
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(made):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def _made(field: Any, told: Field, purposes: dict[str, str]) -> Callable[[Command], Command]:
+    given = dict(told.cli or {})
+    text, default = purposes.get(field.name, told.help), default_of(field)
+    reader = given.pop("read", None)
+    if given.pop("path", False):
+        given["type"] = FILE
+    if choices := given.pop("choices", None):
+        given["type"] = click.Choice(choices)
+    if reader is not None:
+        given["callback"] = guarded(lambda context, parameter, value: reader(value))
+    if told.by_default and default is None:
+        text = f"{text.removesuffix('.')} [default: {told.by_default}]."
+    if default is False:
+        given["is_flag"] = True
+    elif not given.get("multiple") and not given.get("required"):
+        given |= {"default": default, "show_default": default not in (None, "")}
+    return click.option(flag_of(field), field.name, help=text, **given)
 
 
 def output_option(what: str) -> Callable[[Command], Command]:
+    """Where the model goes."""
     return click.option("-o", "--output", required=True, type=FILE, help=f"Where to write the {what} model.")
 
 
-input_shape_option = click.option(
-    "--input-shape", multiple=True, metavar="NAME:D,D,…", help="Shape of an input with dynamic dimensions."
-)
-samples_option = click.option(
-    "--samples", type=int, default=512, show_default=True, help="Use at most so many samples of --data."
-)
-include_option = click.option(
-    "--include", multiple=True, metavar="GLOB", help="Only weights whose node or tensor name matches."
-)
-exclude_option = click.option(
-    "--exclude", multiple=True, metavar="GLOB", help="Leave nodes or tensors with these names alone."
-)
 report_option = click.option("--report", type=FILE, metavar="FILE.md|.json", help="Write a report.")
-seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 
 
@@ -87,6 +122,8 @@ def given(*names: str) -> list[str]:
 def check_report(report: Path | None) -> None:
     """Raise `BadInputError` where no renderer has the file's suffix."""
     if report is not None:
+        from onnxprune.report.renderer import renderer_for
+
         renderer_for(report)
 
 
@@ -105,6 +142,8 @@ def progress(is_silent: bool) -> Iterator[Callable[[str], None]]:
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ()) -> Table:
     """left: heads of the columns of text; the others are numbers."""
+    from rich.table import Table
+
     made = Table(box=None, pad_edge=False)
     for head in heads:
         made.add_column(head, justify="left" if head in left else "right")

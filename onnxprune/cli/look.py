@@ -5,41 +5,40 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
-from onnxprune.analyse.feeds import parse_shapes
-from onnxprune.api.bench import bench as timed
-from onnxprune.api.inspect import inspect as inspected
-from onnxprune.api.verify import verify as verified
+from onnxprune.choose.options import Options
+from onnxprune.choose.sparsify_options import BenchOptions
 from onnxprune.cli.common import (
     FILE,
     OUT,
-    data_option,
     guarded,
-    input_shape_option,
     json_option,
-    seed_option,
+    options,
     table,
 )
 from onnxprune.model.json_text import to_json
 from onnxprune.model.typed_json import plain
-from onnxprune.ops.listing import listing
 
 
 @click.command()
 @click.argument("model", type=FILE)
-@input_shape_option
-@data_option("observe the model with")
-@click.option("--include-inexact", is_flag=True, help="Count axes that LayerNorm normalises over as prunable.")
+@options(
+    Options,
+    "inspect",
+    data="Inputs to observe the model with.",
+    include_inexact="Count axes that LayerNorm normalises over as prunable.",
+)
 @json_option("Print everything as JSON, members included.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print the members of each group.")
 @guarded
-def inspect(
-    model: Path, input_shape: tuple[str, ...], data: Path | None, include_inexact: bool, as_json: bool, verbose: bool
-) -> None:
+def inspect(*, model: Path, as_json: bool, verbose: bool, **given: Any) -> None:
     """Show what can be removed from MODEL, what each group carries, and every pin with its reason and remedy."""
-    found = inspected(model, input_shapes=parse_shapes(input_shape), data=data, include_inexact=include_inexact)
+    from onnxprune.api.inspect import inspect as run
+
+    found = run(model, **given)
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
@@ -88,6 +87,8 @@ def ops(as_json: bool, verbose: bool) -> None:
       weights   which axes it contracts, for sparsity and dead channels
       gradient  what fine-tuning needs
     """
+    from onnxprune.ops.listing import listing
+
     rows = listing()
     if as_json:
         click.echo(json.dumps([asdict(r) for r in rows], indent=1))
@@ -104,13 +105,14 @@ def ops(as_json: bool, verbose: bool) -> None:
 @click.argument("original", type=FILE)
 @click.argument("pruned", type=FILE)
 @click.option("--plan", required=True, type=FILE, help="The plan that made PRUNED.")
-@data_option("compare on")
-@seed_option
+@options(Options, "verify", data="Inputs to compare on.")
 @json_option()
 @guarded
-def verify(original: Path, pruned: Path, plan: Path, data: Path | None, seed: int, as_json: bool) -> None:
+def verify(*, original: Path, pruned: Path, plan: Path, as_json: bool, **given: Any) -> None:
     """Check that PRUNED equals ORIGINAL with the removed units forced to zero."""
-    found = verified(original, pruned, plan, data=data, seed=seed)
+    from onnxprune.api.verify import verify as run
+
+    found = run(original, pruned, plan, **given)
     if as_json:
         click.echo(to_json(plain(found)), nl=False)
         return
@@ -121,17 +123,15 @@ def verify(original: Path, pruned: Path, plan: Path, data: Path | None, seed: in
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, type=FILE)
-@input_shape_option
-@data_option("run the models on")
-@click.option("--threads", type=int, default=1, show_default=True, help="Threads of each model.")
-@click.option("--runs", type=int, default=30, show_default=True, help="Runs of each model.")
+@options(Options, "bench", data="Inputs to run the models on.")
+@options(BenchOptions, "bench")
 @json_option()
 @guarded
-def bench(
-    models: tuple[Path, ...], input_shape: tuple[str, ...], data: Path | None, threads: int, runs: int, as_json: bool
-) -> None:
+def bench(*, models: tuple[Path, ...], as_json: bool, **given: Any) -> None:
     """Latency of models in ONNX Runtime, run in turn; ratios are against the first."""
-    rows = timed(models, parse_shapes(input_shape), data, threads, runs)
+    from onnxprune.api.bench import bench as run
+
+    rows = run(models, **given)
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return

@@ -3,83 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxprune.analyse.feeds import parse_shapes
-from onnxprune.api import sparsify as sparse
+from onnxprune.choose.options import Options
+from onnxprune.choose.sparsify_options import SparsifyOptions
 from onnxprune.cli.common import (
     FILE,
     OUT,
     check_report,
-    data_option,
-    exclude_option,
     guarded,
-    include_option,
-    input_shape_option,
     json_option,
+    options,
     output_option,
     progress,
     quiet_option,
     report_option,
-    samples_option,
-    seed_option,
     table,
 )
-from onnxprune.report.sparsity import SparsityReport
-from onnxprune.sparsity.store import STORES
-from onnxprune.sparsity.targets import CRITERIA, SCOPES
+
+if TYPE_CHECKING:
+    from onnxprune.report.sparsity import SparsityReport
 
 
 @click.command()
 @click.argument("model", type=FILE)
 @output_option("sparse")
-@click.option("--threshold", type=float, help="Set every weight of smaller magnitude to zero.")
-@click.option("--sparsity", type=float, help="Set this share of the weights to zero.")
-@click.option(
-    "--pattern", metavar="N:M", help="Of every M consecutive inputs of an output keep at most N, such as 2:4."
-)
-@click.option("--scope", type=click.Choice(SCOPES), help="What --sparsity is a share of [default: layer].")
-@click.option(
-    "--criterion",
-    type=click.Choice(CRITERIA),
-    help="Which weights matter [default: obs with --data, else magnitude; always magnitude for --threshold].",
-)
-@click.option("--store", type=click.Choice(STORES), default="dense", show_default=True, help="How zeros are stored.")
-@click.option("--then-prune", is_flag=True, help="Remove units that became zero, or that nothing reads any more.")
-@samples_option
-@include_option
-@exclude_option
-@input_shape_option
-@data_option("calibrate and measure with")
+@options(SparsifyOptions, "sparsify")
+@options(Options, "sparsify", data="Inputs to calibrate and measure with.")
 @report_option
 @json_option("Print the report as JSON.")
-@seed_option
 @quiet_option
 @click.option("-v", "--verbose", is_flag=True, help="Print what was left alone, all of it.")
 @guarded
 def sparsify(
-    model: Path,
-    output: Path,
-    report: Path | None,
-    input_shape: tuple[str, ...],
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-    **options: Any,
+    *, model: Path, output: Path, report: Path | None, as_json: bool, quiet: bool, verbose: bool, **given: Any
 ) -> None:
     """Set weights of MODEL to zero, by magnitude, by share or in an N:M pattern, and write OUTPUT."""
     check_report(report)
+    from onnxprune.api.sparsify import sparsify as run
+
     with progress(quiet or as_json) as told:
-        result = sparse.sparsify(
-            model,
-            output=output,
-            report=report,
-            progress=told,
-            input_shapes=parse_shapes(input_shape),
-            **options,
-        )
+        result = run(model, output=output, report=report, progress=told, **given)
     if as_json:
         click.echo(result.report.to_json(), nl=False)
     elif not quiet:

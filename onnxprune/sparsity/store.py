@@ -13,7 +13,6 @@ from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 from onnxprune.model.branches import SEPARATOR, subgraphs
 from onnxprune.model.tensors import is_external, sparse_of
 
-STORES = ("dense", "sparse", "auto")
 WORTH = 0.9  # `auto` stores sparse where the file shrinks to this share or less
 FIRST_IR = 6  # the first version of the format that has sparse initializers
 

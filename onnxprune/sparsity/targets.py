@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from onnxprune.errors import BadInputError
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.observation import Array
+from onnxprune.sparsity import SCOPES
 
 Scores = NDArray[np.floating]
-SCOPES = ("layer", "global")
-CRITERIA = ("magnitude", "wanda", "obs")
 MAX_PATTERN = 1024
 
 

@@ -1,0 +1,74 @@
+"""What to set to zero, and how to time models: lists of options like that of `prune` (`choose/options.py`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from onnxprune.choose.checks import float_of, one_of, optional, switch, whole_number
+from onnxprune.choose.field import documented, option
+from onnxprune.errors import BadInputError
+from onnxprune.sparsity import CRITERIA, SCOPES, STORES
+
+SPARSIFY = ("sparsify",)
+
+
+def _pattern(flag: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise BadInputError(f"{flag} is of the form N:M, such as '2:4', not {value!r}.")
+    return value
+
+
+@documented
+@dataclass(frozen=True)
+class SparsifyOptions:
+    """What to set to zero: exactly one of threshold, sparsity and pattern."""
+
+    threshold: float | None = option(
+        None,
+        optional(float_of),
+        "Set every weight of smaller magnitude to zero.",
+        cli={"type": float},
+        commands=SPARSIFY,
+    )
+    sparsity: float | None = option(
+        None, optional(float_of), "Set this share of the weights to zero.", cli={"type": float}, commands=SPARSIFY
+    )
+    pattern: str | None = option(
+        None,
+        optional(_pattern),
+        "Of every M consecutive inputs of an output keep at most N, such as 2:4.",
+        cli={"metavar": "N:M"},
+        commands=SPARSIFY,
+    )
+    scope: str | None = option(
+        None,
+        optional(one_of(*SCOPES)),
+        "What --sparsity is a share of.",
+        cli={"choices": SCOPES},
+        by_default="layer",
+        commands=SPARSIFY,
+    )
+    criterion: str | None = option(
+        None,
+        optional(one_of(*CRITERIA)),
+        "Which weights matter.",
+        cli={"choices": CRITERIA},
+        by_default="obs with --data, else magnitude; always magnitude for --threshold",
+        commands=SPARSIFY,
+    )
+    store: str = option("dense", one_of(*STORES), "How zeros are stored.", cli={"choices": STORES}, commands=SPARSIFY)
+    then_prune: bool = option(
+        False, switch, "Remove units that became zero, or that nothing reads any more.", commands=SPARSIFY
+    )
+
+
+@documented
+@dataclass(frozen=True)
+class BenchOptions:
+    """How to time models."""
+
+    threads: int = option(
+        1, whole_number(0), "Threads of each model; 0: as ONNX Runtime likes.", cli={"type": int}, commands=("bench",)
+    )
+    runs: int = option(30, whole_number(1), "Runs of each model.", cli={"type": int}, commands=("bench",))
