@@ -19,14 +19,20 @@ Choice = tuple[int, ...]
 PASSES = (4, 24)
 """How often, at least and at most, savings are measured anew on the way down."""
 
-EVALUATIONS = 8000
-"""Evaluations of the cost that a descent aims to stay below; the more widths there are, the fewer passes."""
+EVALUATIONS = 1000
+"""Evaluations of the cost that a descent aims to stay below where costs are straight lines; the more groups, the fewer passes."""
 
-SWAPS = 6
-"""Rounds of swaps; the first that helps nothing ends them."""
+PROBES = (0.0, 0.03, 0.21, 0.382, 0.618, 0.87, 0.98, 1.0)
+"""Places among a group's widths, uneven so that no staircase passes: where these lie on a straight line, so do those between."""
 
-TIGHTER = 6
+SWAPS = 8
+"""Rounds of swaps, each from what the one before found."""
+
+TIGHTER = 24
 """Attempts per round: where a swap misses the target, as savings do not quite add up, the next has to save more by what it missed."""
+
+FEW = 16
+"""Up to so many groups, each is also held one width wider while the others are swapped."""
 
 ALIKE = 1e-9
 """Share of the cost within which savings of several groups must add up for the cost to be called a sum over groups."""
@@ -75,7 +81,7 @@ def spend(
     if descended is not None:
         found.append(descended)
     met = [_give_back(work, c) for c in found if work.is_met(c)]
-    return work.spending(_swap(work, min(met, key=work.harm)))
+    return work.spending(_held(work, _swap(work, min(met, key=work.harm))))
 
 
 def lowest(widths: Sequence[Sequence[int]], cost: Callable[[Sequence[int]], float]) -> Spending:
@@ -105,7 +111,6 @@ class _Work:
         self._known: dict[Choice, float] = {}
         self.total = self.cost((0,) * len(self.widths))
         self.allowed = target + ROUNDING * abs(self.total)
-        self.places = sum(len(w) for w in self.widths)
 
     def cost(self, choice: Choice) -> float:
         if choice not in self._known:
@@ -123,7 +128,19 @@ class _Work:
 
     def table(self, choice: Choice) -> list[Floats]:
         """The real cost of every width of every group, the others as they are."""
-        return [np.array([self.cost(at(choice, k, i)) for i in range(len(w))]) for k, w in enumerate(self.widths)]
+        return [self._costs(choice, k) for k in range(len(self.widths))]
+
+    def _costs(self, choice: Choice, k: int) -> Floats:
+        number = len(self.widths[k])
+        places = np.arange(number)
+        asked = np.unique(np.round(np.array(PROBES) * (number - 1)).astype(np.int64))
+        if asked.size < number:
+            found = np.array([self.cost(at(choice, k, i)) for i in asked.tolist()])
+            steps = np.array(self.widths[k])
+            line = np.interp(steps, steps[[0, -1]], found[[0, -1]])
+            if np.abs(line[asked] - found).max() <= ALIKE * abs(self.total):
+                return line
+        return np.array([self.cost(at(choice, k, i)) for i in places.tolist()])
 
     def spending(self, choice: Choice, is_exact: bool = False) -> Spending:
         counts, met = self.counts(choice), self.is_met(choice)
@@ -184,7 +201,7 @@ def _descend(work: _Work) -> Choice | None:
 
     None where nothing saves any more, though the target is not met: groups that save only together.
     """
-    passes = int(np.clip(EVALUATIONS // max(1, work.places), *PASSES))
+    passes = int(np.clip(EVALUATIONS // max(1, len(PROBES) * len(work.widths)), *PASSES))
     share = (work.target / work.total) ** (1 / passes) if work.target > 0 else 0.5
     now = (0,) * len(work.widths)
     for _ in range(3 * passes):
@@ -229,23 +246,49 @@ def _give_back(work: _Work, choice: Choice) -> Choice:
             stuck.add(k)
 
 
-def _swap(work: _Work, choice: Choice) -> Choice:
-    """Moves of several groups at once that together do less damage and keep the target, as far as they are found."""
+def _swap(work: _Work, best: Choice, centre: Choice | None = None, held: int | None = None) -> Choice:
+    """Moves of several groups at once that together do less damage than `best` and keep the target, as far as they are found.
+
+    The best choice for savings as they are around `centre`, which is where the last one led, whether or not it met the target.
+    held: a group that stays as it is in the centre.
+    """
+    centre = centre or best
+    seen = {centre}
     for _ in range(SWAPS):
-        savings = [work.total - t for t in work.table(choice)]
-        now = sum(float(s[i]) for s, i in zip(savings, choice, strict=True))
-        need = now + work.cost(choice) - work.allowed  # the savings of the choice, and what it may lose of them
-        best, spare = choice, need
+        savings, damages = [work.total - t for t in work.table(centre)], list(work.damages)
+        now = sum(float(s[i]) for s, i in zip(savings, centre, strict=True))
+        need = (
+            now + work.cost(centre) - work.allowed
+        )  # the savings of the centre, and what it lacks or may lose of them
+        if held is not None:
+            savings[held], damages[held] = (x[held][[centre[held]]] for x in (savings, damages))
+        first: Choice | None = None
         for _ in range(TIGHTER):
-            packed = pack(savings, work.damages, spare)
-            if packed is None or work.harm(packed.choice) >= work.harm(best):
+            packed = pack(savings, damages, need)
+            if packed is None:
                 break
-            if work.is_met(packed.choice):
-                best = packed.choice
+            found = packed.choice if held is None else at(packed.choice, held, centre[held])
+            if work.harm(found) >= work.harm(best):
                 break
-            spare += work.cost(packed.choice) - work.allowed
-        best = _give_back(work, best)
-        if not work.harm(best) < work.harm(choice):
-            return choice
-        choice = best
-    return choice
+            first = first or found
+            if work.is_met(found):
+                best = first = _give_back(work, found)
+                break
+            need += (work.cost(found) - work.allowed) / 4
+        if first is None or first in seen:
+            return best
+        seen.add(first)
+        if held is not None:
+            first = at(first, held, centre[held])
+        centre = first
+    return best
+
+
+def _held(work: _Work, best: Choice) -> Choice:
+    """Swaps with one group held a little wider: what savings that do not add up hid from the others."""
+    if len(best) > FEW:
+        return best
+    for k in sorted(range(len(best)), key=lambda k: -work.damages[k][best[k]]):
+        if best[k]:
+            best = _swap(work, best, at(best, k, best[k] - 1), k)
+    return best
