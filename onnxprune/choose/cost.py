@@ -14,7 +14,7 @@ be as small as 1e-3 or as large as 1e12. Where a kernel works in blocks of 16 ch
 
         def per_node(self, removed: Bools | None = None) -> Mapping[str, float]:
             gone = np.zeros(self.analysis.solution.count, bool) if removed is None else removed
-            return {g.id: -(-int((~gone[g.classes]).sum()) // 16) for g in self.analysis.groups}
+            return {g.id: -(-int((~gone[g.classes]).sum()) // 16) for g in self.analysis.groups if g.removable}
 
         def per_class(self) -> Floats:
             return np.full(self.analysis.solution.count, 1 / 16)

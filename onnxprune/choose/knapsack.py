@@ -56,8 +56,8 @@ def edges(savings: Sequence[Floats], damages: Sequence[Floats], starts: Sequence
     return sorted(found, key=lambda e: e[0])  # stable: along a hull the slopes do not fall
 
 
-def pack(savings: Sequence[Floats], damages: Sequence[Floats], need: float) -> Packing | None:
-    """savings, damages: `[items]` of each group. None where no choice saves `need`."""
+def pack(savings: Sequence[Floats], damages: Sequence[Floats], need: float, states: int = STATES) -> Packing | None:
+    """savings, damages: `[items]` of each group. None where no choice saves `need`. states: kept after a group."""
     if need > sum(float(s.max()) for s in savings):
         return None
     known, rate = _by_hulls(savings, damages, need)
@@ -79,8 +79,8 @@ def pack(savings: Sequence[Floats], damages: Sequence[Floats], need: float) -> P
         slack = 1e-12 * (abs(need) + np.abs(all_saved))
         alive = np.flatnonzero((bound <= most + margin) & (all_saved + gain[k + 1] >= need - slack))
         alive = alive[_undominated(all_saved[alive], all_harm[alive])]
-        if alive.size > STATES:
-            alive = np.sort(alive[np.argsort(bound[alive], kind="stable")[:STATES]])
+        if alive.size > states:
+            alive = np.sort(alive[np.argsort(bound[alive], kind="stable")[:states]])
             exact = False
         if not alive.size:
             return Packing(known, False)

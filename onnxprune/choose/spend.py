@@ -25,11 +25,14 @@ EVALUATIONS = 1000
 PROBES = (0.0, 0.03, 0.21, 0.382, 0.618, 0.87, 0.98, 1.0)
 """Places among a group's widths, uneven so that no staircase passes: where these lie on a straight line, so do those between."""
 
+ROUGH = 300
+"""States of the knapsack in a swap, which its savings make rough anyway."""
+
 SWAPS = 8
 """Rounds of swaps, each from what the one before found."""
 
-TIGHTER = 24
-"""Attempts per round: where a swap misses the target, as savings do not quite add up, the next has to save more by what it missed."""
+TIGHTER = (6, 24)
+"""Attempts per round with many groups and with few: where a swap misses the target, as savings do not quite add up, the next has to save more by what it missed."""
 
 FEW = 16
 """Up to so many groups, each is also held one width wider while the others are swapped."""
@@ -131,6 +134,7 @@ class _Work:
         return [self._costs(choice, k) for k in range(len(self.widths))]
 
     def _costs(self, choice: Choice, k: int) -> Floats:
+        """Of every width of group k; a straight line where the probes lie on one."""
         number = len(self.widths[k])
         places = np.arange(number)
         asked = np.unique(np.round(np.array(PROBES) * (number - 1)).astype(np.int64))
@@ -139,7 +143,7 @@ class _Work:
             steps = np.array(self.widths[k])
             line = np.interp(steps, steps[[0, -1]], found[[0, -1]])
             if np.abs(line[asked] - found).max() <= ALIKE * abs(self.total):
-                return line
+                return np.asarray(line, np.float64)
         return np.array([self.cost(at(choice, k, i)) for i in places.tolist()])
 
     def spending(self, choice: Choice, is_exact: bool = False) -> Spending:
@@ -263,8 +267,8 @@ def _swap(work: _Work, best: Choice, centre: Choice | None = None, held: int | N
         if held is not None:
             savings[held], damages[held] = (x[held][[centre[held]]] for x in (savings, damages))
         first: Choice | None = None
-        for _ in range(TIGHTER):
-            packed = pack(savings, damages, need)
+        for _ in range(TIGHTER[len(best) <= FEW]):
+            packed = pack(savings, damages, need, ROUGH)
             if packed is None:
                 break
             found = packed.choice if held is None else at(packed.choice, held, centre[held])
