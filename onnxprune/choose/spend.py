@@ -32,7 +32,9 @@ SWAPS = 8
 """Rounds of swaps, each from what the one before found."""
 
 TIGHTER = (6, 24)
-"""Attempts per round with many groups and with few: where a swap misses the target, as savings do not quite add up, the next has to save more by what it missed."""
+"""Attempts per round with many groups and with few: where a swap misses the target, as savings do not quite add up, the next has to
+save more.
+"""
 
 FEW = 16
 """Up to so many groups, each is also held one width wider while the others are swapped."""
