@@ -247,7 +247,7 @@ def prove(model: ModelProto, bypasses: Sequence[Bypass], ratio: float = 0.4) -> 
 
 def chosen_channels(analysis: Analysis, ratio: float) -> Any:
     try:
-        return allocate(analysis, score(analysis, "random", 0), Budget("ratio", ratio), 1)
+        return allocate(analysis, score(analysis, "random", 0), Budget("ratio", ratio), 1).removed
     except onnxprune.NothingPrunableError:
         return np.zeros(analysis.solution.count, bool)
 

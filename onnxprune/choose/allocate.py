@@ -1,33 +1,39 @@
 """Which classes to remove for a budget.
 
-Within a group, steps go in order of importance. Across groups, `--ratio` takes the same share of each; `--macs` and `--params`
-remove the least important steps of those that save anything until the target is met (the exact cost is evaluated). Dividing the
-importance by what a step saves was measured and is worse: vgg at 0.7 of the MACs scores 0.748 without, 0.212 with. No group is cut to less
-than a tenth of its units unless the target cannot be met otherwise.
+Within a group, steps go in a fixed order: by importance, or by the orders that a calibration found. How many steps each group gives:
+
+- `--ratio` takes the same share of every group.
+- A target for a cost, with damages measured per group: the widths whose damages together are least among those that meet the target at
+  their real cost (`choose/spend.py`).
+- A target for a cost, without damages: one order of all steps of all groups, by importance, as far as the target needs. What a step
+  saves plays no part: dividing the importance by it was measured and is worse (vgg at 0.7 of the MACs scores 0.748 without, 0.212 with).
+
+No group keeps less than a tenth of its units (`choose/widths.py`) unless the target cannot be met otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.choose.budget import Budget
+from onnxprune.choose.cost import Cost
 from onnxprune.choose.costs import CostModel
 from onnxprune.choose.order import Order
-from onnxprune.errors import NothingPrunableError, TargetNotReachableError
+from onnxprune.choose.spend import lowest, spend
+from onnxprune.choose.widths import FLOOR, legal, rounded
+from onnxprune.errors import BadInputError, NothingPrunableError, TargetNotReachableError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.grouping import Group
 from onnxprune.groups.units import Ids
 
 Scores = NDArray[np.float64]
-FLOOR = 0.1
-STALE = 0.03
-SWAPS = 30
 
 
 @dataclass(frozen=True)
@@ -61,18 +67,39 @@ def steps_of(group: Group, scores: Scores) -> Steps:
     return Steps(group, classes, np.array([scores[c].mean() for c in classes]))
 
 
+By = Literal["ratio", "damage", "importance"]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """removed: bool per class. by: what decided, the ratio, measured damages, or importance alone.
+
+    is_exact: no legal widths meet the target with less damage (where the cost is a sum over groups and the search was complete).
+    """
+
+    removed: Bools
+    by: By
+    is_exact: bool = False
+
+
 def allocate(
     analysis: Analysis,
     scores: Scores,
     budget: Budget,
     round_to: int,
-    costs: CostModel | None = None,
+    cost: Cost | None = None,
     orders: Mapping[str, Order] | None = None,
     damages: Mapping[str, Scores] | None = None,
-) -> Bools:
-    """Bool per class: removed. Raises `NothingPrunableError` or `TargetNotReachableError`.
+) -> Allocation:
+    """What to remove, `scores[c]` being the importance of class c.
 
-    orders: per group, which units go first (else by `scores`); damages: what the model suffers after 0, 1, ... steps.
+    budget: a ratio, or the share of `cost` that may be left; cost: any `Cost`, by default the one that the budget names. round_to: of the
+    units that a group keeps, where the group is worth rounding. orders: per group id, which units go first (else by `scores`).
+    damages: per group id, `[steps + 1]`, what the model suffers after 0, 1, ... steps in that order, in any unit that adds up over groups.
+    Where they are given, they decide; else importance does. `Allocation.by` says which.
+
+    Raises `NothingPrunableError` where no group can lose anything, `TargetNotReachableError` with the lowest share that legal widths
+    reach, `ValueError` where a group has no damages.
     """
     scores = _row_scores(analysis, scores)
     groups = [
@@ -82,14 +109,116 @@ def allocate(
     ]
     if not groups:
         raise NothingPrunableError(_nothing(analysis))
-    if damages is not None and budget.metric != "ratio":
-        found = _spend(analysis, groups, scores, budget, round_to, costs or CostModel(analysis), damages)
-        if found is not None:
-            return found
+    work = _Work(analysis, groups, scores, round_to)
     if budget.metric == "ratio":
-        counts = [_rounded(s.group, int(budget.amount * s.group.units + 1e-9), round_to) for s in groups]
-        return _remove(analysis, groups, counts, scores)
-    return _for_cost(analysis, groups, scores, budget, round_to, costs or CostModel(analysis))
+        counts = [rounded(s.group, int(budget.amount * s.group.units + 1e-9), round_to) for s in groups]
+        return Allocation(work.removed(counts), "ratio")
+    cost = cost or CostModel(analysis).of(budget.metric)
+    if damages is None:
+        return _by_importance(work, cost, budget.amount)
+    missing = [s.group.id for s in groups if s.group.id not in damages]
+    if missing:
+        raise ValueError(f"No damages for {', '.join(missing)}: give them for every group, or for none (damages=None).")
+    return _by_damage(work, cost, budget.amount, [damages[s.group.id] for s in groups])
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What both ways to meet a cost need."""
+
+    analysis: Analysis
+    groups: list[Steps]
+    scores: Scores
+    round_to: int
+
+    def removed(self, counts: Sequence[int]) -> Bools:
+        return _remove(self.analysis, self.groups, counts, self.scores)
+
+    def widths(self, floor: float) -> list[tuple[int, ...]]:
+        return [legal(s.group, self.round_to, floor) for s in self.groups]
+
+    def measure(self, cost: Cost) -> Callable[[Sequence[int]], float]:
+        """The cost as a function of the steps removed per group. Raises `BadInputError` where it is no number."""
+
+        def measured(counts: Sequence[int]) -> float:
+            found = float(cost.total(self.removed(counts)))
+            if not np.isfinite(found):
+                raise BadInputError(
+                    f"The cost '{cost.name}' is {found} {cost.unit} for a removal; it must be a finite number."
+                )
+            return found
+
+        return measured
+
+
+def _by_damage(work: _Work, cost: Cost, share: float, curves: list[Scores]) -> Allocation:
+    measure = work.measure(cost)
+    target = share * measure([0] * len(work.groups))
+    for floor in (FLOOR, 0.0):
+        found = spend(work.widths(floor), curves, measure, target)
+        if found.is_met:
+            return Allocation(work.removed(found.counts), "damage", found.is_exact)
+    raise _unreachable(work, cost, share, found.cost)
+
+
+def _by_importance(work: _Work, cost: Cost, share: float) -> Allocation:
+    """The least important steps of groups that save anything, as few as meet the target by bisection."""
+    groups, round_to = work.groups, work.round_to
+    measure = work.measure(cost)
+    nothing = [0] * len(groups)
+    total = measure(nothing)
+    target = share * total
+    if total <= target:
+        return Allocation(work.removed(nothing), "importance")
+    narrowest = [w[-1] for w in work.widths(0.0)]
+    priority = _ranks([np.maximum.accumulate(s.scores) for s in groups], _saves(measure, narrowest))
+    for floor in (FLOOR, 0.0):
+        limits = [min(len(p), int((1 - floor) * s.group.units)) for p, s in zip(priority, groups, strict=True)]
+        levels = np.unique(np.concatenate([p[:n] for p, n in zip(priority, limits, strict=True)]))
+        levels = levels[np.isfinite(levels)]
+
+        def at(k: int, limits: list[int] = limits, levels: Scores = levels) -> list[int]:
+            return [
+                rounded(s.group, min(n, int(np.searchsorted(p, levels[k], side="right"))), round_to)
+                for s, p, n in zip(groups, priority, limits, strict=True)
+            ]
+
+        low, high = 0, len(levels) - 1
+        if high < 0 or measure(at(high)) > target:
+            continue
+        while low < high:
+            middle = (low + high) // 2
+            if measure(at(middle)) <= target:
+                high = middle
+            else:
+                low = middle + 1
+        return Allocation(work.removed(at(high)), "importance")
+    reached = lowest(work.widths(0.0), measure)
+    if reached.cost > target:
+        raise _unreachable(work, cost, share, reached.cost)
+    return Allocation(work.removed(reached.counts), "importance")
+
+
+def _saves(measure: Callable[[Sequence[int]], float], narrowest: list[int]) -> list[bool]:
+    """Which groups save anything, alone or with all others; all, where none does."""
+    total, least = measure([0] * len(narrowest)), measure(narrowest)
+    saves = []
+    for k, n in enumerate(narrowest):
+        alone = [n if i == k else 0 for i in range(len(narrowest))]
+        others = [0 if i == k else m for i, m in enumerate(narrowest)]
+        saves.append(measure(alone) < total or measure(others) > least)
+    return saves if any(saves) else [True] * len(saves)
+
+
+def _unreachable(work: _Work, cost: Cost, share: float, reached: float) -> TargetNotReachableError:
+    total = work.measure(cost)([0] * len(work.groups))
+    held = list(dict.fromkeys(p.reason for g in work.analysis.groups for p in g.pins if not g.removable))
+    why = f" What is left is held by: {held[0]}" if held else ""
+    why += (f" and {len(held) - 1} more pins." if len(held) > 1 else ".") if held else ""
+    return TargetNotReachableError(
+        f"--{cost.name} {share:g} cannot be reached: at most down to {reached / total if total else 1.0:.3f} of the original "
+        f"({reached:.6g} of {total:.6g} {cost.unit}).{why} Try a larger value, --round-to 1 or --include-inexact."
+    )
 
 
 def _nothing(analysis: Analysis) -> str:
@@ -115,27 +244,14 @@ def _row_scores(analysis: Analysis, scores: Scores) -> Scores:
     return scores
 
 
-def _rounded(group: Group, remove: int, round_to: int) -> int:
-    """Round what is kept to the nearest multiple (up, on a tie), within what can be removed."""
-    remove = min(remove, group.removable)
-    if round_to <= 1 or not group.rounded or group.kind != "channels":
-        return remove
-    kept = group.units - remove
-    nearest = max(round_to, int(np.floor(kept / round_to + 0.5)) * round_to)
-    remove = group.units - nearest
-    while remove > group.removable:
-        remove -= round_to
-    return max(0, remove)
-
-
-def _remove(analysis: Analysis, groups: list[Steps], counts: list[int], scores: Scores) -> Bools:
+def _remove(analysis: Analysis, groups: list[Steps], counts: Sequence[int], scores: Scores) -> Bools:
     removed = np.zeros(analysis.solution.count, bool)
     for steps, n in zip(groups, counts, strict=True):
         removed[steps.first(n)] = True
     return _keep_axes(analysis, analysis.solution.closure(removed), groups, counts, scores)
 
 
-def _keep_axes(analysis: Analysis, removed: Bools, groups: list[Steps], counts: list[int], scores: Scores) -> Bools:
+def _keep_axes(analysis: Analysis, removed: Bools, groups: list[Steps], counts: Sequence[int], scores: Scores) -> Bools:
     """No axis may be emptied: where one would be, the steps and rows that take its most important class stay out.
 
     If that is not enough (rows and steps that empty it together), all that touches the axis stays out. Only whole steps are
@@ -159,118 +275,6 @@ def _keep_axes(analysis: Analysis, removed: Bools, groups: list[Steps], counts: 
     return np.zeros(analysis.solution.count, bool)
 
 
-def _spend(
-    analysis: Analysis,
-    groups: list[Steps],
-    scores: Scores,
-    budget: Budget,
-    round_to: int,
-    costs: CostModel,
-    damages: Mapping[str, Scores],
-) -> Bools | None:
-    """Spend the budget where it hurts least: the move with the least damage per saving goes next.
-
-    A move takes one group down to any lower width, so that flat stretches behind a steep one are seen (the convex hull).
-    Savings are measured at the current widths, as widths multiply, and again whenever the total has moved by `STALE`.
-    None where the target cannot be met with what the curves cover.
-    """
-    measure = costs.measure(budget.metric)
-    target = budget.amount * measure(None)
-    legal = [_legal(s, round_to) for s in groups]
-    curves = [damages[s.group.id] for s in groups]
-
-    def cost(counts: list[int]) -> float:
-        return float(measure(_remove(analysis, groups, counts, scores)))
-
-    def harm(counts: list[int]) -> float:
-        return float(sum(c[n] for c, n in zip(curves, counts, strict=True)))
-
-    found = _descend(legal, curves, [0] * len(groups), frozenset(), cost, target)
-    if found is None:
-        return None
-    counts = _give_back(found, legal, curves, cost, target)
-    if len(groups) <= SWAPS:  # one move of a group may pay for several of the others
-        for k in sorted(range(len(groups)), key=lambda k: -curves[k][counts[k]]):
-            before = [n for n in legal[k] if n < counts[k]]
-            if not before:
-                continue
-            start = counts[:k] + [before[-1]] + counts[k + 1 :]
-            other = _descend(legal, curves, start, frozenset({k}), cost, target)
-            if other is not None:
-                other = _give_back(other, legal, curves, cost, target)
-                counts = other if harm(other) < harm(counts) else counts
-    return _remove(analysis, groups, counts, scores)
-
-
-def _descend(
-    legal: list[list[int]],
-    curves: list[Scores],
-    start: list[int],
-    frozen: frozenset[int],
-    cost: Callable[[list[int]], float],
-    target: float,
-) -> list[int] | None:
-    """Move groups that are not frozen down until the target is met; None where that is not possible."""
-    counts = list(start)
-    total = cost(counts)
-    while total > target:
-        saving = np.zeros(len(legal))
-        for k, widths in enumerate(legal):
-            after = [n for n in widths if n > counts[k]]
-            if after and k not in frozen:
-                trial = counts[:k] + [after[0]] + counts[k + 1 :]
-                saving[k] = (total - cost(trial)) / (after[0] - counts[k])
-        left = total
-        moved = False
-        while left > max(target, (1 - STALE) * total):
-            best: tuple[float, int, int] | None = None
-            for k, widths in enumerate(legal):
-                if saving[k] <= 0:
-                    continue
-                further = np.array([n for n in widths if n > counts[k]], np.int64)
-                if further.size:
-                    rate = (curves[k][further] - curves[k][counts[k]]) / (saving[k] * (further - counts[k]))
-                    at = int(np.argmin(rate))
-                    if best is None or rate[at] < best[0]:
-                        best = (float(rate[at]), k, int(further[0]))  # one step towards the best width at a time
-            if best is None:
-                break
-            _, k, n = best
-            left -= saving[k] * (n - counts[k])
-            counts[k] = n
-            moved = True
-        if not moved:
-            return None
-        total = cost(counts)
-    return counts
-
-
-def _give_back(
-    counts: list[int],
-    legal: list[list[int]],
-    curves: list[Scores],
-    cost: Callable[[list[int]], float],
-    target: float,
-) -> list[int]:
-    """Take back the moves that the target does not need, the most harmful first: the last ones may have gone past it."""
-    counts = list(counts)
-    stuck: set[int] = set()
-    while True:
-        gains = {}
-        for k, widths in enumerate(legal):
-            before = [n for n in widths if n < counts[k]]
-            if k not in stuck and before:
-                gains[k] = (float(curves[k][counts[k]] - curves[k][before[-1]]), before[-1])
-        if not gains:
-            return counts
-        k = max(gains, key=lambda k: gains[k][0])
-        trial = counts[:k] + [gains[k][1]] + counts[k + 1 :]
-        if cost(trial) <= target:
-            counts = trial
-        else:
-            stuck.add(k)
-
-
 def _ranks(levels: list[Scores], counts: list[bool]) -> list[Scores]:
     """The place of every step in one order of them all; of equal levels, groups give an equal share first. Infinite: does not count."""
     level = np.concatenate(levels)
@@ -279,67 +283,3 @@ def _ranks(levels: list[Scores], counts: list[bool]) -> list[Scores]:
     rank[np.lexsort((share, level))] = np.arange(len(level))
     parts = np.split(rank, np.cumsum([len(x) for x in levels])[:-1])
     return [p if counted else np.full(len(p), np.inf) for p, counted in zip(parts, counts, strict=True)]
-
-
-def _legal(steps: Steps, round_to: int) -> list[int]:
-    """How many steps may be taken, by rounding and so that a tenth of the units is left."""
-    group = steps.group
-    most = min(group.removable, int((1 - FLOOR) * group.units))
-    fine = max(1, group.units // 64)
-    return sorted({n for n in (_rounded(group, k, round_to) for k in range(0, most + 1, fine)) if 0 <= n <= most})
-
-
-def _for_cost(
-    analysis: Analysis, groups: list[Steps], scores: Scores, budget: Budget, round_to: int, costs: CostModel
-) -> Bools:
-    measure = costs.measure(budget.metric)
-    saving = costs.saving(budget.metric)
-    child, parent = analysis.solution.children
-    if child.size:
-        saving += np.bincount(parent, weights=saving[child], minlength=len(saving))
-    total = measure(None)
-    target = budget.amount * total
-    saves = [saving[s.flat].sum() > 0 for s in groups]
-    priority = _ranks([np.maximum.accumulate(s.scores) for s in groups], saves)
-    best: tuple[float, Bools] | None = None
-    for floor in (FLOOR, 0.0):
-        limits = [min(len(p), int((1 - floor) * s.group.units)) for p, s in zip(priority, groups, strict=True)]
-        levels = np.unique(np.concatenate([p[:n] for p, n in zip(priority, limits, strict=True)]))
-        levels = levels[np.isfinite(levels)]
-
-        def at(k: int, limits: list[int] = limits, levels: Scores = levels) -> Bools:
-            counts = [
-                _rounded(s.group, min(n, int(np.searchsorted(p, levels[k], side="right"))), round_to)
-                for s, p, n in zip(groups, priority, limits, strict=True)
-            ]
-            return _remove(analysis, groups, counts, scores)
-
-        if not levels.size:
-            continue
-        low, high = 0, len(levels) - 1
-        most = at(high)
-        reached = measure(most)
-        if best is None or reached < best[0]:
-            best = (reached, most)
-        if reached > target:
-            continue
-        if total <= target:
-            return np.zeros(analysis.solution.count, bool)
-        while low < high:
-            middle = (low + high) // 2
-            if measure(at(middle)) <= target:
-                high = middle
-            else:
-                low = middle + 1
-        return at(high)
-    reach = 1.0 if best is None else best[0] / max(total, 1)
-    held = list(dict.fromkeys(p.reason for g in analysis.groups for p in g.pins if not g.removable))
-    why = (
-        f" What is left is held by: {held[0]}" + (f" and {len(held) - 1} more pins." if len(held) > 1 else ".")
-        if held
-        else ""
-    )
-    raise TargetNotReachableError(
-        f"--{budget.metric} {budget.amount:g} cannot be reached: at most down to {reach:.3f} of the original.{why}"
-        f" Try a larger value, --round-to 1 or --include-inexact."
-    )

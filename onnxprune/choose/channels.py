@@ -90,9 +90,10 @@ def decider(
     clock("allocate")
 
     def decide(target: Budget) -> Bools:
+        cost = None if target.metric == "ratio" else costs.of(target.metric)
         for finer in (round_to, 1):  # rounding is a default, the target is not
             try:
-                return allocate(analysis, scores, target, finer, costs, orders, damages)
+                return allocate(analysis, scores, target, finer, cost, orders, damages).removed
             except TargetNotReachableError:
                 if settings.round_to is not None or finer == 1:
                     raise

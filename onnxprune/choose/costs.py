@@ -6,7 +6,7 @@ the first observation; the body of a loop counts once. Parameters are the entrie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import prod
@@ -16,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune import ops
+from onnxprune.choose.cost import Cost
 from onnxprune.groups.analysis import Analysis, Shapes, kept_mask
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.maps import Maps, Shape, clusters
 from onnxprune.ops import failures
 from onnxprune.ops.base import CostContext, Rule
+
+UNITS = {"macs": "MACs", "params": "parameters", "size": "bytes"}
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,35 @@ class _Term:
     tensors: tuple[tuple[Maps, Shape] | None, ...]
     inputs: int
     label: str
+    found: _Found
 
-    def macs(self, sizes: tuple[Shape | None, ...]) -> int:
-        """For these shapes of inputs and outputs; 0 where the rule fails."""
+    def macs(self, shapes: Shapes) -> int:
+        """At these shapes of its inputs and outputs; 0 where the rule fails."""
+        return self.at(tuple(None if t is None else shapes.of_maps(t[0], t[1]) for t in self.tensors))
+
+    def at(self, sizes: tuple[Shape | None, ...]) -> int:
         assert self.rule.macs is not None
         context = CostContext(self.attrs, sizes[: self.inputs], sizes[self.inputs :])
-        call = partial(self.rule.macs, context)
-        return int(failures.attempt(self.rule, "macs", self.label, call, 0))
+        return int(failures.attempt(self.rule, "macs", self.label, partial(self.rule.macs, context), 0))
+
+
+class _Found:
+    """Results by which units of some maps go: from one removal to the next, most of a model stays as it is."""
+
+    KEPT = 4096
+
+    def __init__(self, maps: Iterable[Maps]) -> None:
+        every = [facet.ravel() for m in maps for facet in m]
+        self.units = np.unique(np.concatenate(every)) if every else np.zeros(0, np.int64)
+        self.known: dict[bytes, int] = {}
+
+    def get(self, shapes: Shapes, find: Callable[[Shapes], int]) -> int:
+        mark = np.packbits(shapes.gone[self.units]).tobytes()
+        if mark not in self.known:
+            if len(self.known) >= self.KEPT:
+                self.known.clear()
+            self.known[mark] = find(shapes)
+        return self.known[mark]
 
 
 class CostModel:
@@ -63,7 +88,8 @@ class CostModel:
                         tensors.append(None)
                 except KeyError:
                     tensors.append(None)
-            self.terms.append(_Term(node.key, rule, node.attrs, tuple(tensors), len(node.inputs), str(node)))
+            known = _Found(t[0] for t in tensors if t is not None)
+            self.terms.append(_Term(node.key, rule, node.attrs, tuple(tensors), len(node.inputs), str(node), known))
         self.constants = {key: c for key, c in analysis.view.constants.items() if _counts(c)}
         self.cuts: dict[str, list[Maps]] = {}
         whole: set[str] = set()
@@ -75,6 +101,11 @@ class CostModel:
                 elif found[1] and not any(found[1] is m for m in self.cuts.get(source, [])):
                     self.cuts.setdefault(source, []).append(found[1])
         self.whole = whole
+        self.stored = {key: _Found(ways) for key, ways in self.cuts.items()}
+
+    def of(self, metric: str) -> Cost:
+        """The cost that a target is about: `macs`, `params` or `size`."""
+        return _Own(self, metric, UNITS[metric])
 
     def macs(self, removed: Bools | None = None) -> int:
         return int(sum(macs for _, macs in self._by_node(removed)))
@@ -82,8 +113,7 @@ class CostModel:
     def _by_node(self, removed: Bools | None) -> Iterator[tuple[str, int]]:
         shapes = self._shapes(removed)
         for term in self.terms:
-            sizes = tuple(None if t is None else shapes.of_maps(t[0], t[1]) for t in term.tensors)
-            yield term.node, term.macs(sizes)
+            yield term.node, term.found.get(shapes, term.macs)
 
     @cached_property
     def node_macs(self) -> dict[str, int]:
@@ -113,16 +143,35 @@ class CostModel:
         return self._stored(removed, self.constants, lambda constant: 1)
 
     def _stored(self, removed: Bools | None, constants: dict[str, Any], weight: Callable[[Any], int]) -> int:
+        return sum(entries * weight(constants[key]) for key, entries in self._entries(removed, constants))
+
+    def _entries(self, removed: Bools | None, constants: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+        """Entries of each constant after a removal, those of all the ways together that its readers cut it in."""
         shapes = self._shapes(removed)
-        total = 0
         for key, constant in constants.items():
-            shape, each = tuple(constant.shape), weight(constant)
-            ways = {} if removed is None else {self._mark(m, shape, shapes.gone): m for m in self.cuts.get(key, [])}
-            if not ways:
-                total += prod(shape) * each
+            shape = tuple(constant.shape)
+            if removed is None or key not in self.cuts:
+                yield key, prod(shape)
                 continue
-            total += sum(prod(shapes.of_maps(m, shape)) for m in ways.values()) * each
-        return int(total)
+
+            def entries(shapes: Shapes, key: str = key, shape: Shape = shape) -> int:
+                ways = {self._mark(m, shape, shapes.gone): m for m in self.cuts[key]}
+                return sum(prod(shapes.of_maps(m, shape)) for m in ways.values())
+
+            yield key, self.stored[key].get(shapes, entries)
+
+    def per_node(self, metric: str, removed: Bools | None = None) -> dict[str, float]:
+        """Shares of a cost by node key. A constant that several nodes read is shared equally; one that none reads counts nowhere."""
+        if metric == "macs":
+            return {node: float(macs) for node, macs in self._by_node(removed) if macs}
+        constants = self.constants if metric == "params" else self.analysis.view.constants
+        found: dict[str, float] = {}
+        for key, entries in self._entries(removed, constants):
+            nodes = list(dict.fromkeys(node for node, _ in self.analysis.readers.get(key, ())))
+            for node in nodes:
+                amount = entries * (1 if metric == "params" else _bytes(constants[key])) / len(nodes)
+                found[node] = found.get(node, 0.0) + amount
+        return found
 
     def _mark(self, maps: Maps, shape: Shape, gone: Bools) -> tuple[object, ...]:
         return tuple((axes, kept_mask(f, axes, shape, gone).tobytes()) for axes, f in clusters(maps))
@@ -157,12 +206,30 @@ class CostModel:
             return saving
         for term in self.terms:
             sizes = tuple(None if t is None else t[1] for t in term.tensors)
-            amount = term.macs(sizes)
+            amount = term.at(sizes)
             seen: set[bytes] = set()
             for tensor in term.tensors:
                 if tensor is not None:
                     add(float(amount), tensor[0], seen)
         return saving
+
+
+@dataclass(frozen=True)
+class _Own:
+    """MACs, parameters or bytes as a `Cost`."""
+
+    model: CostModel
+    name: str
+    unit: str
+
+    def total(self, removed: Bools | None = None) -> float:
+        return float(self.model.measure(self.name)(removed))
+
+    def per_node(self, removed: Bools | None = None) -> Mapping[str, float]:
+        return self.model.per_node(self.name, removed)
+
+    def per_class(self) -> NDArray[np.float64]:
+        return self.model.saving(self.name)
 
 
 def _bytes(constant: Any) -> int:

@@ -121,7 +121,7 @@ def found(analysis: Analysis) -> dict[str, int]:
 def oracle(analysis: Analysis, share: float, seed: int, checker: bool = True) -> float:
     """Error of the pruned model against the masked original, removing `share` of every group at random."""
     scores = np.random.default_rng(seed).random(analysis.solution.count)
-    removed = allocate(analysis, scores, Budget("ratio", share), 1)
+    removed = allocate(analysis, scores, Budget("ratio", share), 1).removed
     assert removed.any(), "nothing was removed"
     pruned = rewrite(analysis, removed)
     if checker:

@@ -1,0 +1,93 @@
+"""The allocator on costs of other kinds and on real networks: python tests/benchmarks/allocator.py --nets FOLDER
+
+First the kept share and the damage for costs on plain numbers (six groups of 64 units, target 0.5); then top-1 and MACs kept of networks in
+FOLDER (`vgg.onnx`, `mobilenetv2.onnx`, `digits.npz`) at 0.5, 0.3 and 0.15 of the MACs, calibrated on 128 images. Markdown goes to stdout. To compare
+with another version of the program, put it first in PYTHONPATH and give `--only-nets`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+import onnxprune
+from onnxprune import Budget
+
+TARGETS = (0.5, 0.3, 0.15)
+UNITS = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--nets", type=Path, required=True, help="folder with classifiers and digits.npz")
+    parser.add_argument("--only-nets", action="store_true", help="leave out the costs on plain numbers")
+    arguments = parser.parse_args()
+    if not arguments.only_nets:
+        costs_table()
+    nets_table(arguments.nets)
+
+
+def costs_table() -> None:
+    from onnxprune.choose.spend import spend
+
+    rng = np.random.default_rng(0)
+    weights = rng.uniform(0.5, 2.0, 6)
+    noise = {(k, n): x for k in range(6) for n, x in enumerate(rng.normal(0, 0.03, UNITS + 1))}
+    curves = [scale * (np.arange(UNITS) / UNITS) ** 3 for scale in rng.uniform(0.05, 1.0, 6)]
+    widths = [tuple(range(58))] * 6
+    kinds: dict[str, Callable[[int, int], float]] = {
+        "linear": lambda k, n: 1 - n / UNITS,
+        "staircase of 16": lambda k, n: -(-(UNITS - n) // 16) / 4,
+        "concave": lambda k, n: (1 - n / UNITS) ** 0.5,
+        "noisy": lambda k, n: 1 - n / UNITS + noise[k, n],
+        "constant": lambda k, n: 1.0,
+    }
+    print("| cost | total | kept | damage | met | exact | evaluations |\n|---|---:|---:|---:|---|---|---:|")
+    for name, share in kinds.items():
+        for scale, label in ((1e-3, "1e-3"), (1e12, "1e12")):
+            for joined in (False, True):
+
+                def cost(counts: Sequence[int], share=share, scale=scale, joined=joined) -> float:  # type: ignore[no-untyped-def]
+                    each = [share(k, n) for k, n in enumerate(counts)]
+                    if joined:  # neighbouring widths multiply, as in convolutions
+                        return scale * float(sum(a * b for a, b in pairwise(each)))
+                    return scale * float(weights @ each)
+
+                found = spend(widths, curves, cost, 0.5 * cost([0] * 6))
+                kept = found.cost / cost([0] * 6)
+                what = f"{name}, products" if joined else f"{name}, sum"
+                print(
+                    f"| {what} | {label} | {kept:.3f} | {found.damage:.4f} | {found.is_met} | {found.is_exact} | {found.evaluations} |"
+                )
+    print()
+
+
+def nets_table(folder: Path) -> None:
+    data = np.load(folder / "digits.npz")
+    images = {k: data[k].astype(np.float32) / 255 * 3 - 1 for k in ("Xtr", "Xte")}
+    print("| network | target | top-1 | MACs kept | seconds |\n|---|---:|---:|---:|---:|")
+    for path in [folder / f"{n}.onnx" for n in ("vgg", "mobilenetv2", "resnet20") if (folder / f"{n}.onnx").exists()]:
+        name = onnx.load(path).graph.input[0].name
+        with tempfile.TemporaryDirectory() as made:
+            np.savez(Path(made) / "x.npz", **{name: images["Xtr"][:128]})
+            for target in TARGETS:
+                start = time.perf_counter()
+                result = onnxprune.prune(path, Budget("macs", target), data=Path(made) / "x.npz", benchmark=False)
+                seconds = time.perf_counter() - start
+                session = ort.InferenceSession(result.model.SerializeToString(), providers=["CPUExecutionProvider"])
+                answers = session.run(None, {name: images["Xte"]})[0].argmax(axis=1)
+                before, after = result.report.data["cost"]["macs"]
+                top1 = float((answers == data["yte"]).mean())
+                print(f"| {path.stem} | {target} | {top1:.3f} | {after / before:.4f} | {seconds:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
