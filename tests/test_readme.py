@@ -179,7 +179,7 @@ def test_every_package_is_described() -> None:
 
 def test_every_field_of_a_rule_is_described() -> None:
     text = section("docs/contributing.md", "What a rule can give")
-    fields = set(Rule.__dataclass_fields__) - {"ops", "kind", "note"}
+    fields = set(Rule.__dataclass_fields__) - {"ops", "kind", "note", "registered"}  # names, and what `register` sets
     assert {name for name in fields if f"`{name}`" not in text} == set()
 
 
