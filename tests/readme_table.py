@@ -1,7 +1,7 @@
-"""Write the measured parts of the README: python -m tests.readme_table
+"""Write the measured parts of the README and of docs/: python -m tests.readme_table
 
-The table of models before and after, with scores, and the output of the first command. Fetches the real models; takes minutes,
-and its milliseconds want a machine that does nothing else.
+The table of models before and after, with scores (all of it in docs/benchmarks.md, a few rows in the README), and the output in
+docs/prune.md. Fetches the real models; takes minutes, and its milliseconds want a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import onnxprune
 from models import fetch, scores
 from onnxprune import Budget
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
 ROWS: list[tuple[str, str, float, bool]] = [
     ("digits", "small residual CNN", 0.5, True),
     ("digits", "", 0.7, False),
@@ -30,16 +30,23 @@ ROWS: list[tuple[str, str, float, bool]] = [
     ("basic_pitch_nmp", "music transcription, tf2onnx export", 0.5, True),
     ("silero_vad_16k_op15", "voice activity, LSTM inside an If", 0.5, True),
 ]
+IN_README = (0, 2, 4, 6, 8)  # of ROWS
+TABLE = r"(?<=\|---\|---\|---:\|---:\|---:\|---:\|---:\|\n)(\|.*\n)+"
+OUTPUT = r"(?s)(?<=```text\n)found .*?(?=```)"
 
 
 def main() -> None:
-    text = README.read_text(encoding="utf-8")
-    rows = "".join(row(*what) + "\n" for what in ROWS)
-    text, tables = re.subn(r"(?<=\|---\|---\|---:\|---:\|---:\|---:\|---:\|\n)(\|.*\n)+", lambda _: rows, text, count=1)
-    shown = first_output()
-    text, outputs = re.subn(r"(?<=```text\n)found .*?(?=```)", lambda _: shown, text, count=1, flags=re.DOTALL)
-    assert tables == outputs == 1, "the README has lost its table or its output"
-    README.write_text(text, encoding="utf-8")
+    rows = [row(*what) + "\n" for what in ROWS]
+    write("docs/benchmarks.md", TABLE, "".join(rows))
+    write("README.md", TABLE, "".join(rows[k] for k in IN_README))
+    write("docs/prune.md", OUTPUT, first_output())
+
+
+def write(page: str, pattern: str, new: str) -> None:
+    """Replace the first match of `pattern` in a page."""
+    text, count = re.subn(pattern, lambda _: new, (ROOT / page).read_text(encoding="utf-8"), count=1)
+    assert count == 1, f"{page} has lost its table or its output"
+    (ROOT / page).write_text(text, encoding="utf-8")
 
 
 def row(name: str, about: str, macs: float, has_data: bool) -> str:
@@ -85,13 +92,13 @@ def short(number: int) -> str:
 
 
 def first_output() -> str:
-    """What the first command of the README's section prints."""
+    """What the first command of docs/prune.md prints."""
     with tempfile.TemporaryDirectory() as folder:
         source = str(scores.unpruned_path("digits"))
         data = str(scores.HERE / "digits_calib.npz")
         options = ["-o", f"{folder}/small.onnx", "--macs", "0.5", "--data", data]
         command = [sys.executable, "-m", "onnxprune", "prune", source, *options]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=README.parent)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     return re.sub(r"(?m)^(wrote\s+).*$", r"\1small.onnx", done.stdout)
 
 

@@ -116,7 +116,7 @@ def unknown(ctx: MapContext) -> list[Maps]:
     domain = f" of domain '{ctx.node.domain}'" if ctx.node.domain else ""
     own = ctx.node.domain not in RESERVED
     remedy = (
-        "give it one with onnxprune.register(Rule(…))" if own else "add one in onnxprune/ops (README, 'Contributing')"
+        "give it one with onnxprune.register(Rule(…))" if own else "add one in onnxprune/ops (docs/contributing.md)"
     )
     for i in range(len(ctx.node.inputs)):
         if ctx.has(i) and not ctx.is_lazy(i):
