@@ -41,7 +41,8 @@ from onnxprune.model.load import load
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.model.patch import with_constants
 from onnxprune.model.save import stored_bytes
-from onnxprune.proof.masked import check_interface, error, tolerance_of
+from onnxprune.proof.compare import error, tolerance_of
+from onnxprune.proof.interface import check_interface
 from onnxprune.proof.prove import SCALES, check_well_formed, latency, proved
 from onnxprune.report.renderer import renderer_for
 from onnxprune.report.sparsity import (

@@ -17,8 +17,8 @@ from onnxprune.cut.rewrite import rewrite
 from onnxprune.errors import BadInputError
 from onnxprune.model.load import load
 from onnxprune.ops import is_quantized
-from onnxprune.proof.masked import check_refit
 from onnxprune.proof.prove import proved
+from onnxprune.proof.refit import check_refit
 from onnxprune.proof.verdict import Verdict
 
 

@@ -113,7 +113,9 @@ def repaired(
 ) -> tuple[onnx.ModelProto, Repair]:
     """The repaired model; the cut one where the repair does not help on held-out samples."""
     recover = settings.recover or "lsq"
-    found = compensate(analysis, removed, cut, calibration, recover, settings.seed, clock.share, bypasses)
+    found = compensate(
+        analysis, removed, cut, calibration, recover, seed=settings.seed, progress=clock.share, bypasses=bypasses
+    )
     before, after = (judge(calibration, analysis.model.beside(m)) for m in (cut, found.model))
     if not after < before:
         return cut, replace(found.repair, changed=(), before=before, after=before)

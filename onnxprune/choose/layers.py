@@ -136,7 +136,9 @@ def _fitted(
     """Nothing is cut: the tensors that are left have the shapes that the analysis of the original knows."""
     nothing = np.zeros(analysis.solution.count, bool)
     recover = settings.recover or "lsq"
-    return compensate(analysis, nothing, proto, against, recover, settings.seed, clock.share, bypasses)
+    return compensate(
+        analysis, nothing, proto, against, recover, seed=settings.seed, progress=clock.share, bypasses=bypasses
+    )
 
 
 # ---------------------------------------------------------------- deciding

@@ -20,7 +20,7 @@ from onnxprune.groups.analysis import Analysis
 from onnxprune.model.graph import view
 from onnxprune.model.importer import import_graph
 from onnxprune.model.patch import inputs_at, with_constants
-from onnxprune.proof.masked import error, tolerance_of
+from onnxprune.proof.compare import error, tolerance_of
 
 COMPARED = 4  # samples, beside the feeds of the analysis
 HALF = 5e-3  # of the outputs' scale, for 16-bit floats

@@ -224,21 +224,10 @@ def _groups(
         right.append(found[1:])
     is_parent = np.zeros(count, bool)
     is_parent[work.parent] = True
-    # rows of one facet belong together: link parents whose children lie in the same linked set
     if work.parent.size:
-        true_rows = ~work.is_column[work.parent]
-        of_child = blocks.linked[work.atoms[work.child]]
-        order = np.argsort(of_child[true_rows], kind="stable")
-        parent, linked = work.parent[true_rows][order], of_child[true_rows][order]
-        same = (linked[1:] == linked[:-1]) & (linked[1:] >= 0)
-        left.append(parent[:-1][same])
-        right.append(parent[1:][same])
-        for p in np.unique(work.parent):
-            kids = work.child[work.parent == p]
-            name = next((origin[int(c)] for c in kids if int(c) in origin), "")
-            if name:
-                origin.setdefault(int(p), name)
-                offered[p] = True
+        pairs = _row_links(work, blocks, origin, offered)
+        left.append(pairs[0])
+        right.append(pairs[1])
     a, b = np.concatenate([*left, np.empty(0, np.int64)]), np.concatenate([*right, np.empty(0, np.int64)])
     family = connected_components(coo_array((np.ones(a.size), (a, b)), shape=(count, count)), directed=False)[1]
     is_rounded = np.zeros(count, bool)
@@ -258,16 +247,47 @@ def _groups(
     for (lone, _, rows), members in sorted(keys.items(), key=lambda item: item[1][0]):
         ids = np.array(members, np.int64)
         group = _make(
-            len(groups), ids, bool(lone), bool(rows), work, blocks, draft, staying, reasons, origin, is_rounded, boxes
+            len(groups),
+            ids,
+            lone=bool(lone),
+            rows=bool(rows),
+            work=work,
+            blocks=blocks,
+            draft=draft,
+            staying=staying,
+            reasons=reasons,
+            origin=origin,
+            is_rounded=is_rounded,
+            boxes=boxes,
         )
         if group is not None:
             groups.append(group)
     return tuple(groups)
 
 
+def _row_links(work: Relations, blocks: Blocks, origin: dict[int, str], offered: Bools) -> tuple[Ids, Ids]:
+    """Rows of one facet belong together: pairs of rows whose positions lie in the same linked set.
+
+    Rows take over the name of a position of theirs; `origin` and `offered` are completed in place.
+    """
+    true_rows = ~work.is_column[work.parent]
+    of_child = blocks.linked[work.atoms[work.child]]
+    order = np.argsort(of_child[true_rows], kind="stable")
+    parent, linked = work.parent[true_rows][order], of_child[true_rows][order]
+    same = (linked[1:] == linked[:-1]) & (linked[1:] >= 0)
+    for p in np.unique(work.parent):
+        kids = work.child[work.parent == p]
+        name = next((origin[int(c)] for c in kids if int(c) in origin), "")
+        if name:
+            origin.setdefault(int(p), name)
+            offered[p] = True
+    return parent[:-1][same], parent[1:][same]
+
+
 def _make(
     number: int,
     ids: Ids,
+    *,
     lone: bool,
     rows: bool,
     work: Relations,

@@ -9,9 +9,8 @@ is bypassed is still there and still computed (`standing_in`).
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,6 @@ from onnx import helper
 
 from onnxprune import ops
 from onnxprune.cut.bypass import Bypass, keyed
-from onnxprune.errors import VerificationError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.maps import Maps
@@ -30,19 +28,9 @@ from onnxprune.groups.observation import Array
 from onnxprune.model.branches import SEPARATOR, subgraphs
 from onnxprune.model.graph import Node, View, name_of, view
 from onnxprune.model.importer import export_model, import_graph
-from onnxprune.model.loaded import LoadedModel, Model
-from onnxprune.model.patch import constants_at, digest_of, with_constants
-from onnxprune.model.save import tensors
-from onnxprune.model.tensors import little_endian, read
+from onnxprune.model.loaded import LoadedModel
 from onnxprune.ops import failures
 from onnxprune.ops.base import MaskEdit
-from onnxprune.proof.verdict import Verdict
-
-TOLERANCE = 1e-4
-NOISY = 1e-3
-HALF = 2e-2
-STEP = 1e-6
-
 
 MASKABLE = {
     "tensor(float)": np.float32,
@@ -51,59 +39,6 @@ MASKABLE = {
     "tensor(int32)": np.int32,
     "tensor(int64)": np.int64,
 }
-
-
-def check_refit(
-    cut: Model,
-    pruned: Model,
-    refit: Sequence[tuple[str, int]],
-    digest: str | None,
-    finish: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda model: model,
-) -> None:
-    """A repaired model must be the cut one with other numbers at the inputs that the plan names, and nothing else.
-
-    digest: of those numbers, where the plan has one. finish: what was done to the repaired model last. Raises `VerificationError`.
-    """
-    values = constants_at(pruned, refit)
-    lost = [f"{node}:{i}" for node, i in refit if (node, i) not in values]
-    if lost:
-        raise VerificationError(f"The pruned model has no constant at {lost[0]}, which the plan says was fitted.")
-    bad = next((f"{node}:{i}" for (node, i), v in values.items() if not np.isfinite(v).all()), None)
-    if bad is not None:
-        raise VerificationError(f"The fitted constant at {bad} is not finite.")
-    before = constants_at(cut, refit)
-    odd = next((p for p, v in values.items() if p in before and before[p].shape != v.shape), None)
-    if odd is not None:
-        raise VerificationError(
-            f"The constant at {odd[0]}:{odd[1]} has shape {list(values[odd].shape)}, but the plan leaves {list(before[odd].shape)}."
-        )
-    wanted = cut.beside(finish(with_constants(cut.proto, values)))
-    if (
-        wanted.proto.SerializeToString() != pruned.proto.SerializeToString()
-        and digested(wanted).SerializeToString() != digested(pruned).SerializeToString()
-    ):
-        raise VerificationError(
-            "The pruned model is not what the plan makes of the original: it differs in more than the fitted constants."
-        )
-    if digest is not None and digest_of(values) != digest:
-        raise VerificationError(
-            "The fitted constants are not those of the plan; the file was changed since, or belongs to another plan."
-        )
-
-
-def digested(model: Model) -> onnx.ModelProto:
-    """A copy with digests in place of numbers, so that it does not matter how and in which file they are stored."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model.proto)
-    for tensor in tensors(copy.graph):
-        if tensor.data_type == onnx.TensorProto.STRING:
-            continue
-        digest = hashlib.sha256(little_endian(read(tensor, model.folder))).digest()
-        bare = onnx.TensorProto(name=tensor.name, doc_string=tensor.doc_string, data_type=tensor.data_type)
-        bare.dims.extend(tensor.dims)
-        bare.raw_data = digest
-        tensor.CopyFrom(bare)
-    return copy
 
 
 def masked_keys(analysis: Analysis, removed: Bools) -> set[str]:
@@ -362,96 +297,3 @@ class MaskedNode(MaskEdit):
         for op, k in (("Mul", 1), ("Add", 2)):
             result = self._add(op, result, self._along(k, (1, channels, *([1] * (len(shape) - 2)))))
         self._finish(result)
-
-
-def check_interface(original: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
-    """Inputs and outputs, metadata and opsets are those of the original."""
-    for what in ("input", "output"):
-        a = [v.SerializeToString(deterministic=True) for v in _interface(original, what)]
-        b = [v.SerializeToString(deterministic=True) for v in _interface(pruned, what)]
-        if a != b:
-            raise VerificationError(
-                f"The pruned model's {what}s are not those of the original. Please report this model."
-            )
-    same = ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string")
-    if any(getattr(original, k) != getattr(pruned, k) for k in same) or list(original.metadata_props) != list(
-        pruned.metadata_props
-    ):
-        raise VerificationError("The pruned model's metadata is not that of the original. Please report this model.")
-    if {o.domain: o.version for o in original.opset_import} != {o.domain: o.version for o in pruned.opset_import}:
-        raise VerificationError("The pruned model's opsets are not those of the original. Please report this model.")
-
-
-def _interface(model: onnx.ModelProto, what: str) -> list[onnx.ValueInfoProto]:
-    constants = {t.name for t in model.graph.initializer}
-    return [v for v in getattr(model.graph, what) if v.name not in constants]
-
-
-def tolerance_of(model: onnx.ModelProto, noise: float, deviation: float = np.inf) -> float:
-    """1e-4; up to 1e-3 where the unpruned model is that noisy itself; 2e-2 for models with 16-bit floats.
-
-    Outputs of a saturated sigmoid (scale 1e-6, steps of 6e-8) have no finer scale of their own: an absolute deviation within
-    1e-6 passes there if the unpruned model deviates as much from itself.
-    """
-    if deviation <= STEP and noise > TOLERANCE:
-        return 10 * noise
-    half = _is_half(model.graph)
-    return max(HALF if half else TOLERANCE, min(NOISY, 10 * noise))
-
-
-def _is_half(graph: onnx.GraphProto) -> bool:
-    """Does it compute with 16-bit floats? Those that are only stored, and read by a Cast, do not count."""
-    stored = {t.name for t in graph.initializer if t.data_type in (10, 16)}
-    graphs = [graph]
-    for each in graphs:
-        if any(name in stored for node in each.node if node.op_type != "Cast" for name in node.input):
-            return True
-        graphs += [sub for node in each.node for _, sub in subgraphs(node)]
-    return False
-
-
-def verdict(
-    analysis: Analysis, removed: Bools, worst: float, noise: float | None = None, deviation: float = np.inf
-) -> Verdict:
-    """Judge an error; `noise` was measured only if the error was above the plain tolerance."""
-    tolerance = tolerance_of(analysis.model.proto, noise or 0.0, deviation)
-    hit = [g for g in analysis.groups if removed[g.classes].any()]
-    if not worst <= tolerance:
-        raise VerificationError(
-            f"The pruned model differs from the masked original by {worst:.2g} of the output's scale (allowed {tolerance:.0e});"
-            " nothing was written. Please report this model."
-        )
-    return Verdict(worst, tolerance, all(g.exact for g in hit), len(masked_keys(analysis, removed)), noise)
-
-
-def deviation(reference: list[Array], result: list[Array]) -> float:
-    """Largest absolute difference of finite values."""
-    worst = 0.0
-    for a, b in zip(reference, result, strict=True):
-        if isinstance(a, np.ndarray) and a.dtype.kind == "f" and a.size and a.shape == b.shape:
-            difference = np.abs(a.astype(np.float64) - b.astype(np.float64))
-            worst = max(worst, float(np.nanmax(np.where(np.isfinite(difference), difference, np.nan), initial=0.0)))
-    return worst
-
-
-def is_vacuous(reference: list[Array]) -> bool:
-    """True when no output holds a finite number: nothing could be compared."""
-    return not any(isinstance(a, np.ndarray) and a.dtype.kind in "fiub" and np.isfinite(a).any() for a in reference)
-
-
-def error(reference: list[Array], result: list[Array]) -> float:
-    """Largest deviation relative to the output's own scale; NaN and infinity must be where they were."""
-    worst = 0.0
-    for a, b in zip(reference, result, strict=True):
-        if not isinstance(a, np.ndarray) or a.dtype.kind not in "fiub" or a.size == 0:
-            continue
-        if a.shape != b.shape:
-            return float("inf")
-        x, y = a.astype(np.float64), b.astype(np.float64)
-        finite = np.isfinite(x)
-        if (finite != np.isfinite(y)).any():
-            return float("inf")
-        if finite.any():
-            scale = np.abs(x[finite]).max()
-            worst = max(worst, float(np.abs(x[finite] - y[finite]).max() / (scale + 1e-30)))
-    return worst

@@ -15,17 +15,9 @@ from onnxprune.groups.classes import Bools
 from onnxprune.groups.observation import Feeds
 from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.model.save import embedded
-from onnxprune.proof.masked import (
-    check_interface,
-    deviation,
-    error,
-    is_vacuous,
-    masked_keys,
-    masked_original,
-    standing_in,
-    tolerance_of,
-    verdict,
-)
+from onnxprune.proof.compare import deviation, error, is_vacuous, tolerance_of, verdict
+from onnxprune.proof.interface import check_interface
+from onnxprune.proof.masked import masked_keys, masked_original, standing_in
 from onnxprune.proof.verdict import Verdict
 
 SCALES = (0.1, 10.0, 0.01)

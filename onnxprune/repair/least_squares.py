@@ -57,6 +57,7 @@ def compensate(
     pruned: onnx.ModelProto,
     calibration: Calibration,
     recover: str = "lsq",
+    *,
     seed: int = 0,
     progress: Callable[[float], None] = lambda share: None,
     bypasses: Sequence[Bypass] = (),

@@ -82,7 +82,9 @@ def sparsify(
         mask = _mask(w, scores, target, counts.get(weight.tensor, 0), weight.run, is_wanda)
         sparse.values[weight.tensor] = weight.stored(values, np.where(mask, 0, w))
     if criterion == "obs" and calibration is not None:
-        surgeon = _Surgeon(analysis, weights, target, counts, moments, calibration, sparse, seed)
+        surgeon = _Surgeon(
+            analysis, weights, target, counts, moments, calibration=calibration, sparse=sparse, seed=seed
+        )
         surgeon.run(progress)
     return sparse
 
@@ -158,6 +160,7 @@ class _Surgeon:
         target: Target,
         counts: dict[str, int],
         moments: dict[str, Moments | None],
+        *,
         calibration: Calibration,
         sparse: Sparse,
         seed: int,

@@ -24,7 +24,8 @@ from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.observation import Array
 from onnxprune.model.load import load
 from onnxprune.model.loaded import Model
-from onnxprune.proof.masked import error, masked_keys, masked_original
+from onnxprune.proof.compare import error
+from onnxprune.proof.masked import masked_keys, masked_original
 
 TYPES = {
     "float32": TensorProto.FLOAT,
