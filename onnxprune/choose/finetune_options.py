@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxprune.choose.checks import existing, file, number, optional, switch, whole_number
+from onnxprune.choose.checks import file, number, optional, switch, whole_number
 from onnxprune.choose.field import checked, documented, option
 from onnxprune.errors import BadInputError
 
@@ -45,7 +45,7 @@ class FinetuneOptions:
     )
     plan: str | Path | None = option(
         None,
-        optional(existing("the plan that the model was made by")),
+        optional(file),
         "The plan that made PRUNED: compares sliced features too.",
         cli={"path": True},
         by_default="none",
