@@ -148,7 +148,7 @@ MUTANTS = (
         "choose/allocate.py",
         "        if cost(trial) <= target:\n            counts = trial",
         "        if False:\n            counts = trial",
-        guard("no_group_could_keep_more"),
+        guard("what_one_large_step_made_unnecessary_is_given_back"),
     ),
     Mutant(
         "made-up inputs believed",
