@@ -30,6 +30,7 @@ from onnxprune.cut.plan import removed_by
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.model.files import staged
 from onnxprune.model.load import load
+from onnxprune.model.loaded import Model
 from onnxprune.proof.prove import check_well_formed
 from onnxprune.repair.fits import Repair
 from onnxprune.repair.least_squares import Repaired, compensate
@@ -145,7 +146,7 @@ def test_a_repair_that_does_not_help_is_not_kept(monkeypatch: pytest.MonkeyPatch
 
     fitted, repair = kept()
     assert repair.changed and repair.after is not None
-    assert repair.after == judge(calibration, fitted, None) < judge(calibration, cut, None)
+    assert repair.after == judge(calibration, Model(fitted)) < judge(calibration, Model(cut))
 
     def overdone(*given: Any, **options: Any) -> Repaired:
         found = compensate(*given, **options)
@@ -252,10 +253,10 @@ def test_what_the_checker_refuses_is_never_written(tmp_path: Path, monkeypatch: 
 def test_the_checker_judges_a_result_by_its_original() -> None:
     good = net(MLP)
     bad = copied(good, lambda m: setattr(m.graph, "name", ""))
-    check_well_formed(good, good, None)
-    check_well_formed(bad, bad, None)
+    check_well_formed(Model(good), Model(good))
+    check_well_formed(Model(bad), Model(bad))
     with pytest.raises(VerificationError, match="ONNX's checker refuses the result"):
-        check_well_formed(good, bad, None)
+        check_well_formed(Model(good), Model(bad))
 
 
 def test_nan_where_there_was_a_number_is_found() -> None:
