@@ -55,14 +55,14 @@ MUTANTS = (
     Mutant(
         "checker's word not heard",
         "proof/prove.py",
-        "if problem is not None and _refused(original, folder) is None:",
+        "if problem is not None and _refused(original) is None:",
         "if False:",
         guard("the_checker_judges_a_result_by_its_original"),
     ),
     Mutant(
         "interface not compared",
         "proof/prove.py",
-        "    check_interface(model.proto, pruned)\n",
+        "    check_interface(model.proto, pruned.proto)\n",
         "",
         guard("the_proof_is_of_the_same_interface"),
     ),
@@ -111,7 +111,7 @@ MUTANTS = (
     Mutant(
         "only fitted constants compared",
         "proof/masked.py",
-        "wanted.SerializeToString() != pruned.SerializeToString()\n",
+        "wanted.proto.SerializeToString() != pruned.proto.SerializeToString()\n",
         "False\n",
         ("tests/test_repair.py::test_a_changed_constant_that_was_not_fitted_is_found",),
     ),
@@ -148,7 +148,7 @@ MUTANTS = (
         "choose/allocate.py",
         "        if cost(trial) <= target:\n            counts = trial",
         "        if False:\n            counts = trial",
-        guard("no_group_could_keep_more"),
+        guard("what_one_large_step_made_unnecessary_is_given_back"),
     ),
     Mutant(
         "made-up inputs believed",

@@ -20,6 +20,7 @@ from onnxprune.analyse.feeds import samples_of
 from onnxprune.analyse.observe import analysis_of
 from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.choose import channels
+from onnxprune.choose.allocate import allocate
 from onnxprune.choose.channels import repaired
 from onnxprune.choose.costs import CostModel
 from onnxprune.choose.options import Options, completed
@@ -29,6 +30,7 @@ from onnxprune.cut.plan import removed_by
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.model.files import staged
 from onnxprune.model.load import load
+from onnxprune.model.loaded import Model
 from onnxprune.proof.prove import check_well_formed
 from onnxprune.repair.fits import Repair
 from onnxprune.repair.least_squares import Repaired, compensate
@@ -76,6 +78,24 @@ def test_no_group_could_keep_more(target: float) -> None:
     most = target * macs(40, 40)
     assert macs(*widths) <= most
     assert macs(widths[0] + 1, widths[1]) > most and macs(widths[0], widths[1] + 1) > most
+
+
+@pytest.mark.parametrize("target, steepness", [(0.9, 100.0), (0.86, 171.0), (0.75, 400.0)])
+def test_what_one_large_step_made_unnecessary_is_given_back(target: float, steepness: float) -> None:
+    """Small steps of one group, then a large one of the other that alone would nearly have been enough."""
+    wide = MLP.replace("[8,24]", "[8,120]").replace("[24,24]", "[120,8]").replace("[24,4]", "[8,4]")
+    analysis = analysis_of(load(net(wide)), Options())
+    groups = [next(g for g in analysis.groups if g.units == n and g.removable) for n in (120, 8)]
+    damages = {
+        g.id: weight * np.arange(g.removable + 1.0) ** 2 for g, weight in zip(groups, (1.0, steepness), strict=True)
+    }
+    scores = np.arange(analysis.solution.count) + 1.0
+    removed = allocate(analysis, scores, Budget("macs", target), 1, CostModel(analysis), damages=damages)
+    p, q = (g.units - int(removed[np.unique(np.concatenate([b.ravel() for b in g.blocks]))].sum()) for g in groups)
+    macs = lambda p, q: 8 * p + p * q + 4 * q  # noqa: E731
+    most = target * macs(120, 8)
+    assert macs(p, q) <= most and (p, q) != (120, 8)
+    assert (p == 120 or macs(p + 1, q) > most) and (q == 8 or macs(p, q + 1) > most)
 
 
 def test_made_up_inputs_do_not_let_one_group_pay_for_all(tmp_path: Path) -> None:
@@ -126,7 +146,7 @@ def test_a_repair_that_does_not_help_is_not_kept(monkeypatch: pytest.MonkeyPatch
 
     fitted, repair = kept()
     assert repair.changed and repair.after is not None
-    assert repair.after == judge(calibration, fitted, None) < judge(calibration, cut, None)
+    assert repair.after == judge(calibration, Model(fitted)) < judge(calibration, Model(cut))
 
     def overdone(*given: Any, **options: Any) -> Repaired:
         found = compensate(*given, **options)
@@ -233,10 +253,10 @@ def test_what_the_checker_refuses_is_never_written(tmp_path: Path, monkeypatch: 
 def test_the_checker_judges_a_result_by_its_original() -> None:
     good = net(MLP)
     bad = copied(good, lambda m: setattr(m.graph, "name", ""))
-    check_well_formed(good, good, None)
-    check_well_formed(bad, bad, None)
+    check_well_formed(Model(good), Model(good))
+    check_well_formed(Model(bad), Model(bad))
     with pytest.raises(VerificationError, match="ONNX's checker refuses the result"):
-        check_well_formed(good, bad, None)
+        check_well_formed(Model(good), Model(bad))
 
 
 def test_nan_where_there_was_a_number_is_found() -> None:

@@ -1009,7 +1009,7 @@ def test_a_network_inside_a_branch_is_pruned_repaired_and_verified(apart: bool, 
     small = onnx.load(tmp_path / "small.onnx")
     assert len([t for g in _graphs(small.graph) for t in g.initializer]) == 7, "nothing is left behind"
     fitted = next(p for p in result.plan.refit if p[0].startswith("y.then_branch//"))
-    other = with_constants(small, {fitted: constants_at(small, [fitted])[fitted] * np.float32(1.001)})
+    other = with_constants(small, {fitted: constants_at(Model(small), [fitted])[fitted] * np.float32(1.001)})
     with pytest.raises(VerificationError, match="are not those of the plan"):
         onnxprune.verify(tmp_path / "m.onnx", other, tmp_path / "plan.json")
     for model_changed in (small, other):  # whichever constants were worth fitting: an operator never is

@@ -39,6 +39,7 @@ from onnxprune.ops.layers import find_layers
 from onnxprune.ops.linear import Floats
 from onnxprune.repair.fits import Fit, Repair
 
+ROUNDING = 1e-6  # of a layer's variance: a smaller gain is rounding, which differs from machine to machine
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 CAP = 5000
 
@@ -155,7 +156,7 @@ class _Run:
             error = float(held.error(fitted, _bias_for(train, fitted) if can_bias else bias).sum())
             best = min(best, (error, ridge, fitted), key=lambda x: x[0])
         error, chosen, w = best
-        if chosen is None:
+        if chosen is None or before - error <= ROUNDING * scale:
             return Fit(layer.key, float(before) / scale, float(before) / scale, None)
         if np.isfinite(chosen):
             self._set(layer.node, layer.key, linear.w, linear.kernel(w), weight.dtype)
