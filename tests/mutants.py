@@ -75,21 +75,21 @@ MUTANTS = (
     ),
     Mutant(
         "proof's verdict not heard",
-        "proof/masked.py",
+        "proof/compare.py",
         "    if not worst <= tolerance:",
         "    if False:",
         guard("a_weight_that_is_one_percent_off_is_found"),
     ),
     Mutant(
         "tolerance x 1000",
-        "proof/masked.py",
+        "proof/compare.py",
         "\nTOLERANCE = 1e-4\n",
         "\nTOLERANCE = 1e-1\n",
         guard("a_weight_that_is_one_percent_off_is_found"),
     ),
     Mutant(
         "NaN not compared",
-        "proof/masked.py",
+        "proof/compare.py",
         "        if (finite != np.isfinite(y)).any():",
         "        finite &= np.isfinite(y)\n        if False:",
         guard("nan_where_there_was_a_number_is_found"),
@@ -103,14 +103,14 @@ MUTANTS = (
     ),
     Mutant(
         "digest not compared",
-        "proof/masked.py",
+        "proof/refit.py",
         "if digest is not None and digest_of(values) != digest:",
         "if False:",
         ("tests/test_repair.py::test_a_changed_constant_that_was_not_fitted_is_found",),
     ),
     Mutant(
         "only fitted constants compared",
-        "proof/masked.py",
+        "proof/refit.py",
         "wanted.proto.SerializeToString() != pruned.proto.SerializeToString()\n",
         "False\n",
         ("tests/test_repair.py::test_a_changed_constant_that_was_not_fitted_is_found",),
@@ -145,9 +145,9 @@ MUTANTS = (
     ),
     Mutant(
         "more cut than needed",
-        "choose/allocate.py",
-        "        if cost(trial) <= target:\n            counts = trial",
-        "        if False:\n            counts = trial",
+        "choose/spend.py",
+        "        if work.is_met(trial):\n            choice = trial",
+        "        if False:\n            choice = trial",
         guard("what_one_large_step_made_unnecessary_is_given_back"),
     ),
     Mutant(
@@ -195,7 +195,7 @@ MUTANTS = (
     Mutant(
         "plan of another file",
         "cut/plan.py",
-        'if plan.document["model_sha256"] != analysis.model.sha256:',
+        "if plan.model_sha256 != analysis.model.sha256:",
         "if False:",
         guard("a_plan_is_of_one_file_and_says_what_it_removes"),
     ),

@@ -473,7 +473,7 @@ def test_mixed_tensors_are_no_features_to_imitate(halved: tuple[onnxprune.PruneR
 @pytest.mark.parametrize("options", [{"recover": "bias"}, {"recover": "none"}, {"depth": "only"}])
 def test_not_mixed_where_weights_are_not_fitted_or_no_channel_is_cut(options: dict[str, Any]) -> None:
     result = onnxprune.prune(VIT, Budget("macs", 0.5), data=DATA, benchmark=False, check=False, **options)
-    assert result.plan.mixed == []
+    assert result.plan.mixed == ()
     with pytest.raises(BadInputError, match="--mix needs --recover lsq"):
         onnxprune.prune(VIT, Budget("macs", 0.5), data=DATA, mix=True, **options)
 

@@ -18,6 +18,7 @@ import onnxprune
 from onnxprune import BadInputError, Budget, Plan, VerificationError, runtime
 from onnxprune.analyse.feeds import samples_of
 from onnxprune.analyse.observe import analysis_of
+from onnxprune.analyse.scope import Scope
 from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.choose import channels
 from onnxprune.choose.allocate import allocate
@@ -84,13 +85,15 @@ def test_no_group_could_keep_more(target: float) -> None:
 def test_what_one_large_step_made_unnecessary_is_given_back(target: float, steepness: float) -> None:
     """Small steps of one group, then a large one of the other that alone would nearly have been enough."""
     wide = MLP.replace("[8,24]", "[8,120]").replace("[24,24]", "[120,8]").replace("[24,4]", "[8,4]")
-    analysis = analysis_of(load(net(wide)), Options())
+    analysis = analysis_of(load(net(wide)), Scope())
     groups = [next(g for g in analysis.groups if g.units == n and g.removable) for n in (120, 8)]
     damages = {
         g.id: weight * np.arange(g.removable + 1.0) ** 2 for g, weight in zip(groups, (1.0, steepness), strict=True)
     }
     scores = np.arange(analysis.solution.count) + 1.0
-    removed = allocate(analysis, scores, Budget("macs", target), 1, CostModel(analysis), damages=damages)
+    removed = allocate(
+        analysis, scores, Budget("macs", target), 1, CostModel(analysis).of("macs"), damages=damages
+    ).removed
     p, q = (g.units - int(removed[np.unique(np.concatenate([b.ravel() for b in g.blocks]))].sum()) for g in groups)
     macs = lambda p, q: 8 * p + p * q + 4 * q  # noqa: E731
     most = target * macs(120, 8)

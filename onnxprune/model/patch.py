@@ -13,10 +13,10 @@ from collections.abc import Iterable
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, TypeProto, helper, numpy_helper
 
-from onnxprune.groups.observation import Array
 from onnxprune.model.branches import SEPARATOR, subgraphs
 from onnxprune.model.constants import tensor_in
 from onnxprune.model.loaded import Model
+from onnxprune.model.tensors import Array
 
 
 def with_constants(proto: ModelProto, changes: dict[tuple[str, int], Array]) -> ModelProto:
