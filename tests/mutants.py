@@ -145,10 +145,10 @@ MUTANTS = (
     ),
     Mutant(
         "more cut than needed",
-        "choose/allocate.py",
-        "        if cost(trial) <= target:\n            counts = trial",
-        "        if False:\n            counts = trial",
-        guard("what_one_large_step_made_unnecessary_is_given_back"),
+        "choose/spend.py",
+        "        if work.is_met(trial):",
+        "        if False:",
+        guard("nothing_is_cut_that_a_peak_does_not_need"),
     ),
     Mutant(
         "made-up inputs believed",
@@ -195,7 +195,7 @@ MUTANTS = (
     Mutant(
         "plan of another file",
         "cut/plan.py",
-        'if plan.document["model_sha256"] != analysis.model.sha256:',
+        "if plan.model_sha256 != analysis.model.sha256:",
         "if False:",
         guard("a_plan_is_of_one_file_and_says_what_it_removes"),
     ),
