@@ -1,4 +1,4 @@
-"""Calibration inputs, in the portions in which they are run."""
+"""Inputs to calibrate and to judge with."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from onnxprune.groups.observation import Feeds
 
 @dataclass(frozen=True)
 class Samples:
-    """feeds: each holds `sizes[k]` samples; held[k]: kept out of every fit, to judge with. The first `given` are the user's,
-    the others are made from them (see `analyse/feeds.py`). labels: other arrays that came with the user's portions. unseen: set
-    aside: no step looks at them until the finished model is judged (`--max-drop` only).
+    """Calibration inputs, in portions that are run at once.
+
+    feeds: the portions, by input name. sizes: samples in each. held: whether each is held out, that is, kept out of every fit and
+    used to judge with.
+    given: so many portions, the first ones, are the user's; the others were made from them (`analyse/feeds.py`).
+    labels: other arrays that came with the user's portions.
+    unseen: samples set aside, which no step looks at until the finished model is judged (`--max-drop` only).
     """
 
     feeds: tuple[Feeds, ...]

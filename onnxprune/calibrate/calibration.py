@@ -15,9 +15,16 @@ from onnxprune.ops.layer import Layer
 
 @dataclass(frozen=True)
 class Calibration:
-    """flat: the original with its Ifs decided; layers, with `moments` and weights by layer key; outputs per sample.
+    """What the original computed on the calibration samples.
 
-    made_up: the samples are not the user's.
+    flat: the original with the branches that the samples take in place of its Ifs.
+    samples: the inputs, in portions.
+    layers: every convolution and matrix product with constant weights. moments: by layer key, the second moments `[g, K, K]` of what
+        the layer reads, over the samples that are not held out. weights: by layer key, `[g, K, O]`: groups, inputs, outputs.
+    outputs: per portion, all outputs of the original.
+    passes: how often the samples were run through the model. tapped: tensors that were read out for the moments.
+    made_up: there were no inputs of the user's, so the samples were drawn.
+    constants: value of a constant of `flat`, by name.
     """
 
     flat: onnx.ModelProto

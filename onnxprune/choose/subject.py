@@ -28,12 +28,17 @@ HALF = 5e-3  # of the outputs' scale, for 16-bit floats
 
 @dataclass(frozen=True)
 class Subject:
-    """What channels are pruned from.
+    """The model that channels are removed from. Mostly the original; but layers may have been bypassed before, and weights rewritten.
 
-    bare: before any constant was changed, which the oracle is about. calibration: what its own layers see and say; against: the same
-    with the outputs and the layers of the original, which repairs and damages are measured with. changed: constants that a change
-    of basis, or the repair of what bypasses leave, wrote. mixed: tensors whose units are in other bases than the original's,
-    in so many blocks.
+    bypasses: layers and nodes that are gone already.
+    bare: analysis of the original without what was bypassed, all its weights untouched. The proof is about this one.
+    analysis: the same with rewritten weights: principal directions (`choose/mix.py`), repairs after a bypass. What is removed is
+        decided on this one, and it has the classes and groups of `bare`.
+    costs: of `bare`.
+    calibration: moments of what its own layers read; None where nothing is measured. against: the same samples with the outputs
+        and layers of the *original*: what damage and repair are measured against.
+    changed: (node key, input) of every constant that was rewritten.
+    mixed: tensors whose units are principal directions; blocks: how many sets of units were mixed.
     """
 
     bypasses: tuple[Bypass, ...]

@@ -20,10 +20,18 @@ Use = tuple[str, int]
 
 @dataclass(frozen=True)
 class Analysis:
-    """maps: facets of every activation, by tensor key; uses: `(node key, input) -> (constant's key, facets)`.
+    """All that is known of a model before anything is decided: its tensors' index maps, its classes of units and groups.
 
-    skipped: nodes that compute shapes, which carry no units. unknown: nodes whose operator has no rule; crashed: a sentence per node
-    whose rule failed. Both keep what they touch.
+    model: what was analysed. view: its graph, with a key for every tensor and node (`model/graph.py`).
+    observation: shapes and values of tensors in two runs; feeds: the inputs of those runs.
+    solution: classes and groups.
+    maps: by tensor key, the index map of every activation, in facets: arrays of unit ids that broadcast to the tensor's shape.
+    uses: by (node key, input), the constant that is read there and the index map with which it is read. One constant may be read
+        with several, and is then sliced for each.
+    skipped: keys of nodes that only compute shapes and carry no units.
+    readers: by constant, every (node key, input) that reads it. sources: by tensor, the constant that it is a copy of.
+    unknown: nodes whose operator has no rule. crashed: a sentence per node whose rule failed. Both keep what they touch.
+    layouts: what `layout` remembers.
     """
 
     model: LoadedModel

@@ -23,7 +23,13 @@ from onnxprune.groups.units import Ids, Pin
 
 @dataclass(frozen=True)
 class Boxes:
-    """Facets of several axes, as class arrays `[rows, line]`; `arrays` hold unit ids of the same layout."""
+    """Tensors whose index map varies over several axes at once, such as heads and positions within a head.
+
+    Each is laid out as a matrix `[rows, line]`: the last of those axes is the line, all others together are the rows. For the
+    tensor to stay a box, every row has to lose equally many positions.
+
+    classes: the class id at each place. units: the unit id there. grids: the sizes of the axes that make the rows.
+    """
 
     classes: list[Ids]
     units: list[Ids]
@@ -61,7 +67,17 @@ def find_boxes(work: Relations) -> Boxes:
 
 @dataclass(frozen=True)
 class Blocks:
-    """block, linked: per atom the block and the linked set it belongs to (-1: none); loss tables per box row."""
+    """Which atoms can stand for each other without breaking a box.
+
+    Atoms with the same number of places in every row of every box are a **block**: it does not matter for the box which of them
+    goes. Blocks that share a box are **linked**: when one of them loses atoms, the others have to lose their share.
+
+    block [atoms]: number of the block that an atom is in, -1 for atoms in no box. linked [atoms]: number of its set of linked
+    blocks, -1 likewise.
+    box_set [boxes]: the linked set of each box.
+    row_of, row_block, row_count: a table, one entry per row and block in it: in row `row_of[k]` lie `row_count[k]` places of every
+    atom of block `row_block[k]`. row_box [rows]: the box of each row.
+    """
 
     block: Ids
     linked: Ids

@@ -22,9 +22,17 @@ Bools = NDArray[np.bool_]
 
 @dataclass
 class Relations:
-    """Working state while classes are merged.
+    """What is known of the units while ties turn them into classes; `solve` fills it in and turns it into a `Solution`.
 
-    is_column: parents of offsets; is_offset: those of them whose rows can lose single offsets.
+    units: the units and all that operators' rules said of them. facets: the index maps of all tensors, in pieces that vary together;
+    activations: those of them that are not constants.
+    classes [units + 1]: class of each unit, -1 for the last entry, which stands for "no unit".
+    child, parent: pairs of classes; the parent is a row (a head, a convolution group), the child a position in it.
+    instance, instance_child: pairs too, of the call (instance) that named a row's positions, and a position; instance_parent: the row
+    of each instance. A row is gone when, in one of its instances, all positions are.
+    atoms [classes]: number of the atom that each class is in.
+    is_column [classes]: the class stands for one offset of every row. is_offset [classes]: for one of those that rows can lose singly.
+    slabs: rows on a grid of several axes that were tied already, as shape and bytes.
     """
 
     units: UnitTable

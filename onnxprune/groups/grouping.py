@@ -26,11 +26,20 @@ from onnxprune.groups.units import Ids, Pin, UnitTable
 
 @dataclass(frozen=True)
 class Group:
-    """Classes that are interchangeable: `units` steps, of which `removable` may go.
+    """Units that are alternatives to each other, such as the channels of one convolution: some go, and it does not matter to the
+    graph which.
 
-    blocks: class ids `[n, k]`: n atoms of k classes that go together (k > 1 where rows are aligned); a step takes
-        `per_step[b]` atoms from each block `b`.
-    free: per block, which atoms are not pinned.
+    id: `g0`, `g1`, … in the order of the graph.
+    origin: the operator that makes the units, for people.
+    kind: `channels`: single units that nothing ties to a pattern (channels, neurons). `blocks`: units that have to leave several rows
+        alike (the same number of positions in every head, in every group of a convolution). `rows`: whole rows (heads, groups).
+    blocks: class ids `[n, k]` each: n atoms, which are k classes that leave together (k > 1 where rows are aligned).
+    per_step: atoms that one step takes of each block. A step is what counts as one unit of the group.
+    free: per block, bool `[n]`: the atom is not pinned.
+    units: steps that there are. removable: steps that may go; one always stays.
+    exact: removing equals forcing to zero, as the proof does; not so for positions under a LayerNorm.
+    rounded: the units are channels of a convolution, whose kernels like multiples (`--round-to`).
+    pins: why units stay, where some do.
     """
 
     id: str
@@ -52,10 +61,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Solution:
-    """classes: class of each unit, with -1 for unit -1 (the last entry).
+    """The classes of a model (units that leave together) and the groups of them.
 
-    children: `(child, parent)` pairs; instances: `(instance, child)` pairs and the parent of each instance; pinned, approximate:
-    per class; axes: class arrays of single axes, none of which may be emptied.
+    classes [units + 1]: class of each unit; -1 for the last entry, which index -1 ("no unit") finds.
+    count: number of classes.
+    children: arrays (child, parent): class `child[k]` is a position in row `parent[k]`.
+    instances: arrays (instance, child, row of each instance), as in `Relations`.
+    pinned [count]: the class has to stay. approximate [count]: without it, the result only resembles the masked original.
+    groups: what can be removed.
+    axes: per axis of a tensor, the classes along it; an axis may not lose all of them.
     """
 
     classes: Ids
