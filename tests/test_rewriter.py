@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 
 import onnxprune
 from onnxprune.analyse.observe import analysis_of
+from onnxprune.analyse.scope import Scope
 from onnxprune.choose.allocate import allocate
 from onnxprune.choose.budget import Budget
-from onnxprune.choose.costs import CostModel
 from onnxprune.choose.importance import score
-from onnxprune.choose.options import Options
 from onnxprune.cut.rewrite import Rewriter, rewrite
 from onnxprune.model import importer
 from onnxprune.model.load import load
@@ -31,7 +30,7 @@ MODELS = Path(__file__).parent.parent / "models"
 
 def check(model: onnx.ModelProto, seed: int) -> int:
     """Random removals in turn, none at all between and after them; how many of them changed the model."""
-    analysis = analysis_of(load(model), Options(include_inexact=True))
+    analysis = analysis_of(load(model), Scope(include_inexact=True))
     if not any(g.removable for g in analysis.groups):
         return 0
     rewriter = Rewriter(analysis)
@@ -40,7 +39,7 @@ def check(model: onnx.ModelProto, seed: int) -> int:
     cuts = 0
     for k, share in enumerate((0.3, 0.0, 0.6, 0.1, 0.0)):
         scores = score(analysis, "random", seed + k)
-        removed = allocate(analysis, scores, Budget("ratio", share), 1, CostModel(analysis)) if share else nothing
+        removed = allocate(analysis, scores, Budget("ratio", share), 1).removed if share else nothing
         found = rewriter(removed).SerializeToString(deterministic=True)
         assert found == rewrite(analysis, removed).SerializeToString(deterministic=True)
         cuts += found != original
