@@ -146,9 +146,9 @@ MUTANTS = (
     Mutant(
         "more cut than needed",
         "choose/spend.py",
-        "        if work.is_met(trial):\n            choice = trial",
-        "        if False:\n            choice = trial",
-        guard("what_one_large_step_made_unnecessary_is_given_back"),
+        "        if work.is_met(trial):",
+        "        if False:",
+        guard("nothing_is_cut_that_a_peak_does_not_need"),
     ),
     Mutant(
         "made-up inputs believed",
