@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from onnxprune.api.sparsify import SparsifyResult, sparsify
     from onnxprune.api.verify import verify
     from onnxprune.choose.budget import Budget
+    from onnxprune.choose.cost import Cost
     from onnxprune.choose.finetune_options import FinetuneOptions, GradualOptions
     from onnxprune.choose.importance import Importance
     from onnxprune.choose.options import Options
@@ -57,6 +58,7 @@ PLACES = {  # where each name is; it is imported when it is first used, so that 
     "onnxprune.api.sparsify": ("SparsifyResult", "sparsify"),
     "onnxprune.api.verify": ("verify",),
     "onnxprune.choose.budget": ("Budget",),
+    "onnxprune.choose.cost": ("Cost",),
     "onnxprune.choose.finetune_options": ("FinetuneOptions", "GradualOptions"),
     "onnxprune.choose.importance": ("Importance",),
     "onnxprune.choose.options": ("Options",),
@@ -83,6 +85,7 @@ __all__ = [
     "BadInputError",
     "BenchOptions",
     "Budget",
+    "Cost",
     "FinetuneOptions",
     "FinetuneResult",
     "GradualOptions",

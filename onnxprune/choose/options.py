@@ -6,7 +6,7 @@ A further option is a further field. Its metadata is `choose/field.py`; what it 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,7 +209,7 @@ class Options:
     @property
     def scope(self) -> Scope:
         """What the analysis needs of these options."""
-        return Scope(self.include, self.exclude, self.include_inexact, self.input_shapes, self.data, self.seed)
+        return Scope(**{field.name: getattr(self, field.name) for field in fields(Scope)})
 
 
 def options_of(given: Mapping[str, Any], command: str = "prune") -> Options:
