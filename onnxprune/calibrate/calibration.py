@@ -15,13 +15,13 @@ from onnxprune.ops.layer import Layer
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the original computed on the calibration samples.
+    """What a model computed on the calibration samples: the original, or what bypasses left of it (`choose/subject.py`).
 
-    flat: the original with the branches that the samples take in place of its Ifs.
+    flat: the model with the branches that the samples take in place of its Ifs.
     samples: the inputs, in portions.
     layers: every convolution and matrix product with constant weights. moments: by layer key, the second moments `[g, K, K]` of what
         the layer reads, over the samples that are not held out. weights: by layer key, `[g, K, O]`: groups, inputs, outputs.
-    outputs: per portion, all outputs of the original.
+    outputs: per portion, all outputs of the model.
     passes: how often the samples were run through the model. tapped: tensors that were read out for the moments.
     made_up: there were no inputs of the user's, so the samples were drawn.
     constants: value of a constant of `flat`, by name.

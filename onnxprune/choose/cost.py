@@ -50,7 +50,7 @@ class Cost(Protocol):
         """Of the whole model: finite, 0 or more. The allocator relies on this alone."""
 
     def per_node(self, removed: Bools | None = None) -> Mapping[str, float]:
-        """Shares by node key, which together are the total where the cost is a sum over nodes. For reports."""
+        """Shares by node key (or group id, where the cost knows no nodes), which together are the total where it is a sum. For reports."""
 
     def per_class(self) -> Floats:
         """First-order saving of removing each class, `[count]`. For reports."""

@@ -103,7 +103,7 @@ class Plan:
     mixed: tensors whose units are principal directions instead of the original's slices (`--mix`).
     refit: constants that the repair fitted anew.
     refit_sha256: digest of those constants; null where there are none, and in plans of older versions.
-    macs: multiply-accumulates at batch size 1, before and after.
+    macs: multiply-accumulates at the observed batch size, before and after.
     params: stored weights, before and after.
     notes: further fields that somebody wrote into the file; they are kept.
     """

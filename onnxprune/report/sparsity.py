@@ -117,7 +117,7 @@ class Dead:
     units: how many.
     groups: where.
     error: largest difference to the sparse model's outputs, relative to their scale.
-    macs: multiply-accumulates at batch size 1, before and after; null where nothing was removed.
+    macs: multiply-accumulates at the observed batch size, before and after; null where nothing was removed.
     params: stored weights, likewise.
     """
 

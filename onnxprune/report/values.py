@@ -55,7 +55,7 @@ class Declined:
 class CostPairs:
     """What the model costs, before and after.
 
-    macs: multiply-accumulates at batch size 1.
+    macs: multiply-accumulates at the observed batch size.
     params: stored weights.
     bytes: of the file, with external data.
     """
@@ -146,7 +146,7 @@ class BypassRow:
     tensor: its key in the original.
     by: key of the tensor that is read instead.
     nodes: how many nodes have no purpose any more.
-    macs: multiply-accumulates that go with them, at batch size 1.
+    macs: multiply-accumulates that go with them, at the observed batch size.
     damage: divergence from the original when it was chosen; null where that was not measured.
     """
 
@@ -163,7 +163,7 @@ class BypassDeclined:
 
     tensor: its key in the original.
     by: key of the tensor that could be read instead.
-    macs: multiply-accumulates that it would save, at batch size 1.
+    macs: multiply-accumulates that it would save, at the observed batch size.
     change: mean square of the two tensors' difference, relative to the variance of the first.
     damage: divergence from the original with it; null where that was not measured.
     reason: why not.
