@@ -41,8 +41,8 @@ MUTANTS = (
     Mutant(
         "--size is parameters",
         "choose/costs.py",
-        '"size": self.size}',
-        '"size": self.params}',
+        '"size": model.size}',
+        '"size": model.params}',
         guard("size_counts_what_only_bytes_have"),
     ),
     Mutant(

@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 
 from onnxprune import BadInputError, Budget, TargetNotReachableError
 from onnxprune.analyse.observe import analysis_of
+from onnxprune.choose import cost as cost_module
 from onnxprune.choose.allocate import Allocation, allocate
 from onnxprune.choose.costs import CostModel
-from onnxprune.choose.importance import score
 from onnxprune.choose.knapsack import hull, pack
 from onnxprune.choose.options import Options
 from onnxprune.choose.spend import lowest, spend
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
 from onnxprune.model.load import load
+from tests.helpers import documented, score
 from tests.oracle import net
 
 UNITS = 64
@@ -187,23 +188,16 @@ def analysis() -> Analysis:
     return analysis_of(load(net(TEXT)), Options())
 
 
-class Blocks:
-    """A cost as a contributor writes one: units in blocks of 16, as kernels work on them, in thousandths of a second."""
+class Blocks(documented(cost_module, "Blocks", np=np)):  # type: ignore[misc]
+    """The example of `choose/cost.py`, in thousandths of a second."""
 
     name, unit = "latency", "s"
 
-    def __init__(self, analysis: Analysis) -> None:
-        self.analysis = analysis
-
-    def total(self, removed: Bools | None = None) -> float:
-        return sum(self.per_node(removed).values())
-
     def per_node(self, removed: Bools | None = None) -> Mapping[str, float]:
-        gone = np.zeros(self.analysis.solution.count, bool) if removed is None else removed
-        return {g.id: 1e-3 * -(-int((~gone[g.classes]).sum()) // 16) for g in self.analysis.groups if g.removable}
+        return {group: 1e-3 * blocks for group, blocks in super().per_node(removed).items()}
 
     def per_class(self) -> np.ndarray:
-        return np.full(self.analysis.solution.count, 1e-3 / 16)
+        return 1e-3 * super().per_class()
 
 
 def spent(analysis: Analysis, share: float, round_to: int, cost: object = None) -> Allocation:
@@ -262,6 +256,6 @@ def test_shares_of_nodes_add_up(analysis: Analysis, metric: str) -> None:
     removed = spent(analysis, 0.5, 1, cost).removed
     for gone in (None, removed):
         assert sum(cost.per_node(gone).values()) == pytest.approx(cost.total(gone))
-        assert cost.total(gone) == CostModel(analysis).measure(metric)(gone), "what is remembered is what is"
+        assert cost.total(gone) == CostModel(analysis).of(metric).total(gone), "what is remembered is what is"
     assert cost.total(removed) <= 0.5 * cost.total()
     assert cost.per_class().shape == (analysis.solution.count,) and cost.per_class().sum() > 0

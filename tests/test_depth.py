@@ -25,7 +25,6 @@ from onnxprune.choose.allocate import allocate
 from onnxprune.choose.candidates import candidates, possible
 from onnxprune.choose.channels import calibrated
 from onnxprune.choose.costs import CostModel
-from onnxprune.choose.importance import score
 from onnxprune.choose.layers import reduced
 from onnxprune.choose.options import Options, completed
 from onnxprune.choose.subject import whole
@@ -38,6 +37,7 @@ from onnxprune.groups.analysis import Analysis
 from onnxprune.model.load import load
 from onnxprune.model.loaded import Model
 from onnxprune.proof.prove import proved
+from tests.helpers import score
 from tests.oracle import Array, deviation, net, session
 from tests.zoo import SHARED, files, load_graph
 

@@ -15,9 +15,10 @@ import pytest
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper, parser
 
 from onnxprune.errors import BadInputError
-from onnxprune.model.importer import export_model, import_graph, save_model
+from onnxprune.model.importer import export_model, import_graph
 from onnxprune.model.load import load
 from onnxprune.model.loaded import Model
+from onnxprune.model.save import save_model
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 ZOO = sorted((SHARED / "zoo").glob("*.onnx.z"))

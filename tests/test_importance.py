@@ -10,8 +10,10 @@ import pytest
 
 import onnxprune
 from onnxprune import BadInputError, Budget
+from onnxprune.choose import importance as importances
 from onnxprune.choose.importance import IMPORTANCES
 from onnxprune.choose.norms import per_class
+from tests.helpers import documented
 from tests.oracle import net
 
 MODEL = """g (float[N,6] x) => (float[N,3] y) <float[6,12] w, float[12] b, float[12,3] h> {
@@ -22,17 +24,7 @@ MODEL = """g (float[N,6] x) => (float[N,3] y) <float[6,12] w, float[12] b, float
 }"""
 
 
-class Far:
-    """Weights far from their median."""
-
-    name = "far"
-    needs_calibration = False
-
-    def __call__(self, analysis: Any, calibration: Any, seed: int) -> Any:
-        def spread(magnitudes: Any, axes: tuple[int, ...]) -> Any:
-            return np.abs(magnitudes - np.median(magnitudes)).sum(axis=axes, keepdims=True, dtype=np.float64)
-
-        return per_class(analysis, spread)
+Far = documented(importances, "Far", np=np, per_class=per_class)
 
 
 class LastFirst:

@@ -344,7 +344,7 @@ def test_costs_are_those_of_the_rewritten_file(metric: str) -> None:
         .replace("float[N,4] y", "double[N,4] y")
     )
     analysis = analysis_of(load(model), Options())
-    measure = CostModel(analysis).measure(metric)
+    measure = CostModel(analysis).of(metric).total
     removed = removed_by(prune(model, 0.5).plan, analysis)
     each = {"params": lambda t: int(np.prod(t.dims)), "size": lambda t: len(t.raw_data)}[metric]
     total = partial(sum)

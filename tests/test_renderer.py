@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import re
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pytest
@@ -19,24 +16,16 @@ from onnxprune import BadInputError, Budget
 from onnxprune.cli import main
 from onnxprune.report import Renderer, register, renderer, renderer_for
 from onnxprune.report.report import Report
+from tests.helpers import documented
 from tests.oracle import net
 from tests.test_plan import RESIDUAL
-
-
-def documented() -> Any:
-    """The class in the docstring of `onnxprune/report/renderer.py`, made by running its text."""
-    block = re.search(r" {4}class GroupsAsCsv:.*?(?=\n\n {4}register)", renderer.__doc__ or "", re.DOTALL)
-    assert block is not None
-    namespace: dict[str, Any] = {"Report": Report, "BadInputError": BadInputError}
-    exec(textwrap.dedent(block[0]), namespace)
-    return namespace["GroupsAsCsv"]()
 
 
 @pytest.fixture
 def with_csv(monkeypatch: pytest.MonkeyPatch) -> Iterator[Renderer]:
     """Known for one test."""
     monkeypatch.setattr(renderer, "_RENDERERS", dict(renderer._RENDERERS))
-    made = documented()
+    made = documented(renderer, "GroupsAsCsv", Report=Report, BadInputError=BadInputError)()
     register(made)
     yield made
 
@@ -80,7 +69,7 @@ def test_the_list_names_what_was_added(with_csv: Renderer) -> None:
 @pytest.mark.parametrize("suffix", ["", "csv", ".CSV", ".tar.gz", "."])
 def test_a_renderer_needs_a_suffix(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(renderer, "_RENDERERS", dict(renderer._RENDERERS))
-    made = documented()
+    made = documented(renderer, "GroupsAsCsv", Report=Report, BadInputError=BadInputError)()
     made.suffix = suffix
     with pytest.raises(BadInputError, match="no suffix"):
         register(made)

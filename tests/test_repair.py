@@ -30,7 +30,6 @@ from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.damage import divergence
 from onnxprune.calibrate.moments import Moments
 from onnxprune.choose.costs import CostModel
-from onnxprune.choose.importance import score
 from onnxprune.choose.options import Options
 from onnxprune.choose.order import Order
 from onnxprune.choose.sensitivity import closed_form, curve, judge, sense
@@ -45,6 +44,7 @@ from onnxprune.model.patch import constants_at, with_constants
 from onnxprune.repair.least_squares import Repaired, compensate
 from onnxprune.report.markdown import markdown
 from onnxprune.runtime import graph_inputs
+from tests.helpers import score
 from tests.oracle import Array, feeds, net, session
 
 Feeds = dict[str, Array]

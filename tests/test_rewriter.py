@@ -18,11 +18,11 @@ from onnxprune.analyse.observe import analysis_of
 from onnxprune.analyse.scope import Scope
 from onnxprune.choose.allocate import allocate
 from onnxprune.choose.budget import Budget
-from onnxprune.choose.importance import score
 from onnxprune.cut.rewrite import Rewriter, rewrite
 from onnxprune.model import importer
 from onnxprune.model.load import load
 from tests import test_traps as traps
+from tests.helpers import score
 from tests.test_properties import SETTINGS, batches, made, programs, seeds, starts
 
 MODELS = Path(__file__).parent.parent / "models"

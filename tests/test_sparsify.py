@@ -551,7 +551,7 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
     def fail(*_: Any, **__: Any) -> None:
         raise BadInputError("no room")
 
-    monkeypatch.setattr("onnxprune.api.sparsify.save_model", fail)
+    monkeypatch.setattr("onnxprune.api.sparsify.save_result", fail)
     with pytest.raises(BadInputError):
         onnxprune.sparsify(
             DIGITS, sparsity=0.5, output=tmp_path / "s.onnx", report=tmp_path / "r.json", benchmark=False

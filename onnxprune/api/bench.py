@@ -9,12 +9,11 @@ from typing import Any
 
 from onnxprune import runtime
 from onnxprune.analyse.observe import feeds_of
-from onnxprune.api.prune import Source
 from onnxprune.choose.field import both
 from onnxprune.choose.options import Options
 from onnxprune.choose.sparsify_options import BenchOptions
 from onnxprune.errors import BadInputError
-from onnxprune.model.load import load
+from onnxprune.model.load import Source, load
 
 LIMIT = 120  # seconds of all runs together
 

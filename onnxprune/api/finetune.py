@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
@@ -21,15 +21,13 @@ from onnxprune.choose.finetune_options import finetune_options_of
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Feeds
 from onnxprune.model.files import check_outputs
-from onnxprune.model.load import load
+from onnxprune.model.load import Source, load
 from onnxprune.model.loaded import LoadedModel
-from onnxprune.model.save import save_model
+from onnxprune.model.save import save_result
 
 if TYPE_CHECKING:
     from onnxprune.training.loop import Trained
     from onnxprune.training.network import Frozen
-
-Source: TypeAlias = str | PathLike[str] | onnx.ModelProto
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,7 @@ class FinetuneResult:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the model atomically, with external data if the pruned file had it."""
-        source = self.source
-        spared = source.data_files | self.spared
-        save_model(source.beside(self.model), Path(path), apart=source.has_external_data, spared=spared)
+        save_result(self.model, path, self.source, self.spared)
 
     def lines(self) -> list[tuple[str, str]]:
         """What a person should know, as (heading, text)."""

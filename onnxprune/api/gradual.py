@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import onnx
 
@@ -28,12 +28,11 @@ from onnxprune.choose.finetune_options import GradualOptions, finetune_options_o
 from onnxprune.choose.options import Options
 from onnxprune.errors import BadInputError, TargetNotReachableError
 from onnxprune.model.files import check_outputs
-from onnxprune.model.load import load
+from onnxprune.model.load import Source, load
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.model.save import embedded, save_model
 from onnxprune.ops import is_quantized
 
-Source: TypeAlias = str | PathLike[str] | onnx.ModelProto
 METRICS = ("macs", "params")
 LAST = 0.5  # share of the training steps that follow the last cut
 

@@ -6,10 +6,9 @@ from typing import Any
 
 from onnxprune import runtime
 from onnxprune.analyse.observe import analysis_of
-from onnxprune.api.prune import Source
 from onnxprune.choose.costs import CostModel
 from onnxprune.choose.options import options_of
-from onnxprune.model.load import load
+from onnxprune.model.load import Source, load
 from onnxprune.report.inspection import inspection
 
 

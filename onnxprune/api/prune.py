@@ -26,10 +26,10 @@ from onnxprune.cut.plan import Plan, own_plan
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.errors import BadInputError
 from onnxprune.model.files import check_outputs, staged
-from onnxprune.model.importer import save_model
-from onnxprune.model.load import load
+from onnxprune.model.load import Source, load
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.model.patch import constants_at, digest_of, inputs_at, with_constants
+from onnxprune.model.save import save_result
 from onnxprune.ops import is_quantized
 from onnxprune.proof.prove import check_well_formed, latency, proved
 from onnxprune.proof.verdict import Verdict
@@ -39,7 +39,6 @@ from onnxprune.report.renderer import renderer_for
 from onnxprune.report.report import Report, report_of
 from onnxprune.report.values import Variant
 
-Source: TypeAlias = str | PathLike[str] | onnx.ModelProto
 Finish: TypeAlias = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 
@@ -60,8 +59,7 @@ class PruneResult:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the model atomically (with external data, if the original had it or it is too large)."""
-        source = self.source
-        save_model(source.beside(self.model), Path(path), apart=source.has_external_data, spared=source.data_files)
+        save_result(self.model, path, self.source)
 
 
 def prune(

@@ -19,7 +19,6 @@ import onnx
 from onnxprune import runtime
 from onnxprune.analyse.observe import analysis_of
 from onnxprune.analyse.samples import Samples
-from onnxprune.api.prune import Source
 from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.damage import disagreement, divergence
@@ -36,11 +35,10 @@ from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.observation import Array
 from onnxprune.model.files import check_outputs, staged
 from onnxprune.model.graph import name_of
-from onnxprune.model.importer import save_model
-from onnxprune.model.load import load
+from onnxprune.model.load import Source, load
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.model.patch import with_constants
-from onnxprune.model.save import stored_bytes
+from onnxprune.model.save import save_result, stored_bytes
 from onnxprune.proof.compare import error, tolerance_of
 from onnxprune.proof.interface import check_interface
 from onnxprune.proof.prove import SCALES, check_well_formed, latency, proved
@@ -78,8 +76,7 @@ class SparsifyResult:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the model atomically (with external data, if the original had it or it is too large)."""
-        source = self.source
-        save_model(source.beside(self.model), Path(path), apart=source.has_external_data, spared=source.data_files)
+        save_result(self.model, path, self.source)
 
 
 def sparsify(

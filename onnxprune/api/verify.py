@@ -7,7 +7,6 @@ from typing import Any
 
 from onnxprune import runtime
 from onnxprune.analyse.observe import analysis_of
-from onnxprune.api.prune import Source
 from onnxprune.api.replay import finisher, read_plan, repeated
 from onnxprune.choose.options import options_of, replayed
 from onnxprune.choose.subject import uncalibrated
@@ -15,7 +14,7 @@ from onnxprune.clock import Clock, silent
 from onnxprune.cut.plan import Plan
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.errors import BadInputError
-from onnxprune.model.load import load
+from onnxprune.model.load import Source, load
 from onnxprune.ops import is_quantized
 from onnxprune.proof.prove import proved
 from onnxprune.proof.refit import check_refit

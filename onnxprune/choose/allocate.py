@@ -132,7 +132,10 @@ class _Work:
     round_to: int
 
     def removed(self, counts: Sequence[int]) -> Bools:
-        return _remove(self.analysis, self.groups, counts, self.scores)
+        removed = np.zeros(self.analysis.solution.count, bool)
+        for steps, n in zip(self.groups, counts, strict=True):
+            removed[steps.first(n)] = True
+        return _keep_axes(self.analysis, self.analysis.solution.closure(removed), self.groups, counts, self.scores)
 
     def widths(self, floor: float) -> list[tuple[int, ...]]:
         return [legal(s.group, self.round_to, floor) for s in self.groups]
@@ -242,13 +245,6 @@ def _row_scores(analysis: Analysis, scores: Scores) -> Scores:
         is_parent = number > 0
         scores[is_parent] = (total / np.maximum(number, 1))[is_parent]
     return scores
-
-
-def _remove(analysis: Analysis, groups: list[Steps], counts: Sequence[int], scores: Scores) -> Bools:
-    removed = np.zeros(analysis.solution.count, bool)
-    for steps, n in zip(groups, counts, strict=True):
-        removed[steps.first(n)] = True
-    return _keep_axes(analysis, analysis.solution.closure(removed), groups, counts, scores)
 
 
 def _keep_axes(analysis: Analysis, removed: Bools, groups: list[Steps], counts: Sequence[int], scores: Scores) -> Bools:

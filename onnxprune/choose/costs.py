@@ -92,15 +92,11 @@ class CostModel:
             self.terms.append(_Term(node.key, rule, node.attrs, tuple(tensors), len(node.inputs), str(node), known))
         self.constants = {key: c for key, c in analysis.view.constants.items() if _counts(c)}
         self.cuts: dict[str, list[Maps]] = {}
-        whole: set[str] = set()
         for source, uses in analysis.readers.items():
             for reader in uses:
                 found = analysis.uses.get(reader)
-                if found is None:
-                    whole.add(source)
-                elif found[1] and not any(found[1] is m for m in self.cuts.get(source, [])):
+                if found is not None and found[1] and not any(found[1] is m for m in self.cuts.get(source, [])):
                     self.cuts.setdefault(source, []).append(found[1])
-        self.whole = whole
         self.stored = {key: _Found(ways) for key, ways in self.cuts.items()}
 
     def of(self, metric: str) -> Cost:
@@ -130,10 +126,6 @@ class CostModel:
             if uses and all(node in gone for node, _ in uses):
                 total += prod(tuple(constant.shape)) * (1 if metric == "params" else _bytes(constant))
         return total
-
-    def measure(self, metric: str) -> Callable[[Bools | None], int]:
-        """The cost that a target `macs`, `params` or `size` is about, as a function of what is removed."""
-        return {"macs": self.macs, "params": self.params, "size": self.size}[metric]
 
     def size(self, removed: Bools | None = None) -> int:
         """Bytes of all constants."""
@@ -223,7 +215,8 @@ class _Own:
     unit: str
 
     def total(self, removed: Bools | None = None) -> float:
-        return float(self.model.measure(self.name)(removed))
+        model = self.model
+        return float({"macs": model.macs, "params": model.params, "size": model.size}[self.name](removed))
 
     def per_node(self, removed: Bools | None = None) -> Mapping[str, float]:
         return self.model.per_node(self.name, removed)

@@ -32,7 +32,8 @@ class Field:
     check: takes the flag and a value, gives the value or raises `BadInputError`. help: one sentence.
     flag: on the command line where the name does not say it, such as `--input-shape`.
     cli: what `click.option` needs (`cli/common.py`); None where only Python has it. by_default: what None stands for, in words.
-    commands: those that take it. decided: a plan has decided that, so that it does not go with `--apply`.
+    commands: those that take it, of the commands that take the list; empty: all of them.
+    decided: a plan has decided that, so that it does not go with `--apply`.
     stored: a plan keeps it. replay: its value where a plan is applied, from the given and the stored value (None: not stored).
     """
 
@@ -56,7 +57,7 @@ def option(
     cli: Mapping[str, Any] | None = None,
     python_only: bool = False,
     by_default: str = "",
-    commands: tuple[str, ...] = ("prune",),
+    commands: tuple[str, ...] = (),
     decided: bool = False,
     stored: bool = False,
     replay: Replay = lambda given, stored: given,
@@ -74,7 +75,7 @@ def options(of: type, command: str | None = None) -> Iterator[tuple[dataclasses.
     """The fields of a list of options that a command takes; None: all."""
     for field in fields(of):
         told: Field = field.metadata[KEY]
-        if command is None or command in told.commands:
+        if command is None or not told.commands or command in told.commands:
             yield field, told
 
 

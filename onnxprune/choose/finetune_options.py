@@ -11,8 +11,6 @@ from onnxprune.choose.checks import file, number, optional, switch, whole_number
 from onnxprune.choose.field import checked, documented, option
 from onnxprune.errors import BadInputError
 
-FINETUNE = ("finetune",)
-
 
 def _above(flag: str, value: Any) -> float:
     return float(number(0, above=True, span="above zero")(flag, value))
@@ -41,7 +39,6 @@ class FinetuneOptions:
         "Labels: a .npz or .npy file, or the name of an array of --data.",
         cli={"metavar": "FILE|NAME"},
         by_default="none",
-        commands=FINETUNE,
     )
     plan: str | Path | None = option(
         None,
@@ -49,58 +46,39 @@ class FinetuneOptions:
         "The plan that made PRUNED: compares sliced features too.",
         cli={"path": True},
         by_default="none",
-        commands=FINETUNE,
     )
-    from_scratch: bool = option(False, switch, "Draw all weights anew and train them with --labels.", commands=FINETUNE)
-    steps: int = option(3000, whole_number(1), "Training steps.", cli={"type": int}, commands=FINETUNE)
+    from_scratch: bool = option(False, switch, "Draw all weights anew and train them with --labels.")
+    steps: int = option(3000, whole_number(1), "Training steps.", cli={"type": int})
     minutes: float | None = option(
         None,
         optional(_above),
         "Stop by then; the schedule is fitted to it.",
         cli={"type": float},
         by_default="no limit",
-        commands=FINETUNE,
     )
-    batch: int = option(64, whole_number(1), "Samples per step.", cli={"type": int}, commands=FINETUNE)
+    batch: int = option(64, whole_number(1), "Samples per step.", cli={"type": int})
     rate: float | None = option(
         None,
         optional(_above),
         "Largest learning rate.",
         cli={"type": float},
         by_default="0.001 to 0.004, by the loss at the start",
-        commands=FINETUNE,
     )
-    decay: float = option(1e-2, _least, "Weight decay of matrices.", cli={"type": float}, commands=FINETUNE)
-    temperature: float = option(
-        2.0, _above, "Of logits, when they are compared.", cli={"type": float}, commands=FINETUNE
-    )
+    decay: float = option(1e-2, _least, "Weight decay of matrices.", cli={"type": float})
+    temperature: float = option(2.0, _above, "Of logits, when they are compared.", cli={"type": float})
     label_weight: float | None = option(
         None,
         optional(number(0, 1, span="between 0 and 1")),
         "Share of the labels in the loss.",
         cli={"type": float},
         by_default="0.5 beside a teacher, else 1",
-        commands=FINETUNE,
     )
-    features: int = option(
-        0, whole_number(0), "Compare up to N tensors inside, too.", cli={"type": int}, commands=FINETUNE
-    )
-    feature_weight: float = option(
-        0.1, _least, "Weight of the tensors inside in the loss.", python_only=True, commands=FINETUNE
-    )
-    augment: bool = option(
-        True, switch, "Mix, shift and disturb the inputs.", flag="--augment/--no-augment", commands=FINETUNE
-    )
-    patience: int = option(
-        8, whole_number(0), "Stop after N judgements without gain (0: never).", cli={"type": int}, commands=FINETUNE
-    )
+    features: int = option(0, whole_number(0), "Compare up to N tensors inside, too.", cli={"type": int})
+    feature_weight: float = option(0.1, _least, "Weight of the tensors inside in the loss.", python_only=True)
+    augment: bool = option(True, switch, "Mix, shift and disturb the inputs.", flag="--augment/--no-augment")
+    patience: int = option(8, whole_number(0), "Stop after N judgements without gain (0: never).", cli={"type": int})
     samples: int | None = option(
-        None,
-        optional(whole_number(1)),
-        "Use at most so many samples of --data.",
-        cli={"type": int},
-        by_default="all",
-        commands=FINETUNE,
+        None, optional(whole_number(1)), "Use at most so many samples of --data.", cli={"type": int}, by_default="all"
     )
     metric: str | None = option(
         None,
@@ -108,7 +86,6 @@ class FinetuneOptions:
         "Judge held-out samples by this score instead of the loss; larger is better.",
         cli={"metavar": "MODULE:FUNCTION"},
         by_default="the loss",
-        commands=FINETUNE,
     )
     checkpoint: str | Path | None = option(
         None,
@@ -116,7 +93,6 @@ class FinetuneOptions:
         "Save the run there, and go on from it.",
         cli={"path": True, "metavar": "FILE"},
         by_default="none",
-        commands=FINETUNE,
     )
     threads: int | None = option(
         None,
@@ -124,9 +100,8 @@ class FinetuneOptions:
         "Of student and of teacher, which run at once.",
         cli={"type": int},
         by_default="half the cores each",
-        commands=FINETUNE,
     )
-    seed: int = option(0, whole_number(0), "Seed of everything random.", cli={"type": int}, commands=FINETUNE)
+    seed: int = option(0, whole_number(0), "Seed of everything random.", cli={"type": int})
 
 
 def finetune_options_of(given: Mapping[str, Any]) -> FinetuneOptions:

@@ -172,8 +172,3 @@ def scores_of(importance: Importance, analysis: Analysis, calibration: Calibrati
             f"--importance {importance.name} must give {count} finite numbers, one per class, not {got}."
         )
     return found
-
-
-def score(analysis: Analysis, importance: str = "l2", seed: int = 0) -> Floats:
-    """The scores of an importance that needs no calibration, by name."""
-    return scores_of(IMPORTANCES[importance], analysis, None, seed)

@@ -166,7 +166,7 @@ class _Search:
         self.against = original.against
         self.few = thinned(original.against)
         self.model = original.bare.model
-        self.total = original.costs.measure(budget.metric)(None)
+        self.total = original.costs.of(budget.metric).total()
         self.links = Links(original.bare)
         self.looks: list[Look] = []
         macs = max(1, original.costs.macs() // batch_of(original.bare.feeds[0]))
@@ -257,7 +257,7 @@ class _Search:
 
     def _relative(self, subject: Subject) -> Budget:
         """The target, which is a share of the original's cost, as a share of the subject's."""
-        own = subject.costs.measure(self.budget.metric)(None)
+        own = subject.costs.of(self.budget.metric).total()
         if not self.total:
             return self.budget
         return replace(self.budget, amount=min(1.0, self.budget.amount * self.total / max(own, 1)))

@@ -46,11 +46,11 @@ def per_class(analysis: Analysis, reduce: Reduce) -> Floats:
                 arrays[mark] = reduce(_magnitudes(constant), axes)
             classes = analysis.solution.classes[facet].ravel()
             known = classes >= 0
-            per_class = np.bincount(classes[known], weights=arrays[mark].ravel()[known], minlength=count)
-            mean = per_class[per_class > 0].mean() if (per_class > 0).any() else 0.0
+            summed = np.bincount(classes[known], weights=arrays[mark].ravel()[known], minlength=count)
+            mean = summed[summed > 0].mean() if (summed > 0).any() else 0.0
             if mean > 0:
                 present = np.bincount(classes[known], minlength=count) > 0
-                total += per_class / mean
+                total += summed / mean
                 seen += present
     return total / np.maximum(seen, 1)
 

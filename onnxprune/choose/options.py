@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from onnxprune.cut.plan import Plan
 
 RECOVER = ("lsq", "bias", "none")
+PRUNE = ("prune",)
 DEPTHS = ("off", "auto", "only")
 QUANTIZED = ("int8",)
 
@@ -68,6 +69,7 @@ class Options:
         " original's outputs;"
         " MODULE:FUNCTION scores outputs and labels, larger is better.",
         cli={"metavar": "kl|cosine|top1|MODULE:FUNCTION"},
+        commands=PRUNE,
     )
     round_to: int | None = option(
         None,
@@ -76,6 +78,7 @@ class Options:
         cli={"type": int},
         by_default="8; 1 = off",
         decided=True,
+        commands=PRUNE,
     )
     importance: str | Importance | None = option(
         None,
@@ -87,6 +90,7 @@ class Options:
         decided=True,
         stored=True,
         replay=lambda given, stored: "l2",  # nothing is decided any more, so nothing is calibrated for it
+        commands=PRUNE,
     )
     recover: str | None = option(
         None,
@@ -96,6 +100,7 @@ class Options:
         by_default="lsq; none with --ratio and no --data",
         stored=True,
         replay=lambda given, stored: given or ("none" if stored is None else str(stored)),
+        commands=PRUNE,
     )
     then_quantize: str | None = option(
         None,
@@ -104,6 +109,7 @@ class Options:
         cli={"choices": QUANTIZED},
         by_default="no",
         stored=True,
+        commands=PRUNE,
     )
     depth: str = option(
         "off",
@@ -113,6 +119,7 @@ class Options:
         decided=True,
         stored=True,
         replay=_of_plan(str),
+        commands=PRUNE,
     )
     mix: bool | None = option(
         None,
@@ -124,6 +131,7 @@ class Options:
         decided=True,
         stored=True,
         replay=lambda given, stored: None if stored else False,
+        commands=PRUNE,
     )
     samples: int = option(
         512,
@@ -202,7 +210,9 @@ class Options:
         stored=True,
         replay=_or_of_plan(int),
     )
-    check: bool = option(True, switch, "Prove the result equal to the masked original.", python_only=True)
+    check: bool = option(
+        True, switch, "Prove the result equal to the masked original.", python_only=True, commands=PRUNE
+    )
     benchmark: bool = option(
         True, switch, "Measure the latency before and after.", python_only=True, commands=("prune", "sparsify")
     )

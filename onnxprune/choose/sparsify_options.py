@@ -10,8 +10,6 @@ from onnxprune.choose.field import documented, option
 from onnxprune.errors import BadInputError
 from onnxprune.sparsity import CRITERIA, SCOPES, STORES
 
-SPARSIFY = ("sparsify",)
-
 
 def _pattern(flag: str, value: Any) -> str:
     if not isinstance(value, str):
@@ -25,29 +23,19 @@ class SparsifyOptions:
     """What to set to zero: exactly one of threshold, sparsity and pattern."""
 
     threshold: float | None = option(
-        None,
-        optional(float_of),
-        "Set every weight of smaller magnitude to zero.",
-        cli={"type": float},
-        commands=SPARSIFY,
+        None, optional(float_of), "Set every weight of smaller magnitude to zero.", cli={"type": float}
     )
     sparsity: float | None = option(
-        None, optional(float_of), "Set this share of the weights to zero.", cli={"type": float}, commands=SPARSIFY
+        None, optional(float_of), "Set this share of the weights to zero.", cli={"type": float}
     )
     pattern: str | None = option(
         None,
         optional(_pattern),
         "Of every M consecutive inputs of an output keep at most N, such as 2:4.",
         cli={"metavar": "N:M"},
-        commands=SPARSIFY,
     )
     scope: str | None = option(
-        None,
-        optional(one_of(*SCOPES)),
-        "What --sparsity is a share of.",
-        cli={"choices": SCOPES},
-        by_default="layer",
-        commands=SPARSIFY,
+        None, optional(one_of(*SCOPES)), "What --sparsity is a share of.", cli={"choices": SCOPES}, by_default="layer"
     )
     criterion: str | None = option(
         None,
@@ -55,12 +43,9 @@ class SparsifyOptions:
         "Which weights matter.",
         cli={"choices": CRITERIA},
         by_default="obs with --data, else magnitude; always magnitude for --threshold",
-        commands=SPARSIFY,
     )
-    store: str = option("dense", one_of(*STORES), "How zeros are stored.", cli={"choices": STORES}, commands=SPARSIFY)
-    then_prune: bool = option(
-        False, switch, "Remove units that became zero, or that nothing reads any more.", commands=SPARSIFY
-    )
+    store: str = option("dense", one_of(*STORES), "How zeros are stored.", cli={"choices": STORES})
+    then_prune: bool = option(False, switch, "Remove units that became zero, or that nothing reads any more.")
 
 
 @documented
@@ -68,7 +53,5 @@ class SparsifyOptions:
 class BenchOptions:
     """How to time models."""
 
-    threads: int = option(
-        1, whole_number(0), "Threads of each model; 0: as ONNX Runtime likes.", cli={"type": int}, commands=("bench",)
-    )
-    runs: int = option(30, whole_number(1), "Runs of each model.", cli={"type": int}, commands=("bench",))
+    threads: int = option(1, whole_number(0), "Threads of each model; 0: as ONNX Runtime likes.", cli={"type": int})
+    runs: int = option(30, whole_number(1), "Runs of each model.", cli={"type": int})

@@ -263,9 +263,8 @@ def _swap(work: _Work, best: Choice, centre: Choice | None = None, held: int | N
     for _ in range(SWAPS):
         savings, damages = [work.total - t for t in work.table(centre)], list(work.damages)
         now = sum(float(s[i]) for s, i in zip(savings, centre, strict=True))
-        need = (
-            now + work.cost(centre) - work.allowed
-        )  # the savings of the centre, and what it lacks or may lose of them
+        # the savings of the centre, and what it lacks or may lose of them
+        need = now + work.cost(centre) - work.allowed
         if held is not None:
             savings[held], damages[held] = (x[held][[centre[held]]] for x in (savings, damages))
         first: Choice | None = None

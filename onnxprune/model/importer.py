@@ -34,7 +34,6 @@ from onnxprune.model.constants import from_node, from_sparse, from_tensor, is_co
 from onnxprune.model.declarations import Declared, declarations
 from onnxprune.model.exporter import export_model as export_model
 from onnxprune.model.loaded import LoadedModel
-from onnxprune.model.save import save_model as save_model
 
 Scope = dict[str, gs.Tensor]
 

@@ -13,6 +13,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import onnx
 import onnx.inliner
@@ -23,6 +24,8 @@ from onnxprune.errors import BadInputError, UnsupportedModelError, quoted
 from onnxprune.model.check import check, check_texts
 from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.model.save import data_files
+
+Source: TypeAlias = str | os.PathLike[str] | ModelProto  # a file, or a model in memory
 
 MAX_FILE_BYTES = (1 << 31) - 1  # protobuf reads no more
 MAX_CALL_DEPTH = 64
@@ -40,7 +43,7 @@ _OTHER_FORMATS = {  # how files start that people take for ONNX models
 }
 
 
-def load(source: str | os.PathLike[str] | ModelProto) -> LoadedModel:
+def load(source: Source) -> LoadedModel:
     """Read and check a model, from its file or from memory (then it is not copied and must not change later).
 
     Raises: BadInputError.

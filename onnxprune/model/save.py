@@ -22,7 +22,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
 from onnx.external_data_helper import load_external_data_for_model
 
 from onnxprune.errors import BadInputError, quoted
-from onnxprune.model.loaded import Model
+from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.model.protobuf import copy_fields, copy_unknown_fields
 from onnxprune.model.tensors import external_region, is_external, n_bytes, read_bytes
 
@@ -67,6 +67,16 @@ def save_model(
     except OSError as e:
         reason = e.strerror or type(e).__name__
         raise BadInputError(f"Cannot write {quoted(path)} ({reason}); choose another output path.") from None
+
+
+def save_result(
+    proto: ModelProto, path: str | os.PathLike[str], source: LoadedModel, spared: Collection[Path] = ()
+) -> None:
+    """Write what was made of a loaded model: with a data file if that had one, and over none of its files.
+
+    spared: further files that must not be overwritten. Raises as `save_model`.
+    """
+    save_model(source.beside(proto), path, apart=source.has_external_data, spared={*source.data_files, *spared})
 
 
 def _save_apart(model: Model, path: Path, spared: Collection[Path]) -> list[Path]:

@@ -16,9 +16,8 @@ from onnxprune.model.loaded import Model
 ort.set_default_logger_severity(4)
 
 VERSION: str = ort.__version__
-_custom_ops: list[
-    str
-] = []  # libraries that every session gets; ONNX Runtime itself keeps a loaded library until the process ends
+# libraries that every session gets; ONNX Runtime itself keeps a loaded library until the process ends
+_custom_ops: list[str] = []
 
 
 def load_custom_ops(paths: Sequence[str | Path]) -> None:
