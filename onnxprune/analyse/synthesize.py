@@ -11,7 +11,6 @@ from math import prod
 
 import numpy as np
 import onnx
-from scipy.ndimage import zoom
 
 from onnxprune.groups.observation import Array, Feeds, batch_of
 
@@ -40,6 +39,8 @@ def _one(like: Array, rng: np.random.Generator) -> Array:
 
 
 def _smooth(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    from scipy.ndimage import zoom  # a tenth of a second to import, for made-up inputs only
+
     space = sorted(range(len(shape)), key=lambda a: -shape[a])[: max(1, len(shape) - 1)]
     total = np.zeros(shape)
     longest = max(shape[a] for a in space)

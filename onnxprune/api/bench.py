@@ -34,7 +34,7 @@ def bench(models: Source | Sequence[Source], **options: Any) -> list[dict[str, A
     loaded = [load(m) for m in listed]
     feeds = feeds_of(loaded[0], settings.scope)[0]
     sessions = [
-        runtime.Session(m, optimized=True, threads=how.threads, what=name)
+        runtime.Session(m, optimized=True, threads=how.threads, spinning=True, what=name)
         for m, name in zip(loaded, names, strict=True)
     ]
     times = runtime.latency(sessions, feeds, repeats=max(3, how.runs), seconds=LIMIT)

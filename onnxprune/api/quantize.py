@@ -45,7 +45,10 @@ def _measured(
     settings: Options,
     models: dict[str, Model],
 ) -> tuple[Variant, ...]:
-    sessions = [runtime.Session(m, optimized=True, threads=1, what=f"the {name} model") for name, m in models.items()]
+    sessions = [
+        runtime.Session(m, optimized=True, threads=1, spinning=True, what=f"the {name} model")
+        for name, m in models.items()
+    ]
     times = runtime.latency(sessions, analysis.feeds[0])
     chosen = calibration.samples.own_held
     metric = metric_of(settings.metric, calibration, chosen)

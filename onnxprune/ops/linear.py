@@ -153,23 +153,29 @@ class Sliding:
             )
             spread[(slice(None), *(slice(None, None, s) for s in self.upsampled))] = x
             x = spread
-        rank = len(self.kernel_shape)
-        before = self._before(x.shape[1:-1], y[2:])
         at = np.unravel_index(picks, (y[0], *y[2:]))
-        index: list[Array] = [at[0].reshape(-1, *[1] * rank)]
-        inside = np.ones((1, *[1] * rank), bool)
-        for axis in range(rank):
-            taps = np.arange(self.kernel_shape[axis]) * self.dilations[axis]
-            side = [1] * (rank + 1)
-            side[axis + 1] = taps.size
-            place = at[axis + 1].reshape(-1, *[1] * rank) * self.strides[axis] - before[axis] + taps.reshape(side)
-            inside = inside & (place >= 0) & (place < x.shape[axis + 1])
-            index.append(np.clip(place, 0, x.shape[axis + 1] - 1))
-        rows = x[tuple(index)]  # [p, k..., C]
-        if not inside.all():
-            rows = rows * inside[..., None]
-        rows = rows.reshape(picks.size, prod(self.kernel_shape), self.groups, self.channels_in // self.groups)
+        rows = self._windows(x, y, at).reshape(
+            picks.size, prod(self.kernel_shape), self.groups, self.channels_in // self.groups
+        )
         return np.ascontiguousarray(rows.transpose(2, 0, 1, 3)).reshape(self.groups, picks.size, -1)
+
+    def _windows(self, x: Array, y: Shape, at: tuple[Picks, ...]) -> Array:
+        """`[positions, kernel, channels]` of x [N, S..., C], from the padded input as one list of pixels."""
+        before = self._before(x.shape[1:-1], y[2:])
+        pads = []
+        for axis, size in enumerate(x.shape[1:-1]):
+            reach = (self.kernel_shape[axis] - 1) * self.dilations[axis] - before[axis]
+            last = (y[axis + 2] - 1) * self.strides[axis] + reach
+            pads.append((max(0, before[axis]), max(0, last - size + 1)))
+        if prod(self.kernel_shape) == 1 and not any(map(any, pads)):
+            return np.asarray(x[(at[0], *(a * s - b for a, s, b in zip(at[1:], self.strides, before, strict=True)))])
+        x = np.pad(x, ((0, 0), *pads, (0, 0)))
+        first = at[0]
+        taps = np.zeros((), np.int64)
+        for axis, size in enumerate(x.shape[1:-1]):
+            first = first * size + at[axis + 1] * self.strides[axis] + pads[axis][0] - before[axis]
+            taps = np.add.outer(taps * size, np.arange(self.kernel_shape[axis]) * self.dilations[axis])
+        return x.reshape(-1, x.shape[-1]).take(np.add.outer(first, taps.ravel()), axis=0)
 
     def _before(self, size: Shape, out: Shape) -> tuple[int, ...]:
         if not self.auto_pad:

@@ -115,7 +115,7 @@ def _optimized(model: Model, pruned: Model) -> runtime.Session | None:
 def latency(analysis: Analysis, pruned: onnx.ModelProto) -> list[list[float]]:
     """Milliseconds per run of the original and the pruned model, in turn."""
     sessions = [
-        runtime.Session(analysis.model.beside(p), optimized=True, threads=1, what="the model")
+        runtime.Session(analysis.model.beside(p), optimized=True, threads=1, spinning=True, what="the model")
         for p in (analysis.model.proto, pruned)
     ]
     return runtime.latency(sessions, analysis.feeds[0])

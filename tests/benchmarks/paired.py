@@ -1,4 +1,7 @@
-"""Time of a typical run against another copy of the package, in turn: `python -m tests.benchmarks.paired FOLDER [ROUNDS]`."""
+"""Time of a typical run against another copy of the package, in turn: `python -m tests.benchmarks.paired FOLDER [ROUNDS]`.
+
+Both copies run as an installed package does, from compiled modules: those lie in a temporary folder, made by one run before the rounds.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,14 @@ print(time.perf_counter() - start)
 """
 
 
-def measure(folder: Path) -> tuple[float, float, float]:
+def measure(folder: Path, compiled: str) -> tuple[float, float, float]:
     """Seconds: of the whole process, of its processors (user and system), of `onnxprune.prune` alone in another process."""
     model, data = (str(HERE / "models" / x) for x in ("digits.onnx", "digits_calib.npz"))
-    environment = os.environ | {"PYTHONPATH": str(folder)}
+    environment = os.environ | {
+        "PYTHONPATH": str(folder),
+        "PYTHONPYCACHEPREFIX": compiled,
+        "PYTHONDONTWRITEBYTECODE": "",
+    }
     with tempfile.TemporaryDirectory() as place:
         command = ["-m", "onnxprune", "prune", model, "-o", f"{place}/small.onnx", "--macs", "0.5", "--data", data]
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
@@ -38,7 +45,8 @@ def measure(folder: Path) -> tuple[float, float, float]:
 
 def main() -> None:
     other, rounds = Path(sys.argv[1]).resolve(), int(sys.argv[2]) if len(sys.argv) > 2 else 7
-    pairs = [(measure(other), measure(HERE)) for _ in range(rounds)]
+    with tempfile.TemporaryDirectory() as compiled:
+        pairs = [(measure(other, compiled), measure(HERE, compiled)) for _ in range(rounds + 1)][1:]
     for k, name in enumerate(("wall of the process", "user and system", "prune() alone")):
         theirs, ours = (statistics.median(pair[side][k] for pair in pairs) for side in (0, 1))
         ratio = statistics.median(ours[k] / theirs[k] for theirs, ours in pairs)
