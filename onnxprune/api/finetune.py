@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from onnxprune import runtime
 from onnxprune.choose.checks import existing
 from onnxprune.choose.finetune_options import finetune_options_of
 from onnxprune.errors import BadInputError
@@ -110,6 +111,7 @@ def finetune(
 
     files = {"-o": output, "--checkpoint": settings.checkpoint}
     check_outputs(files, (pruned, teacher, data, settings.labels, settings.plan))
+    runtime.load_custom_ops(settings.custom_ops)
     progress("load")
     student = load(pruned)
     original = None if teacher is None else load(teacher)

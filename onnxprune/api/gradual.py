@@ -97,7 +97,7 @@ def prune_during_training(
         raise BadInputError("--during-training trains floats; leave out --then-quantize, and quantize what it writes.")
     if data is None:
         raise BadInputError("--during-training needs inputs to learn from: give --data.")
-    own = dict(training or {})
+    own = {"custom_ops": settings.custom_ops, **(training or {})}
     finetune_options_of(own)
     check_outputs({"-o": output}, (model, data))
     loaded = load(model)

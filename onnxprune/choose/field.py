@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from onnxprune.choose.checks import Check, known
+from onnxprune.choose.checks import Check, files, known
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -114,3 +114,15 @@ def documented(of: type[T]) -> type[T]:
         lines.append(f"{field.name}: {field.type} = {default}\n    {told.help}")
     of.__doc__ = "\n\n".join(filter(None, [(of.__doc__ or "").rstrip(), "\n".join(lines)]))
     return of
+
+
+def custom_ops_option(commands: tuple[str, ...] = ()) -> Any:
+    """`custom_ops`, which every list of options of a command that runs a model has."""
+    return option(
+        (),
+        files,
+        "A library of operators of your own, for ONNX Runtime to load.",
+        cli={"multiple": True, "path": True, "metavar": "LIBRARY"},
+        by_default="none",
+        commands=commands,
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.choose.checks import file, number, optional, switch, whole_number
-from onnxprune.choose.field import checked, documented, option
+from onnxprune.choose.field import checked, custom_ops_option, documented, option
 from onnxprune.errors import BadInputError
 
 
@@ -101,6 +101,7 @@ class FinetuneOptions:
         cli={"type": int},
         by_default="half the cores each",
     )
+    custom_ops: tuple[str | Path, ...] = custom_ops_option()
     seed: int = option(0, whole_number(0), "Seed of everything random.", cli={"type": int})
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxprune.analyse.scope import Scope
-from onnxprune.choose import checks, importance
+from onnxprune.choose import importance
 from onnxprune.choose.budget import Budget
 from onnxprune.choose.checks import existing, globs, one_of, optional, parse_shapes, shapes, switch, whole_number
-from onnxprune.choose.field import Replay, checked, default_of, documented, flag_of, option, options
+from onnxprune.choose.field import Replay, checked, custom_ops_option, default_of, documented, flag_of, option, options
 from onnxprune.choose.importance import IMPORTANCES, Importance, importance_of
 from onnxprune.errors import BadInputError
 
@@ -193,14 +193,7 @@ class Options:
         by_default="made-up inputs",
         commands=("prune", "sparsify", "inspect", "verify", "bench"),
     )
-    custom_ops: tuple[str | Path, ...] = option(
-        (),
-        checks.files,
-        "A library of operators of your own, for ONNX Runtime to load.",
-        cli={"multiple": True, "path": True, "metavar": "LIBRARY"},
-        by_default="none",
-        commands=("prune", "sparsify", "inspect", "verify", "bench"),
-    )
+    custom_ops: tuple[str | Path, ...] = custom_ops_option(("prune", "sparsify", "inspect", "verify", "bench"))
     seed: int = option(
         0,
         whole_number(0),

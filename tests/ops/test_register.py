@@ -105,6 +105,14 @@ def test_own_operator_without_rule_on_the_command_line(library: str, tmp_path: P
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
 
+def test_own_operator_is_run_while_the_rest_is_tuned(library: str) -> None:
+    pytest.importorskip("torch")
+    model = net("NegPos", DOMAIN, outputs=2)
+    feeds = [{"x": np.random.default_rng(k).normal(size=(1, 8)).astype(np.float32)} for k in range(32)]
+    tuned = onnxprune.finetune(model, model, data=feeds, steps=2, batch=4, augment=False, custom_ops=[library])
+    assert tuned.opaque and "NegPos" in tuned.opaque[0]
+
+
 def test_unknown_operator_asks_for_its_library(tmp_path: Path) -> None:
     onnx.save(net("NegPos", DOMAIN, outputs=2), tmp_path / "m.onnx")
     result = CliRunner().invoke(cli.main, ["inspect", str(tmp_path / "m.onnx")])
