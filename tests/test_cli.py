@@ -351,6 +351,17 @@ def test_inspect(here: Path) -> None:
     assert pinned and all(p["reason"] for g in pinned for p in g["pins"])
 
 
+def test_names_are_whole_where_no_terminal_reads(here: Path) -> None:
+    model = network()
+    for node in model.graph.node:
+        node.name = "/deep" * 30 + node.name
+    onnx.save(model, "deep.onnx")
+    for arguments in (("inspect", "deep.onnx"), ("ops", "--verbose")):
+        lines = run(*arguments).stdout.splitlines()
+        assert not any("…" in line for line in lines)
+    assert "/deep" * 30 + "/layers/c1/Conv" in run("inspect", "deep.onnx").stdout
+
+
 def test_inspect_names_remedies(here: Path) -> None:
     model = net("""g (float[N,S,6] x) => (float[N,S,3] y) <float[6,12] e, float[12] s, float[12,3] h> {
         x0 = MatMul(x, e)

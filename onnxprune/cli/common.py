@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+WIDE = 10_000
+"""Columns where no terminal reads: a file or the next command gets every name whole."""
+
+
 class _Console:
     """A console that is made when something is printed, so that `--help` need not load what prints."""
 
@@ -32,7 +36,10 @@ class _Console:
     def _made(self) -> Console:
         from rich.console import Console
 
-        return Console(highlight=False, soft_wrap=True, **self._how)
+        made = Console(highlight=False, soft_wrap=True, **self._how)
+        if not made.is_terminal:
+            made.width = WIDE
+        return made
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._made, name)
