@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune import ops
 from onnxprune.calibrate.stepwise import Stepwise
 from onnxprune.model.loaded import Model
-from onnxprune.ops.layer import Layer
+from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.layers import find_layers
 from onnxprune.ops.linear import Linear, LinearContext
 from tests.oracle import Array, net, session
@@ -261,7 +261,7 @@ def test_a_skipped_bias_is_no_bias() -> None:
 # ---------------------------------------------------------------- layers of a model
 
 
-def layers(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> list[Layer]:
+def layers(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> list[LinearLayer]:
     steps = Stepwise(Model(model), [])
     inferred = onnx.shape_inference.infer_shapes(model)
     for v in [*inferred.graph.value_info, *model.graph.input, *inferred.graph.output]:

@@ -123,7 +123,7 @@ def finetune(
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads or finetuning.default_threads())
     try:
-        result = finetuning.Run(
+        result = finetuning.Tuning(
             student, original, feeds, labels, data=data, settings=settings, progress=progress
         ).result()
         result = replace(result, spared=spared)

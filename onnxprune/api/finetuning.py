@@ -38,7 +38,7 @@ RATE, RATE_LOSS = 4e-3, 0.25  # the largest learning rate by default, and the lo
 PORTION = 64  # samples per run when outputs are only compared
 
 
-class Run:
+class Tuning:
     """Everything that one run sets out before it trains."""
 
     def __init__(

@@ -60,7 +60,7 @@ from onnxprune.sparsity.decide import sparsify as decide
 from onnxprune.sparsity.find import find_weights
 from onnxprune.sparsity.store import stored
 from onnxprune.sparsity.targets import Pattern, Target, Threshold, target_of
-from onnxprune.sparsity.weights import Left, Weight, with_values
+from onnxprune.sparsity.weights import Left, SparseWeight, with_values
 
 MADE_UP = 16  # samples to measure the difference on where the user gives none
 ZIPPED = 1 << 28  # larger models are not compressed for the report
@@ -156,7 +156,7 @@ def _criterion(criterion: str | None, target: Target, settings: Options) -> str:
     return criterion
 
 
-def _select(analysis: Analysis, target: Target, settings: Options) -> tuple[list[Weight], list[Left]]:
+def _select(analysis: Analysis, target: Target, settings: Options) -> tuple[list[SparseWeight], list[Left]]:
     """Weights that the target and the user's patterns allow, and those that stay, with reasons."""
     found, left = find_weights(analysis)
     nodes = {n.key: n.name for n in analysis.view.graph.walk()}
@@ -278,7 +278,7 @@ def _top1(wanted: list[list[Array]], found: list[list[Array]]) -> float | None:
         return None
 
 
-def _layer(analysis: Analysis, weight: Weight, sparse: Sparse, is_sparse: bool) -> SparseLayer:
+def _layer(analysis: Analysis, weight: SparseWeight, sparse: Sparse, is_sparse: bool) -> SparseLayer:
     before = np.asarray(analysis.view.constants[weight.tensor].values)
     after = sparse.values[weight.tensor]
     return SparseLayer(

@@ -23,7 +23,7 @@ from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.observation import Array
 from onnxprune.model.branches import conditions, show_shapes
 from onnxprune.model.loaded import Model
-from onnxprune.ops.layer import Layer
+from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.layers import find_layers
 from onnxprune.runtime import Session
 
@@ -88,7 +88,7 @@ def calibrate(
     return Calibration(flat, samples, layers, by_layer, weights, outputs, passes, tuple(taps), made_up, steps.constant)
 
 
-def _tapped(flat: Model, inputs: list[str], layers: list[Layer]) -> tuple[Session, list[str]]:
+def _tapped(flat: Model, inputs: list[str], layers: list[LinearLayer]) -> tuple[Session, list[str]]:
     """The model with the layers' inputs and the shapes of their outputs as outputs; the names of these."""
     proto = onnx.ModelProto()
     proto.CopyFrom(flat.proto)

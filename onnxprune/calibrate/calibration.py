@@ -10,7 +10,7 @@ import onnx
 from onnxprune.analyse.samples import Samples
 from onnxprune.calibrate.moments import Moments
 from onnxprune.groups.observation import Array
-from onnxprune.ops.layer import Layer
+from onnxprune.ops.layer import LinearLayer
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Calibration:
 
     flat: onnx.ModelProto
     samples: Samples
-    layers: list[Layer]
+    layers: list[LinearLayer]
     moments: dict[str, Moments]
     weights: dict[str, Array]
     outputs: list[list[Array]]

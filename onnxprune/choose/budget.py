@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 from onnxprune.choose.checks import number
 from onnxprune.errors import BadInputError, quoted
 
-Metric = Literal["ratio", "macs", "params", "size", "max_drop"]
-TARGETS: dict[Metric, str] = {
+TargetName = Literal["ratio", "macs", "params", "size", "max_drop"]
+TARGETS: dict[TargetName, str] = {
     "ratio": "Remove this share of the units of every group.",
     "macs": "Keep at most this share of the multiply-accumulates.",
     "params": "Keep at most this share of the parameters.",
@@ -19,7 +19,7 @@ TARGETS: dict[Metric, str] = {
 AUTO = 8
 
 
-def flag_of(metric: Metric) -> str:
+def flag_of(metric: TargetName) -> str:
     """How the command line writes it."""
     return f"--{metric.replace('_', '-')}"
 
@@ -35,12 +35,12 @@ class Budget:
     Raises `BadInputError` for anything else.
     """
 
-    metric: Metric
+    metric: TargetName
     amount: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.metric, str) or self.metric not in get_args(Metric):
-            raise BadInputError(f"Unknown target {self.metric!r}; choose one of {', '.join(get_args(Metric))}.")
+        if not isinstance(self.metric, str) or self.metric not in get_args(TargetName):
+            raise BadInputError(f"Unknown target {self.metric!r}; choose one of {', '.join(get_args(TargetName))}.")
         flag = flag_of(self.metric)
         if self.metric == "max_drop":
             amount = number(0, span="0 or more")(flag, self.amount)

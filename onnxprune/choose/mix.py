@@ -25,11 +25,11 @@ from onnx import helper
 
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.positions import pick
-from onnxprune.choose.mixable import CONSTANT, Block, Carried, Use, blocks_of, lines_of
-from onnxprune.groups.analysis import Analysis
+from onnxprune.choose.mixable import CONSTANT, Block, Carried, blocks_of, lines_of
+from onnxprune.groups.analysis import Analysis, Use
 from onnxprune.groups.maps import varying
 from onnxprune.groups.observation import Array
-from onnxprune.ops.layer import Layer
+from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.linear import Floats
 from onnxprune.runtime import Session
 
@@ -122,7 +122,9 @@ def _both(analysis: Analysis, calibration: Calibration, block: Block, seen: _See
     return pair if pair is None or side == 0 else pair[::-1]
 
 
-def _of_layer(analysis: Analysis, calibration: Calibration, block: Block, layer: Layer) -> tuple[Floats, Floats] | None:
+def _of_layer(
+    analysis: Analysis, calibration: Calibration, block: Block, layer: LinearLayer
+) -> tuple[Floats, Floats] | None:
     """Covariance of the units where a layer reads them, and W W^T over the variance of what it makes; both summed over a kernel's taps."""
     moments, linear = calibration.moments.get(layer.key), layer.linear
     if moments is None or not moments.count:

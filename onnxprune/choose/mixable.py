@@ -14,16 +14,15 @@ from numpy.typing import NDArray
 
 from onnxprune import ops
 from onnxprune.calibrate.calibration import Calibration
-from onnxprune.groups.analysis import Analysis
+from onnxprune.groups.analysis import Analysis, Use
 from onnxprune.groups.maps import Facet, Shape
 from onnxprune.groups.observation import Array
 from onnxprune.groups.units import Ids
 from onnxprune.model.graph import Node
-from onnxprune.ops.layer import Layer
+from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.linear import Floats
 
 CONSTANT = 1e-6  # variance over squared mean
-Use = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Carried:
 
 
 @dataclass(frozen=True)
-class Constant:
+class RotatedConstant:
     """A constant to change. reads: it is multiplied by the units, else it makes (or is added to) them. sides: 0 or 1, per line."""
 
     use: Use
@@ -76,9 +75,9 @@ class Block:
 
     classes: Ids
     tensors: tuple[str, ...]
-    constants: tuple[Constant, ...]
+    constants: tuple[RotatedConstant, ...]
     product: tuple[tuple[str, Carried], ...]
-    layer: tuple[Layer, int] | None
+    layer: tuple[LinearLayer, int] | None
 
 
 def blocks_of(analysis: Analysis, calibration: Calibration) -> list[Block]:
@@ -197,7 +196,7 @@ class _Finder:
             found = self._per_line(constants[use], sides.of(x))
             if found is None:
                 return None
-            followed.append(Constant(use, constants[use], reads, found))
+            followed.append(RotatedConstant(use, constants[use], reads, found))
         pair = sorted(ends, key=lambda x: sides.of(tensors[x])[0]) if walk.products else []
         return Block(
             classes,
@@ -261,7 +260,7 @@ class _Walk:
         self.sides = _Sides()
         self.follow: list[tuple[Use, bool, Carried]] = []
         self.products: list[tuple[str, str]] = []
-        self.readers: list[Layer] = []
+        self.readers: list[LinearLayer] = []
 
     def carried(self, at: _At) -> list[str]:
         return [x for x in at.operands if x in self.tensors]
@@ -269,7 +268,7 @@ class _Walk:
     def given(self, at: _At) -> list[str]:
         return [o for o in at.node.outputs if o in self.tensors]
 
-    def layer(self, at: _At, layer: Layer) -> bool:
+    def layer(self, at: _At, layer: LinearLayer) -> bool:
         """It makes the units, and then all that it adds has them too; or it reads them."""
         carried, given = self.carried(at), self.given(at)
         weight = (at.node.key, layer.linear.w)

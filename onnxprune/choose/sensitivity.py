@@ -25,7 +25,7 @@ from onnxprune.groups.maps import Maps
 from onnxprune.groups.observation import Array, batch_of
 from onnxprune.model.loaded import Model
 from onnxprune.model.patch import with_constants
-from onnxprune.ops.layer import Layer
+from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.linear import Floats
 from onnxprune.runtime import Session
 
@@ -36,14 +36,14 @@ SAMPLES = 64
 WORK = 1.5e12  # multiply-accumulates that all trials together may take
 
 
-Cut = Callable[[Bools], onnx.ModelProto]
+Rewriting = Callable[[Bools], onnx.ModelProto]
 
 
 def sense(
     analysis: Analysis,
     calibration: Calibration,
     orders: Mapping[str, Order],
-    cut: Cut,
+    cut: Rewriting,
     costs: CostModel,
     metric: Metric = divergence,
     progress: Callable[[float], None] = lambda share: None,
@@ -93,7 +93,7 @@ class Trial:
     """Damage of a removal (bool per class), with the closed-form repair."""
 
     def __init__(
-        self, analysis: Analysis, calibration: Calibration, cut: Cut, metric: Metric, samples: int = SAMPLES
+        self, analysis: Analysis, calibration: Calibration, cut: Rewriting, metric: Metric, samples: int = SAMPLES
     ) -> None:
         self.analysis, self.calibration, self.cut, self.metric = analysis, calibration, cut, metric
         self.chosen = _held(calibration, samples)
@@ -148,7 +148,7 @@ def closed_form(analysis: Analysis, calibration: Calibration, removed: Bools) ->
     return changes
 
 
-def _lost(analysis: Analysis, layer: Layer, gone: Bools) -> Bools | None:
+def _lost(analysis: Analysis, layer: LinearLayer, gone: Bools) -> Bools | None:
     """Which columns `[g, K]` leave; None if none does, or whole groups do."""
     shape = analysis.observation.shapes.get(layer.x)
     if shape is None:
@@ -165,7 +165,7 @@ def _lost(analysis: Analysis, layer: Layer, gone: Bools) -> Bools | None:
 def _write(
     analysis: Analysis,
     calibration: Calibration,
-    layer: Layer,
+    layer: LinearLayer,
     w: Floats,
     shift: Floats,
     gone: Bools,

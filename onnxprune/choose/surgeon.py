@@ -24,7 +24,7 @@ from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.grouping import Group
 from onnxprune.groups.observation import Array
 from onnxprune.groups.units import Ids
-from onnxprune.ops.layer import Layer
+from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.linear import Floats
 from onnxprune.sparsity.obs import SINGLE
 
@@ -140,7 +140,7 @@ def _consumers(
     return found
 
 
-def columns_of(analysis: Analysis, layer: Layer, atom_of: NDArray[np.int64]) -> NDArray[np.int64] | None:
+def columns_of(analysis: Analysis, layer: LinearLayer, atom_of: NDArray[np.int64]) -> NDArray[np.int64] | None:
     """Atom of every column `[g, K]` of a layer, -1 for none; None where it has none at all."""
     shape = analysis.observation.shapes.get(layer.x)
     if shape is None:

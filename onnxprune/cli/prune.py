@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxprune.choose.budget import TARGETS, Budget, Metric, flag_of
+from onnxprune.choose.budget import TARGETS, Budget, TargetName, flag_of
 from onnxprune.choose.field import options as fields_of
 from onnxprune.choose.finetune_options import GradualOptions
 from onnxprune.choose.options import Options
@@ -73,7 +73,7 @@ def prune(
     **options: Any,
 ) -> None:
     """Prune MODEL to a target and write OUTPUT once it is proved equal to the masked original."""
-    wanted: dict[Metric, float | None] = {metric: options.pop(metric) for metric in TARGETS}
+    wanted: dict[TargetName, float | None] = {metric: options.pop(metric) for metric in TARGETS}
     targets = [(metric, amount) for metric, amount in wanted.items() if amount is not None]
     if len(targets) + (apply is not None) != 1:
         raise BadInputError(

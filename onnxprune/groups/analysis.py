@@ -16,6 +16,7 @@ from onnxprune.model.graph import View
 from onnxprune.model.loaded import LoadedModel
 
 Use = tuple[str, int]
+"""The key of a node, and at which of its inputs."""
 
 
 @dataclass(frozen=True)

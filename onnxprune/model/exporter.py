@@ -226,7 +226,7 @@ class _Export:
 
 
 @dataclass
-class _Use:
+class _Reference:
     """A tensor that a graph refers to: itself, or through how many of its subgraphs."""
 
     tensor: gs.Tensor
@@ -288,24 +288,24 @@ class _Local:
             self.tensors.update((t.name, t) for t in node.outputs if t.name)
 
 
-def _belongs(use: _Use, homes: dict[int, int], here: int) -> bool:
+def _belongs(use: _Reference, homes: dict[int, int], here: int) -> bool:
     """Whether a constant that no outer graph holds is to be held by this one."""
     home = homes.get(id(getattr(use.tensor, "origin", None)))
     return home == here or use.is_direct or (home is None and use.n_subgraphs > 1)
 
 
-def _used(graph: gs.Graph) -> dict[int, _Use]:
+def _used(graph: gs.Graph) -> dict[int, _Reference]:
     """All tensors that a graph reads, by id, in order of first use; those of its subgraphs included."""
-    used: dict[int, _Use] = {}
+    used: dict[int, _Reference] = {}
     for node in graph.nodes:
         for tensor in node.inputs:
-            used.setdefault(id(tensor), _Use(tensor)).is_direct = True
+            used.setdefault(id(tensor), _Reference(tensor)).is_direct = True
         for value in node.attrs.values():
             if isinstance(value, gs.Graph):
                 for key, use in _used(value).items():
-                    used.setdefault(key, _Use(use.tensor)).n_subgraphs += 1
+                    used.setdefault(key, _Reference(use.tensor)).n_subgraphs += 1
     for tensor in graph.outputs:
-        used.setdefault(id(tensor), _Use(tensor)).is_direct = True
+        used.setdefault(id(tensor), _Reference(tensor)).is_direct = True
     return used
 
 

@@ -8,7 +8,7 @@ from onnxprune.ops.linear import Linear
 
 
 @dataclass(frozen=True)
-class Layer:
+class LinearLayer:
     """node: position in the flat model; x, w, y: keys of its input, weight and output; b: of its bias, "" for none.
 
     adder: the node that adds the bias, and at which input, where the layer itself cannot (MatMul, then Add).

@@ -9,7 +9,7 @@ from onnx import ModelProto, NodeProto, helper
 
 from onnxprune.groups.maps import Shape
 from onnxprune.ops import failures, rule_for
-from onnxprune.ops.layer import Layer
+from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.linear import LinearContext, Product
 
 
@@ -17,7 +17,7 @@ def find_layers(
     proto: ModelProto,
     shape: Callable[[str], Shape | None],
     is_constant: Callable[[str], bool],
-) -> list[Layer]:
+) -> list[LinearLayer]:
     """All layers in graph order. `shape(key)` may be unknown (None): such a node is no layer."""
     readers: dict[str, list[tuple[int, int]]] = {}
     for k, node in enumerate(proto.graph.node):
@@ -44,7 +44,7 @@ def find_layers(
         if adder is not None:
             bias = proto.graph.node[adder[0]].input[adder[1]]
         y = node.output[0]
-        layers.append(Layer(k, y, found, node.input[found.x], node.input[found.w], bias, y, adder))
+        layers.append(LinearLayer(k, y, found, node.input[found.x], node.input[found.w], bias, y, adder))
     return layers
 
 

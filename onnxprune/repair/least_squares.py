@@ -34,7 +34,7 @@ from onnxprune.groups.classes import Bools
 from onnxprune.groups.observation import Array
 from onnxprune.model.patch import with_constants
 from onnxprune.ops import failures
-from onnxprune.ops.layer import Layer
+from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.layers import find_layers
 from onnxprune.ops.linear import Floats
 from onnxprune.repair.fits import Fit, Repair
@@ -64,7 +64,7 @@ def compensate(
     bypasses: Sequence[Bypass] = (),
 ) -> Repaired:
     """recover: `lsq` fits weights and biases, `bias` only biases. bypasses: those that `pruned` has against the original."""
-    run = _Run(analysis, removed, pruned, calibration, recover, seed, bypasses)
+    run = _Repairs(analysis, removed, pruned, calibration, recover, seed, bypasses)
     fits = []
     for k, layer in enumerate(run.layers):
         fit = run.repair(layer)
@@ -84,7 +84,7 @@ class _Lack:
     scale: Array
 
 
-class _Run:
+class _Repairs:
     def __init__(
         self,
         analysis: Analysis,
@@ -125,14 +125,14 @@ class _Run:
             self.old.keep(x.y for x in self.layers)  # what was bypassed is asked for before what lies within
         self.pending = {x.node for x in self.layers}
 
-    def _is_behind(self, layer: Layer) -> bool:
+    def _is_behind(self, layer: LinearLayer) -> bool:
         """Does a layer read, or lead up to, something that was bypassed? Others compute what they did."""
         makers = {self.new.maker[t] for t in self.bypassed if t in self.new.maker}
         lacks = self._lacks(layer)
         read = [layer.x, *(x.less for x in lacks if x.now)]
         return any(not x.now for x in lacks) or any(makers & self.new.before(t) for t in read)
 
-    def repair(self, layer: Layer) -> Fit | None:
+    def repair(self, layer: LinearLayer) -> Fit | None:
         """Fit one layer; every layer before it has been."""
         linear = layer.linear
         weight = self.new.constant(layer.w)
@@ -166,7 +166,7 @@ class _Run:
 
     # -- what is fitted to what
 
-    def _moments(self, layer: Layer, w: Floats) -> tuple[Moments, Moments]:
+    def _moments(self, layer: LinearLayer, w: Floats) -> tuple[Moments, Moments]:
         """Of the layer's inputs in the pruned model and its wanted outputs: fitted samples, held-out samples."""
         linear = layer.linear
         lacks = self._lacks(layer)
@@ -199,7 +199,7 @@ class _Run:
             less = there if lack.now else compress(there, maps[1], self.gone)
             yield (compress(wanted, maps[0], self.gone) - less) / lack.scale
 
-    def _lacks(self, layer: Layer) -> list[_Lack]:
+    def _lacks(self, layer: LinearLayer) -> list[_Lack]:
         """What the tensors that a layer's output ends in are missing: an Add's other operand, and what was bypassed."""
         nodes, tensor = self.new.nodes, layer.y
         scale: Array = np.ones(())
@@ -238,7 +238,7 @@ class _Run:
                 break
         return found
 
-    def _is_ready(self, layer: Layer, other: str, mine: str) -> bool:
+    def _is_ready(self, layer: LinearLayer, other: str, mine: str) -> bool:
         """Can the other operand be had without this layer and layers that are still to be repaired?"""
         shapes = self.analysis.observation.shapes
         if other not in self.old.maker or shapes.get(other) != shapes.get(mine) or not self.old.can(other):
@@ -247,14 +247,14 @@ class _Run:
 
     # -- reading and writing the layer
 
-    def _bias(self, layer: Layer, w: Floats) -> Floats:
+    def _bias(self, layer: LinearLayer, w: Floats) -> Floats:
         if not layer.b or layer.linear.b is None:  # what an Add behind the layer adds is no part of its output
             return np.zeros((w.shape[0], w.shape[2]))
         found = layer.linear.bias(self.new.constant(layer.b).astype(np.float64))
         assert found is not None
         return found
 
-    def _set_bias(self, layer: Layer, bias: Floats, dtype: np.dtype[np.generic]) -> None:
+    def _set_bias(self, layer: LinearLayer, bias: Floats, dtype: np.dtype[np.generic]) -> None:
         if layer.adder is None:
             assert layer.linear.b is not None
             self._set(layer.node, layer.key, layer.linear.b, layer.linear.stored_bias(bias), dtype)

@@ -30,7 +30,7 @@ def quantize(model: Model, samples: Sequence[Feeds], what: str = "the model") ->
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Samples(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
         left = iter(samples)
 
         def get_next(self) -> Feeds | None:
@@ -48,7 +48,7 @@ def quantize(model: Model, samples: Sequence[Feeds], what: str = "the model") ->
             quantize_static(
                 ready,
                 done,
-                Samples(),
+                Reader(),
                 quant_format=QuantFormat.QDQ,
                 per_channel=opset >= 13,  # the opset that gave scales an axis
                 activation_type=QuantType.QInt8,

@@ -21,10 +21,10 @@ from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.moments import Moments
 from onnxprune.calibrate.positions import allotted, pick
 from onnxprune.calibrate.stepwise import Stepwise, flat_model
-from onnxprune.groups.analysis import Analysis
+from onnxprune.groups.analysis import Analysis, Use
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.observation import Array
-from onnxprune.ops.layer import Layer
+from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.linear import Floats
 from onnxprune.sparsity.obs import DAMPING, by_count, by_mask, by_pattern, damped, factor, refined, sparing, sweep
 from onnxprune.sparsity.targets import (
@@ -37,7 +37,7 @@ from onnxprune.sparsity.targets import (
     smallest,
     smallest_per_output,
 )
-from onnxprune.sparsity.weights import Use, Weight, with_values
+from onnxprune.sparsity.weights import SparseWeight, with_values
 
 RIDGES = (1.0, 1e-1, 1e-2)  # of the mean variance of a layer's inputs
 ROUNDING = 1e-6  # of the mean square of the inputs: moments are summed from single precision
@@ -58,7 +58,7 @@ class Sparse:
 
 def sparsify(
     analysis: Analysis,
-    weights: list[Weight],
+    weights: list[SparseWeight],
     target: Target,
     criterion: str,
     calibration: Calibration | None,
@@ -103,7 +103,7 @@ def _mask(w: Array, scores: Array, target: Target, count: int, run: int, per_out
     return smallest_per_output(scores, count) if per_output else smallest(scores, count)
 
 
-def _moments(weight: Weight, calibration: Calibration | None) -> Moments | None:
+def _moments(weight: SparseWeight, calibration: Calibration | None) -> Moments | None:
     """Of the inputs of all layers that multiply by the weight; None where there are none."""
     total: Moments | None = None
     for layer in calibration.layers if calibration is not None else []:
@@ -115,7 +115,7 @@ def _moments(weight: Weight, calibration: Calibration | None) -> Moments | None:
 
 def _counts(
     analysis: Analysis,
-    weights: list[Weight],
+    weights: list[SparseWeight],
     target: Target,
     criterion: str,
     moments: dict[str, Moments | None],
@@ -132,7 +132,7 @@ def _counts(
     return counts | dict(zip([w.tensor for w in compared], shares_of(scores, target.amount), strict=True))
 
 
-def _comparable(analysis: Analysis, weight: Weight, criterion: str, moments: Moments | None) -> Floats:
+def _comparable(analysis: Analysis, weight: SparseWeight, criterion: str, moments: Moments | None) -> Floats:
     """Scores that mean the same in every layer: magnitudes; or each weight's square error over that of all weights that outlast it.
 
     That is the score of LAMP (Lee et al. 2021) with w^2 var(x) for w^2. No layer is emptied: its last weight scores 1.
@@ -156,7 +156,7 @@ class _Surgeon:
     def __init__(
         self,
         analysis: Analysis,
-        weights: list[Weight],
+        weights: list[SparseWeight],
         target: Target,
         counts: dict[str, int],
         moments: dict[str, Moments | None],
@@ -188,7 +188,7 @@ class _Surgeon:
                 self._give(layer, weight)
             progress((k + 1) / len(layers))
 
-    def _decide(self, layer: Layer, weight: Weight) -> None:
+    def _decide(self, layer: LinearLayer, weight: SparseWeight) -> None:
         values = np.asarray(self.constants[weight.tensor].values)
         scale = getattr(layer.linear, "alpha", 1.0)
         w0 = weight.matrix(values).astype(np.float64) * scale
@@ -203,7 +203,7 @@ class _Surgeon:
             w = self._cut(w0, w0, np.broadcast_to(np.eye(w0.shape[1]), (w0.shape[0], *[w0.shape[1]] * 2)), weight)
         self.sparse.values[weight.tensor] = weight.stored(values, w / scale)
 
-    def _fitted(self, layer: Layer, weight: Weight, w0: Floats) -> Array:
+    def _fitted(self, layer: LinearLayer, weight: SparseWeight, w0: Floats) -> Array:
         """Fit, cut, and keep the ridge that held-out samples like best; the bias follows. NaN where the inputs teach nothing."""
         train, held = self._look(layer, w0)
         held = held if held.count else train
@@ -235,7 +235,7 @@ class _Surgeon:
             self._give_bias(layer, best[2])
         return best[1]
 
-    def _cut(self, w0: Array, w: Array, u: Floats, weight: Weight) -> Array:
+    def _cut(self, w0: Array, w: Array, u: Floats, weight: SparseWeight) -> Array:
         """`w` with zeros for the target, repaired. w0: the original, whose magnitudes a threshold looks at."""
         if isinstance(self.target, Threshold):
             stored = weight.matrix(np.asarray(self.constants[weight.tensor].values))
@@ -248,7 +248,7 @@ class _Surgeon:
 
     # -- what the layer sees and says
 
-    def _look(self, layer: Layer, w: Floats) -> tuple[Moments, Moments]:
+    def _look(self, layer: LinearLayer, w: Floats) -> tuple[Moments, Moments]:
         """Inputs in the sparse model and wanted outputs: fitted samples, held-out samples."""
         linear = layer.linear
         parts = [Moments.empty(*w.shape), Moments.empty(*w.shape)]
@@ -260,7 +260,7 @@ class _Surgeon:
         self.old.release(layer.y)
         return parts[0], parts[1]
 
-    def _bias(self, layer: Layer, w: Floats) -> Floats | None:
+    def _bias(self, layer: LinearLayer, w: Floats) -> Floats | None:
         """[g, O]; None where the layer has none that is stored."""
         if not layer.b or (layer.linear.b is None and layer.adder is None):
             return None
@@ -268,7 +268,7 @@ class _Surgeon:
             return np.zeros((w.shape[0], w.shape[2]))
         return layer.linear.bias(self.new.constant(layer.b).astype(np.float64))
 
-    def _give_bias(self, layer: Layer, bias: Floats) -> None:
+    def _give_bias(self, layer: LinearLayer, bias: Floats) -> None:
         old = self.new.constant(layer.b)
         if layer.adder is not None:
             node, i = layer.adder
@@ -280,7 +280,7 @@ class _Surgeon:
         self.sparse.biases[key, i] = value
         self.new.replace(self.new.maker[key], {i: value})
 
-    def _give(self, layer: Layer, weight: Weight) -> None:
+    def _give(self, layer: LinearLayer, weight: SparseWeight) -> None:
         """The layer of the sparse model gets its weights."""
         matrix = weight.matrix(self.sparse.values[weight.tensor]) * getattr(layer.linear, "alpha", 1.0)
         old = self.new.constant(layer.w)

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from onnxprune import ops
-from onnxprune.groups.analysis import Analysis
+from onnxprune.groups.analysis import Analysis, Use
 from onnxprune.groups.maps import Shape
 from onnxprune.groups.observation import Array
 from onnxprune.model.graph import Node
 from onnxprune.ops import failures
 from onnxprune.ops.base import Rule
 from onnxprune.ops.linear import Linear, LinearContext, Product
-from onnxprune.sparsity.weights import Left, Use, Weight
+from onnxprune.sparsity.weights import Left, SparseWeight
 
 SAME = {"Identity", "Cast"}
 RESHAPES = {"Reshape", "Squeeze", "Unsqueeze", "Flatten"}
@@ -54,7 +54,7 @@ class _Found:
     unfold: Move
 
 
-def find_weights(analysis: Analysis) -> tuple[list[Weight], list[Left]]:
+def find_weights(analysis: Analysis) -> tuple[list[SparseWeight], list[Left]]:
     """Every constant of at least two dimensions that an operator multiplies by, in graph order; those that stay, with reasons."""
     return _Finder(analysis).find()
 
@@ -66,7 +66,7 @@ class _Finder:
         self.makers = {o: n for n in self.view.graph.walk() for o in n.outputs if o}
         self.fixed: dict[str, bool] = {}
 
-    def find(self) -> tuple[list[Weight], list[Left]]:
+    def find(self) -> tuple[list[SparseWeight], list[Left]]:
         found: dict[str, list[_Found]] = {}
         left: dict[str, Left] = {}
         for node in self.view.graph.walk():
@@ -77,7 +77,7 @@ class _Finder:
                     found.setdefault(item.stored.tensor, []).append(item)
         return [self._weight(tensor, items) for tensor, items in found.items()], list(left.values())
 
-    def _weight(self, tensor: str, items: list[_Found]) -> Weight:
+    def _weight(self, tensor: str, items: list[_Found]) -> SparseWeight:
         first, shape = items[0], tuple(int(n) for n in self.view.constants[tensor].shape)
         places = first.unfold(np.arange(int(np.prod(shape))).reshape(shape)) if len(items) > 1 else None
         alike = [first]
@@ -87,7 +87,7 @@ class _Finder:
                 alike.append(other)
         uses = tuple(item.use for item in alike)
         readers = max(len(self.analysis.view_uses(tensor)), len(items))
-        return Weight(tensor, shape, uses, readers - len(uses), first.node, first.run, first.axis, first.unfold)
+        return SparseWeight(tensor, shape, uses, readers - len(uses), first.node, first.run, first.axis, first.unfold)
 
     # -- one node
 

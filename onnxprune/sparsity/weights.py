@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
+from onnxprune.groups.analysis import Use
 from onnxprune.groups.maps import Shape
 from onnxprune.groups.observation import Array
 from onnxprune.groups.units import Ids
@@ -15,11 +16,9 @@ from onnxprune.model.graph import view
 from onnxprune.model.importer import export_model, import_graph
 from onnxprune.model.loaded import LoadedModel
 
-Use = tuple[str, int]
-
 
 @dataclass(frozen=True)
-class Weight:
+class SparseWeight:
     """tensor: key of the constant; uses: `(node key, input)` of all operators that multiply by it as this matrix.
 
     shared: uses of other kinds, or by another matrix. node: the first operator in words. run: how many consecutive inputs [of K] are

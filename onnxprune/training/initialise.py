@@ -17,7 +17,7 @@ from onnxprune.groups.observation import Array, Feeds
 from onnxprune.training.functions.base import Tensor
 from onnxprune.training.network import Network, Values
 from onnxprune.training.program import Step
-from onnxprune.training.weights import Weight
+from onnxprune.training.weights import TrainedWeight
 
 TABLE = 0.02
 SCALES = {"Mul", "Div"}
@@ -38,7 +38,7 @@ def initialise(network: Network, feeds: Feeds, seed: int) -> None:
         network.visit(feeds, after)
 
 
-def _drawn(weight: Weight, old: Array, rng: np.random.Generator) -> Array:
+def _drawn(weight: TrainedWeight, old: Array, rng: np.random.Generator) -> Array:
     step, i = weight.users[0]
     if weight.is_matrix:
         return rng.standard_normal(old.shape) * math.sqrt(2 / max(_fan_in(step, i, old), 1))

@@ -25,7 +25,7 @@ from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.runtime import Session
 from onnxprune.training.functions.base import Call, Tensor, Unsupported
 from onnxprune.training.program import Body, Program, Step, compile, written
-from onnxprune.training.weights import Weight, weights
+from onnxprune.training.weights import TrainedWeight, weights
 
 Values = dict[str, Any]
 
@@ -44,7 +44,7 @@ class Network:
     def __init__(self, model: LoadedModel, precision: Any = torch.float32) -> None:
         self.program: Program = compile(model)
         self.precision = precision
-        self.weights: dict[str, Weight] = weights(self.program)
+        self.weights: dict[str, TrainedWeight] = weights(self.program)
         self.constants: Values = {k: self.tensor(v) for k, v in self.program.constants.items()}
         self.parameters: dict[str, Tensor] = {k: self.constants[k].clone().requires_grad_() for k in self.weights}
         self.opaque: dict[str, Step] = {}

@@ -19,7 +19,7 @@ POINTWISE = {"Add", "Sub", "Mul", "Div", "Sum", "Concat", "Expand", "Tile", "Gat
 
 
 @dataclass(frozen=True)
-class Weight:
+class TrainedWeight:
     """is_matrix: it multiplies and sums, so it decays and is drawn anew. users: the steps that compute with it, and as which input."""
 
     key: str
@@ -27,7 +27,7 @@ class Weight:
     users: tuple[tuple[Step, int], ...]
 
 
-def weights(program: Program) -> dict[str, Weight]:
+def weights(program: Program) -> dict[str, TrainedWeight]:
     """By key, in the order of the file."""
     read = uses(program)
     outputs = set(program.body.outputs)
@@ -39,7 +39,7 @@ def weights(program: Program) -> dict[str, Weight]:
         users = _users(key, read, outputs)
         if users and np.isfinite(value).all() and all(_fits(step, i, value) for step, i in users):
             is_matrix = any(i in step.function.decays for step, i in users if step.function)
-            found[key] = Weight(key, is_matrix, tuple(users))
+            found[key] = TrainedWeight(key, is_matrix, tuple(users))
     return found
 
 
