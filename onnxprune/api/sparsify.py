@@ -54,6 +54,7 @@ from onnxprune.report.sparsity import (
     zeros_of,
 )
 from onnxprune.report.values import Latency
+from onnxprune.runtime.values import as_arrays
 from onnxprune.sparsity.dead import dead_units
 from onnxprune.sparsity.decide import Sparse
 from onnxprune.sparsity.decide import sparsify as decide
@@ -245,7 +246,7 @@ class _Loads:
             found = runtime.Session(self.original.beside(proto), optimized=True).run(self.feeds)
         except BadInputError:
             return False
-        return all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(wanted, found, strict=True))
+        return error(wanted, found) == 0.0
 
 
 # ---------------------------------------------------------------- what it is worth
@@ -260,9 +261,10 @@ def _difference(
     held = [k for k in range(samples.given) if samples.held[k]] if calibration is not None else []
     chosen = held or list(range(samples.given))
     sessions = [runtime.Session(loaded.beside(p), optimized=True, what="the model") for p in (loaded.proto, final)]
-    wanted, found = ([s.run(samples.feeds[k]) for k in chosen] for s in sessions)
+    outputs = [[s.run(samples.feeds[k]) for k in chosen] for s in sessions]
+    wanted, found = ([as_arrays(o) for o in of] for of in outputs)
     return Difference(
-        error=max(error(a, b) for a, b in zip(wanted, found, strict=True)),
+        error=max(error(a, b) for a, b in zip(*outputs, strict=True)),
         divergence=divergence(wanted, found),
         top1=_top1(wanted, found),
         samples=sum(samples.sizes[k] for k in chosen),

@@ -26,6 +26,7 @@ from onnxprune.model.loaded import Model
 from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.layers import find_layers
 from onnxprune.runtime import Session
+from onnxprune.runtime.values import as_arrays
 
 CAP = 5000
 
@@ -62,7 +63,7 @@ def calibrate(
     taps = [n for n in inputs if n not in samples.feeds[0]]
     for number, feeds in enumerate(samples.feeds):
         values = session.run(feeds, [*names, *taps, *shown])
-        given = values[: len(names)] if whole is None else whole.run(feeds, names)
+        given = as_arrays(values[: len(names)]) if whole is None else whole.answers(feeds)
         outputs.append(deepcopy(given))  # what a session returns keeps its memory, all of it
         known = feeds | dict(zip(taps, values[len(names) :], strict=False))
         sizes = values[len(names) + len(taps) :]

@@ -20,6 +20,7 @@ Outputs = Sequence[Sequence[Array]]
 Metric = Callable[[Outputs, Outputs], float]
 TINY = 1e-7
 SHARE = 0.02
+MASKED = 30.0  # so far below the lowest logit is one that was minus infinity
 METRICS = ("kl", "cosine", "top1")
 
 
@@ -46,7 +47,7 @@ def angle(reference: Outputs, outputs: Outputs) -> float:
             continue
         each = []
         for r, o in zip(reference, outputs, strict=True):
-            a, b = np.asarray(r[k], np.float64), np.asarray(o[k], np.float64)
+            a, b = (_filled(np.asarray(x[k], np.float64), 0.0) for x in (r, o))
             a, b = a.reshape(max(len(a), 1) if a.ndim else 1, -1), b.reshape(max(len(b), 1) if b.ndim else 1, -1)
             norm = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
             each.append(1 - (a * b).sum(axis=1) / np.maximum(norm, 1e-30))
@@ -68,15 +69,36 @@ def _one(wanted: list[Array], found: list[Array]) -> float:
     weights = [max(w.size, 1) for w in wanted]
     if any(w.shape != f.shape for w, f in zip(wanted, found, strict=True)):
         return float("inf")
+    finite = [np.isfinite(w) for w in wanted]
+    if not all(_same_elsewhere(w, f) for w, f in zip(wanted, found, strict=True)):
+        return float("inf")
+    numbers = np.concatenate([w[m] for w, m in zip(wanted, finite, strict=True)])
+    if numbers.size < sum(w.size for w in wanted):
+        if not numbers.size:
+            return 0.0
+        low, mean = float(numbers.min()) - MASKED, float(numbers.mean())
+        fill = low if kind_of([_filled(w, low) for w in wanted]) == "logits" else mean
+        wanted, found = ([_filled(x, fill) for x in xs] for xs in (wanted, found))
     kind = kind_of(wanted)
     if kind == "values":
         return _relative(wanted, found)
     each = [_KINDS[kind](w.astype(np.float64), f.astype(np.float64)) for w, f in zip(wanted, found, strict=True)]
     logits = [[_LOGITS[kind](x.astype(np.float64)) for x in xs] for xs in (wanted, found)]
-    a, b = (np.concatenate([x.ravel() for x in xs]) for xs in logits)
+    a, b = (np.concatenate([x[m] for x, m in zip(xs, finite, strict=True)]) for xs in logits)
     spread = float(np.square(a - b).mean() / max(float(a.var()), 1e-12))
     apart = np.maximum(0.0, np.average(each, weights=weights))  # rounding may leave less; NaN stays NaN
     return float(apart) + SHARE * spread
+
+
+def _same_elsewhere(w: Array, f: Array) -> bool:
+    """Are infinities and NaN the same, at the same positions?"""
+    a, b = np.isfinite(w), np.isfinite(f)
+    return bool((a == b).all() and (a.all() or np.array_equal(w[~a], f[~b], equal_nan=True)))
+
+
+def _filled(x: Array, value: float) -> Array:
+    """With a number in place of infinities and NaN, which are where they were: a class that is masked out is as good as absent."""
+    return np.asarray(np.where(np.isfinite(x), x, np.asarray(value, x.dtype)))
 
 
 def kind_of(wanted: Sequence[Array]) -> str:

@@ -85,7 +85,7 @@ class _Loss:
 
     def __call__(self, model: onnx.ModelProto) -> float:
         session = runtime.Session(self.original.beside(model), optimized=True, what="the pruned model")
-        outputs = {k: session.run(self.calibration.samples.feeds[k]) for k in self.calibration.samples.own}
+        outputs = {k: session.answers(self.calibration.samples.feeds[k]) for k in self.calibration.samples.own}
         found = [
             metric([self.calibration.outputs[k] for k in own], [outputs[k] for k in own]) for metric, own in self.wholes
         ]
@@ -109,7 +109,7 @@ def audited(
     unseen = calibration.samples.unseen
     assert unseen is not None
     original = runtime.Session(analysis.model, optimized=True)
-    own = replace(calibration, samples=unseen, outputs=[original.run(f) for f in unseen.feeds])
+    own = replace(calibration, samples=unseen, outputs=[original.answers(f) for f in unseen.feeds])
     measured = judge(own, analysis.model.beside(model), metric_of(settings.metric, own, unseen.own), unseen.own)
     if not measured <= budget.amount:
         raise TargetNotReachableError(

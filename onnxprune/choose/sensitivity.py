@@ -114,7 +114,7 @@ def judge(
     chosen = _held(calibration) if chosen is None else chosen
     session = Session(model, optimized=True, what="the pruned model")
     feeds = calibration.samples.feeds
-    return metric([calibration.outputs[k] for k in chosen], [session.run(feeds[k]) for k in chosen])
+    return metric([calibration.outputs[k] for k in chosen], [session.answers(feeds[k]) for k in chosen])
 
 
 def _held(calibration: Calibration, wanted: int = SAMPLES) -> list[int]:

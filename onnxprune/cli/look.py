@@ -111,13 +111,15 @@ def ops(as_json: bool, verbose: bool) -> None:
 def verify(*, original: Path, pruned: Path, plan: Path, as_json: bool, **given: Any) -> None:
     """Check that PRUNED equals ORIGINAL with the removed units forced to zero."""
     from onnxprune.api.verify import verify as run
+    from onnxprune.report.lines import left_out
 
     found = run(original, pruned, plan, **given)
     if as_json:
         click.echo(to_json(plain(found)), nl=False)
         return
     OUT.print(
-        f"equal to {found.error:.1e} of the output's scale (allowed {found.tolerance:.0e}), {found.masked_activations} activations masked"
+        f"equal to {found.error:.1e} of the output's scale (allowed {found.tolerance:.0e}), "
+        f"{found.masked_activations} activations masked{left_out(found)}"
     )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence, Set
+from typing import Any
+
 import numpy as np
 import onnx
 
@@ -12,6 +15,7 @@ from onnxprune.groups.observation import Array
 from onnxprune.model.branches import subgraphs
 from onnxprune.proof.masked import masked_keys
 from onnxprune.proof.verdict import Verdict
+from onnxprune.runtime.values import TEXTS, is_comparable, leaves
 
 TOLERANCE = 1e-4
 NOISY = 1e-3
@@ -43,9 +47,14 @@ def _is_half(graph: onnx.GraphProto) -> bool:
 
 
 def verdict(
-    analysis: Analysis, removed: Bools, worst: float, noise: float | None = None, deviation: float = np.inf
+    analysis: Analysis,
+    removed: Bools,
+    worst: float,
+    noise: float | None = None,
+    deviation: float = np.inf,
+    silent: Set[str] = frozenset(),
 ) -> Verdict:
-    """Judge an error; `noise` was measured only if the error was above the plain tolerance."""
+    """Judge an error; `noise` was measured only if the error was above the plain tolerance. silent: outputs that were not compared."""
     tolerance = tolerance_of(analysis.model.proto, noise or 0.0, deviation)
     hit = [g for g in analysis.groups if removed[g.classes].any()]
     if not worst <= tolerance:
@@ -53,37 +62,75 @@ def verdict(
             f"The pruned model differs from the masked original by {worst:.2g} of the output's scale (allowed {tolerance:.0e});"
             " nothing was written. Please report this model."
         )
-    return Verdict(worst, tolerance, all(g.exact for g in hit), len(masked_keys(analysis, removed)), noise)
+    masked = len(masked_keys(analysis, removed))
+    return Verdict(worst, tolerance, all(g.exact for g in hit), masked, noise, tuple(sorted(silent)))
 
 
-def deviation(reference: list[Array], result: list[Array]) -> float:
+def deviation(reference: Sequence[Any], result: Sequence[Any]) -> float:
     """Largest absolute difference of finite values."""
     worst = 0.0
-    for a, b in zip(reference, result, strict=True):
-        if isinstance(a, np.ndarray) and a.dtype.kind == "f" and a.size and a.shape == b.shape:
-            difference = np.abs(a.astype(np.float64) - b.astype(np.float64))
-            worst = max(worst, float(np.nanmax(np.where(np.isfinite(difference), difference, np.nan), initial=0.0)))
+    for a, b in _pairs(reference, result):
+        if a.dtype.kind in "fc" and a.size and a.shape == b.shape:
+            finite = np.isfinite(a) & np.isfinite(b)
+            difference = np.abs(a[finite].astype(np.complex128) - b[finite].astype(np.complex128))
+            worst = max(worst, float(difference.max(initial=0.0)))
     return worst
 
 
-def is_vacuous(reference: list[Array]) -> bool:
-    """True when no output holds a finite number: nothing could be compared."""
-    return not any(isinstance(a, np.ndarray) and a.dtype.kind in "fiub" and np.isfinite(a).any() for a in reference)
+def is_vacuous(reference: Sequence[Any]) -> bool:
+    """True when no output holds a finite number or a text: nothing could be compared."""
+    found = [x for value in reference for x in leaves(value) if is_comparable(x)]
+    return not any(x.size and (x.dtype.kind in TEXTS or np.isfinite(x).any()) for x in found)
 
 
-def error(reference: list[Array], result: list[Array]) -> float:
-    """Largest deviation relative to the output's own scale; NaN and infinity must be where they were."""
+def not_compared(reference: Sequence[Any], names: Sequence[str]) -> list[str]:
+    """Outputs of which nothing was compared: of a type that has no values here, or empty."""
+    found = zip(names, reference, strict=True)
+    return [name for name, value in found if not any(is_comparable(x) and x.size for x in leaves(value))]
+
+
+def error(reference: Sequence[Any], result: Sequence[Any]) -> float:
+    """Largest deviation relative to the output's own scale; NaN and infinity must be where they were, texts and lengths the same."""
+    worst = 0.0
+    for value, other in zip(reference, result, strict=True):
+        worst = max(worst, _error(list(leaves(value)), list(leaves(other))))
+    return worst
+
+
+def _error(reference: list[Any], result: list[Any]) -> float:
+    if len(reference) != len(result):
+        return float("inf")
     worst = 0.0
     for a, b in zip(reference, result, strict=True):
-        if not isinstance(a, np.ndarray) or a.dtype.kind not in "fiub" or a.size == 0:
+        if not is_comparable(a) or not is_comparable(b):
+            if type(a) is not type(b):
+                return float("inf")
             continue
-        if a.shape != b.shape:
+        if a.shape != b.shape or a.dtype.kind != b.dtype.kind:
             return float("inf")
-        x, y = a.astype(np.float64), b.astype(np.float64)
-        finite = np.isfinite(x)
-        if (finite != np.isfinite(y)).any():
-            return float("inf")
-        if finite.any():
-            scale = np.abs(x[finite]).max()
-            worst = max(worst, float(np.abs(x[finite] - y[finite]).max() / (scale + 1e-30)))
+        if a.dtype.kind in TEXTS:
+            if (a != b).any():
+                return float("inf")
+            continue
+        worst = max(worst, _relative(a, b))
     return worst
+
+
+def _relative(a: Array, b: Array) -> float:
+    kind: type = np.complex128 if a.dtype.kind == "c" else np.float64
+    x: Array = a.astype(kind)
+    y: Array = b.astype(kind)
+    finite = np.isfinite(x)
+    if (finite != np.isfinite(y)).any() or not np.array_equal(x[~finite], y[~finite], equal_nan=True):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    scale = np.abs(x[finite]).max()
+    return float(np.abs(x[finite] - y[finite]).max() / (scale + 1e-30))
+
+
+def _pairs(reference: Sequence[Any], result: Sequence[Any]) -> Iterator[tuple[Array, Array]]:
+    for value, other in zip(reference, result, strict=True):
+        for a, b in zip(leaves(value), leaves(other), strict=False):
+            if is_comparable(a) and is_comparable(b):
+                yield a, b

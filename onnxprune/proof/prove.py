@@ -15,7 +15,7 @@ from onnxprune.groups.classes import Bools
 from onnxprune.groups.observation import Feeds
 from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.model.save import embedded
-from onnxprune.proof.compare import deviation, error, is_vacuous, tolerance_of, verdict
+from onnxprune.proof.compare import deviation, error, is_vacuous, not_compared, tolerance_of, verdict
 from onnxprune.proof.interface import check_interface
 from onnxprune.proof.masked import masked_keys, masked_original, standing_in
 from onnxprune.proof.verdict import Verdict
@@ -47,8 +47,12 @@ def proved(
         plain = runtime.Session(pruned, what="the pruned model")
         optimized = _optimized(model, pruned)
 
+        silent = set(reference.outputs)  # until something of them was compared
+
         def compare(pair: Sequence[Feeds]) -> tuple[float, float]:
             results = [(reference.run(feeds), plain.run(feeds)) for feeds in pair]
+            for wanted, _ in results:
+                silent.intersection_update(not_compared(wanted, reference.outputs))
             if all(is_vacuous(wanted) for wanted, _ in results):
                 raise VerificationError(
                     "The model's outputs are not finite on these inputs, so nothing can be proved; give others with --data."
@@ -60,7 +64,7 @@ def proved(
             if optimized is not None:
                 optimized.run(feeds)
         if found <= tolerance_of(model.proto, 0.0):
-            return verdict(analysis, removed, found)
+            return verdict(analysis, removed, found, silent=silent)
         # Is it the model's own noise? Then random inputs of another scale may show what these could not.
         sessions = [runtime.Session(model), runtime.Session(model, optimized=True)]
         for pair in (analysis.feeds, *(runtime.rescaled(analysis.feeds, seed, scale) for scale in SCALES)):
@@ -70,7 +74,7 @@ def proved(
                 break
     except BadInputError as problem:
         raise VerificationError(f"The comparison does not run: {problem} Please report this model.") from None
-    return verdict(analysis, removed, found, noise, apart)
+    return verdict(analysis, removed, found, noise, apart, silent=silent)
 
 
 def check_well_formed(original: Model, result: Model) -> None:

@@ -14,6 +14,7 @@ class Verdict:
     exact: true where all groups that lost units are exact; else the reference has its norms computed over what is left.
     masked_activations: how many activations of the original were masked.
     float_noise: what rounding alone changes, in the same unit; null where it was not needed.
+    not_compared: outputs of which nothing was compared, as they were empty on all inputs or hold no values that can be read.
     """
 
     error: float
@@ -21,6 +22,7 @@ class Verdict:
     exact: bool
     masked_activations: int
     float_noise: float | None
+    not_compared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnxprune.proof.verdict import Verdict
 from onnxprune.report.report import Report
 from onnxprune.report.sparsity import SparsityReport
 
@@ -33,7 +34,16 @@ def check_line(report: Report) -> str:
     kind = "exact groups only" if check.exact else "with approximate groups, against their own reference"
     return (
         f"equals the masked original to {check.error:.1e} of the output's scale (allowed {check.tolerance:.0e}; {kind})"
+        + left_out(check)
     )
+
+
+def left_out(check: Verdict) -> str:
+    """Outputs of which nothing was compared."""
+    if not check.not_compared:
+        return ""
+    named = ", ".join(f"'{name}'" for name in check.not_compared)
+    return f"; not compared, as empty on all inputs or of a kind that holds no values: {named}"
 
 
 def depth_lines(report: Report) -> list[str]:

@@ -12,6 +12,7 @@ import onnxruntime as ort
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds
 from onnxprune.model.loaded import Model
+from onnxprune.runtime.values import as_arrays
 
 ort.set_default_logger_severity(4)
 
@@ -86,6 +87,10 @@ class Session:
                 f"ONNX Runtime {VERSION} cannot run the model: {first_line(error)} "
                 "Give a model that it can run, or inputs that fit (--data, --input-shape)."
             ) from None
+
+    def answers(self, feeds: Feeds) -> list[Array]:
+        """Every output as one array of numbers, to judge the model by (`runtime/values.py`)."""
+        return as_arrays(self.run(feeds))
 
     def accepts(self, feeds: Feeds) -> bool:
         """Does the model run on these?"""

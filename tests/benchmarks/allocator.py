@@ -8,6 +8,7 @@ Markdown goes to stdout. To compare with another version of the program, put it 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -82,8 +83,9 @@ def nets_table(folder: Path, sets: int) -> None:
             top1, kept = [], []
             start = time.perf_counter()
             for k in range(sets):
-                feeds = {name: images["Xtr"][k * IMAGES : (k + 1) * IMAGES]}
-                result = onnxprune.prune(path, Budget("macs", target), data=feeds, benchmark=False)
+                with tempfile.TemporaryDirectory() as made:
+                    np.savez(Path(made) / "x.npz", **{name: images["Xtr"][k * IMAGES : (k + 1) * IMAGES]})
+                    result = onnxprune.prune(path, Budget("macs", target), data=Path(made) / "x.npz", benchmark=False)
                 session = ort.InferenceSession(result.model.SerializeToString(), providers=["CPUExecutionProvider"])
                 answers = session.run(None, {name: images["Xte"]})[0].argmax(axis=1)
                 top1.append(float((answers == data["yte"]).mean()))
