@@ -63,10 +63,15 @@ class Spending:
 
 
 def spend(
-    widths: Sequence[Sequence[int]], curves: Sequence[Floats], cost: Callable[[Sequence[int]], float], target: float
+    widths: Sequence[Sequence[int]],
+    curves: Sequence[Floats],
+    cost: Callable[[Sequence[int]], float],
+    target: float,
+    margin: float = 0.0,
 ) -> Spending:
     """widths: per group, numbers of steps that may be removed, ascending from 0; curves: per group, damage after 0, 1, ... steps;
-    cost: of the model as a function of the steps removed per group; target: the most it may be.
+    cost: of the model as a function of the steps removed per group; target: the most it may be; margin: share of the damage by which
+    swaps must be better, as they fit themselves to errors of the curves.
     """
     work = _Work(widths, curves, cost, target)
     start = (0,) * len(widths)
@@ -86,7 +91,9 @@ def spend(
     if descended is not None:
         found.append(descended)
     met = [_give_back(work, c) for c in found if work.is_met(c)]
-    return work.spending(_held(work, _swap(work, min(met, key=work.harm))))
+    best = min(met, key=work.harm)
+    swapped = _held(work, _swap(work, best))
+    return work.spending(swapped if work.harm(swapped) < (1 - margin) * work.harm(best) else best)
 
 
 def lowest(widths: Sequence[Sequence[int]], cost: Callable[[Sequence[int]], float]) -> Spending:
