@@ -90,8 +90,8 @@ MUTANTS = (
     Mutant(
         "NaN not compared",
         "proof/compare.py",
-        "        if (finite != np.isfinite(y)).any():",
-        "        finite &= np.isfinite(y)\n        if False:",
+        "    if (finite != np.isfinite(y)).any() or not np.array_equal(x[~finite], y[~finite], equal_nan=True):",
+        "    finite &= np.isfinite(y)\n    if False:",
         guard("nan_where_there_was_a_number_is_found"),
     ),
     Mutant(

@@ -18,9 +18,10 @@ from onnxprune import BadInputError, Budget
 from onnxprune.analyse.observe import analysis_of
 from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.calibrate.calibration import Calibration
+from onnxprune.calibrate.judging import judged_by
 from onnxprune.choose import mix as basis
 from onnxprune.choose.budget import Budget as Target
-from onnxprune.choose.channels import samples_for
+from onnxprune.choose.channels import keeps_size, samples_for
 from onnxprune.choose.costs import CostModel
 from onnxprune.choose.mix import Basis, bases, changes
 from onnxprune.choose.options import Options, completed
@@ -76,7 +77,7 @@ def studied(model: ModelProto | Path, data: Path | None = None, made_up: int = 6
     settings = completed(Options(data=data), Target("macs", 0.5))
     analysis = analysis_of(load(model), settings.scope)
     samples = samples_for(analysis, settings, CostModel(analysis), data is not None, made_up)
-    return analysis, calibrate(analysis, samples)
+    return analysis, calibrate(analysis, samples, judged_by(analysis.model, keeps_size(analysis)))
 
 
 def found(model: ModelProto | Path, data: Path | None = None, made_up: int = 64) -> tuple[Analysis, list[Basis]]:

@@ -20,6 +20,7 @@ from onnx.parser import parse_model
 from onnxprune import BadInputError, Budget, prune, sparsify
 from onnxprune.api.finetune import finetune
 from onnxprune.api.gradual import prune_during_training, ramp
+from onnxprune.calibrate.judging import Judged
 from onnxprune.cli import main
 from onnxprune.errors import UnsupportedModelError
 from onnxprune.model.load import load
@@ -431,7 +432,8 @@ def test_labels_are_judged_at_the_best_sharpness() -> None:
     wrong = scores.copy()
     wrong[:20] = np.roll(wrong[:20], 1, axis=1)
     objective = Objective((), Supervised("y", "labels", False, False), (), 1.0, 1.0, 0.0)
-    right, modest, sure = (objective.held_out([], [[x]], ["y"], [labels]) for x in (4 * scores, 2 * scores, 4 * wrong))
+    judged = Judged(("y",), ("y",), {})
+    right, modest, sure = (objective.held_out([], [[x]], judged, [labels]) for x in (4 * scores, 2 * scores, 4 * wrong))
     plain = float(
         Supervised("y", "labels", False, False)(torch.from_numpy(2 * scores), torch.from_numpy(labels)).mean()
     )

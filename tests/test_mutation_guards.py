@@ -20,8 +20,9 @@ from onnxprune import BadInputError, Budget, Plan, VerificationError, runtime
 from onnxprune.analyse.feeds import samples_of
 from onnxprune.analyse.observe import analysis_of
 from onnxprune.calibrate.calibrate import calibrate
+from onnxprune.calibrate.judging import judged_by
 from onnxprune.choose import channels
-from onnxprune.choose.channels import repaired
+from onnxprune.choose.channels import keeps_size, repaired
 from onnxprune.choose.costs import CostModel
 from onnxprune.choose.options import Options, completed
 from onnxprune.choose.sensitivity import judge
@@ -139,7 +140,7 @@ def test_a_repair_that_does_not_help_is_not_kept(monkeypatch: pytest.MonkeyPatch
     samples = samples_of(
         [{"x": rng.standard_normal((1, 8)).astype(np.float32)} for _ in range(64)], runtime.graph_inputs(model)
     )
-    calibration = calibrate(analysis, samples, 0, False)
+    calibration = calibrate(analysis, samples, judged_by(analysis.model, keeps_size(analysis)))
     removed = removed_by(prune(model, 0.25, importance="l2").plan, analysis)
     cut = rewrite(analysis, removed)
 

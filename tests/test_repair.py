@@ -28,7 +28,9 @@ from onnxprune.analyse.synthesize import synthesize
 from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.damage import divergence
+from onnxprune.calibrate.judging import judged_by
 from onnxprune.calibrate.moments import Moments
+from onnxprune.choose.channels import keeps_size
 from onnxprune.choose.costs import CostModel
 from onnxprune.choose.options import Options
 from onnxprune.choose.order import Order
@@ -121,7 +123,7 @@ def prepared(model: ModelProto, given: Sequence[Feeds], **options: Any) -> tuple
     settings = Options(**options)
     analysis = analysis_of(load(model), settings.scope)
     samples = samples_of(list(given), graph_inputs(model))
-    return analysis, calibrate(analysis, samples)
+    return analysis, calibrate(analysis, samples, judged_by(analysis.model, keeps_size(analysis)))
 
 
 def classes_along(analysis: Analysis, tensor: str, axis: int) -> Array:
@@ -542,11 +544,12 @@ def test_divergence_of_other_values() -> None:
     assert divergence(*uneven) == pytest.approx(relative(*([a for (a,) in s] for s in uneven)), rel=1e-9)
 
 
-def test_divergence_sums_over_float_outputs() -> None:
+def test_divergence_sums_over_outputs_and_counts_labels() -> None:
     a, b, ids = logits(1, 4, 3), logits(2, 4, 3, 2), np.arange(4)
     other = [logits(3, 4, 3), logits(4, 4, 3, 2), ids + 1]
     single = divergence([[a]], [other[:1]]) + divergence([[b]], [other[1:2]])
-    assert divergence([[a, b, ids]], [other]) == pytest.approx(single) and single > 0
+    assert divergence([[a, b]], [other[:2]]) == pytest.approx(single) and single > 0
+    assert divergence([[ids]], [other[2:]]) == 1 and divergence([[ids]], [[np.array([0, 1, 2, 9])]]) == 0.25
     assert divergence([[a]], [[a[:, :2]]]) == float("inf")
     assert all(not divergence([[x]], [[x * np.nan]]) < 1 for x in (a, b, softmax(a, axis=1), softmax(a, axis=1)[:, :1]))
 
@@ -895,6 +898,7 @@ def test_the_report_says_what_was_fitted_and_on_what(pruned: tuple[onnxprune.Pru
         "tapped_tensors": data["calibration"]["tapped_tensors"],
         "made_up": False,
         "mixed_blocks": 0,
+        "judged_by": ["logits"],
     }
     repair = data["repair"]
     layers = [n for n in onnx.load(DIGITS).graph.node if n.op_type in ("Conv", "Gemm")]

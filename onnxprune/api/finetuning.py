@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from onnxprune import runtime
 from onnxprune.analyse.feeds import load_data, merged, read_arrays
 from onnxprune.api.finetune import FinetuneResult
 from onnxprune.calibrate.damage import METRICS
+from onnxprune.calibrate.judging import judged_by, showing
 from onnxprune.calibrate.metric import load_score
 from onnxprune.choose.finetune_options import FinetuneOptions
 from onnxprune.cut.plan import Plan
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds, batch_of
-from onnxprune.model.loaded import LoadedModel
+from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.runtime import Session
 from onnxprune.training import losses, torch
 from onnxprune.training.augment import NONE, Augmentation, augmented
@@ -30,7 +32,7 @@ from onnxprune.training.check import check
 from onnxprune.training.initialise import initialise
 from onnxprune.training.loop import Checkpoint, Schedule, train
 from onnxprune.training.network import Network
-from onnxprune.training.objective import Objective, Target, candidates, features, with_outputs
+from onnxprune.training.objective import Objective, Target, candidates, features
 from onnxprune.training.samples import Pool, batches, pool, split
 
 MEMORY = 1 << 30  # bytes of intermediate results in one micro-batch
@@ -69,11 +71,13 @@ class Tuning:
         first = self._fed(self.pool.joined(self.pool.bundles(self.training, 4)[0]))
         self.error = check(self.network, first)
         self.micro = self._micro()
+        self.judging = judged_by(teacher or student, partial(_is_alike, student, teacher or student, first))
         self.teacher = self._teacher(teacher, first)
         self.objective = self._objective(first)
         self.augmentation = Augmentation() if settings.augment and self.pool.joins else NONE
         self.judged = self._judged()
-        self.wanted = [self.teacher.run(self._fed(j), session.outputs) for j in self.judged] if self.teacher else []
+        names = self.judging.names
+        self.wanted = [self.teacher.answers(self._fed(j), names) for j in self.judged] if self.teacher else []
         if settings.metric in METRICS:
             raise BadInputError(
                 f"--metric {settings.metric} compares with the original, as the loss does; leave it out, or give module:function."
@@ -151,7 +155,7 @@ class Tuning:
             return None
         mixed = set(self.plan.mixed) if self.plan else set()
         keys = [k for k in candidates(self.network, teacher.proto) if k not in mixed] if self.settings.features else []
-        proto = with_outputs(teacher.proto, keys)
+        proto = showing(teacher.proto, [*keys, *self.judging.names])
         session = Session(teacher.beside(proto), optimized=True, threads=self.threads, what="the teacher")
         session.run(feeds, [o.name for o in teacher.proto.graph.output])
         return session
@@ -163,8 +167,9 @@ class Tuning:
         found: tuple[Any, ...] = ()
         if self.teacher is not None:
             bundles = self.pool.bundles(self.training[:256], PORTION)
-            outputs = [self.teacher.run(self._held(b), names) for b in bundles]
-            distances = tuple(losses.distances({n: [o[k] for o in outputs] for k, n in enumerate(names)}))
+            judged = self.judging.tensors
+            outputs = [self.teacher.answers(self._held(b), judged) for b in bundles]
+            distances = tuple(losses.distances({n: [o[k] for o in outputs] for k, n in enumerate(judged)}))
             found = features(self.network, self.teacher, feeds, _removed(self.plan), settings.features)
         supervised = self._supervised(names) if settings.labels is not None else None
         if not distances and supervised is None:
@@ -198,7 +203,7 @@ class Tuning:
         said: dict[str, Any] = {}
         if self.teacher is not None:
             keys = [d.name for d in self.objective.distances] + [f.key for f in self.objective.features]
-            values = dict(zip(keys, self.teacher.run(mixture.feeds, keys), strict=True))
+            values = dict(zip(keys, self.teacher.answers(mixture.feeds, keys), strict=True))
             values |= {f.key: f.of_teacher(values[f.key]) for f in self.objective.features}
             said = {k: torch.from_numpy(np.array(v, np.float32, order="C")) for k, v in values.items()}
         return Target(
@@ -211,7 +216,7 @@ class Tuning:
         )
 
     def _losses(self, targets: list[Target]) -> Any:
-        keys = [f.key for f in self.objective.features]
+        keys = [f.key for f in self.objective.features] + [d.name for d in self.objective.distances]
         for target in targets:
             yield self.objective(target, self.network(target.feeds, keys))
 
@@ -228,16 +233,25 @@ class Tuning:
 
     def _judge(self) -> float:
         """The held-out loss of the network as it is, in ONNX Runtime; a score of the user's counts negative."""
-        session = Session(self.student.beside(self.network.export()), optimized=True, threads=self.threads)
-        found = [session.run(self._fed(j)) for j in self.judged]
+        answers = self.judging.session(self.student.beside(self.network.export()), threads=self.threads)
+        found = [answers(self._fed(j)) for j in self.judged]
         if self.score is not None:
-            score = _scored(self.score, session.outputs, found, self.judged)
+            score = _scored(self.score, self.judging.names, found, self.judged)
             return -score if np.isfinite(score) else np.inf
         labels = [_plain(j[self.objective.supervised.labels]) for j in self.judged] if self.objective.supervised else []
-        return self.objective.held_out(self.wanted, found, session.outputs, labels)
+        return self.objective.held_out(self.wanted, found, self.judging, labels)
 
 
-def _scored(score: Any, names: list[str], found: list[list[Array]], joined: list[Feeds]) -> float:
+def _is_alike(student: Model, teacher: Model, feeds: Feeds, name: str) -> bool:
+    """Is a tensor there, and of one size, in both?"""
+    try:
+        sizes = [Session(m.beside(showing(m.proto, [name]))).run(feeds, [name])[0].shape for m in (student, teacher)]
+    except BadInputError:
+        return False
+    return sizes[0] == sizes[1]
+
+
+def _scored(score: Any, names: Sequence[str], found: list[list[Array]], joined: list[Feeds]) -> float:
     outputs = {n: np.concatenate([f[k] for f in found]) for k, n in enumerate(names)}
     data = {n: np.concatenate([j[n] for j in joined]) if joined[0][n].ndim else joined[0][n] for n in joined[0]}
     try:

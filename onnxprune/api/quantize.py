@@ -11,7 +11,7 @@ import onnx
 
 from onnxprune import runtime
 from onnxprune.calibrate.calibration import Calibration
-from onnxprune.calibrate.damage import disagreement, divergence
+from onnxprune.calibrate.damage import disagreement
 from onnxprune.calibrate.metric import metric_of
 from onnxprune.choose.options import Options
 from onnxprune.choose.sensitivity import judge
@@ -58,7 +58,7 @@ def _measured(
             name,
             size,
             median(ms),
-            judge(calibration, model, divergence),
+            judge(calibration, model),
             _top1(calibration, model),
             judge(calibration, model, metric, chosen),
         )
@@ -68,6 +68,6 @@ def _measured(
 
 def _top1(calibration: Calibration, model: Model) -> float | None:
     try:
-        return judge(calibration, model, disagreement)
+        return judge(calibration, model, calibration.judged.by_tensors(disagreement))
     except BadInputError:
         return None

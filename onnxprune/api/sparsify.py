@@ -21,8 +21,9 @@ from onnxprune.analyse.observe import analysis_of
 from onnxprune.analyse.samples import Samples
 from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.calibrate.calibration import Calibration
-from onnxprune.calibrate.damage import disagreement, divergence
-from onnxprune.choose.channels import samples_for
+from onnxprune.calibrate.damage import Outputs, disagreement, divergence
+from onnxprune.calibrate.judging import Judged, judged_by
+from onnxprune.choose.channels import keeps_size, samples_for
 from onnxprune.choose.costs import CostModel
 from onnxprune.choose.field import both
 from onnxprune.choose.options import Options
@@ -53,8 +54,7 @@ from onnxprune.report.sparsity import (
     runtimes_for,
     zeros_of,
 )
-from onnxprune.report.values import Latency
-from onnxprune.runtime.values import as_arrays
+from onnxprune.report.values import Latency, not_judged
 from onnxprune.sparsity.dead import dead_units
 from onnxprune.sparsity.decide import Sparse
 from onnxprune.sparsity.decide import sparsify as decide
@@ -109,7 +109,8 @@ def sparsify(
     analysis = analysis_of(loaded, settings.scope)
     weights, left = _select(analysis, target, settings)
     clock("calibrate")
-    samples, calibration = _calibrated(analysis, settings, chosen, clock)
+    judged = judged_by(loaded, keeps_size(analysis), settings.judge)
+    samples, calibration = _calibrated(analysis, settings, judged, chosen, clock)
     clock("sparsify")
     sparse = decide(analysis, weights, target, chosen, calibration, settings.seed, clock.share)
     final, dead = _written(analysis, sparse), None
@@ -119,7 +120,7 @@ def sparsify(
     clock("store")
     final, as_sparse = stored(final, set(sparse.values), wanted.store, _Loads(analysis, final))
     clock("measure")
-    difference = _difference(loaded, final, samples, settings.data is None, calibration)
+    difference = _difference(loaded, final, samples, judged, settings.data is None, calibration)
     latency_ms = Latency.of(latency(analysis, final)) if settings.benchmark else None
     clock.stop()
     layers = tuple(_layer(analysis, w, sparse, w.tensor in as_sparse) for w in weights)
@@ -189,14 +190,14 @@ def _matches(names: set[str], globs: Sequence[str]) -> bool:
 
 
 def _calibrated(
-    analysis: Analysis, settings: Options, criterion: str, clock: Clock
+    analysis: Analysis, settings: Options, judged: Judged, criterion: str, clock: Clock
 ) -> tuple[Samples, Calibration | None]:
     """Inputs to measure on, and what the layers see of them where the criterion asks for that."""
     is_obs = settings.data is not None and criterion == "obs"
     samples = samples_for(analysis, settings, CostModel(analysis), is_obs, MADE_UP)
     if criterion == "magnitude":
         return samples, None
-    return samples, calibrate(analysis, samples, settings.seed, False, clock.share)
+    return samples, calibrate(analysis, samples, judged, settings.seed, False, clock.share)
 
 
 def _written(analysis: Analysis, sparse: Sparse) -> onnx.ModelProto:
@@ -253,29 +254,39 @@ class _Loads:
 
 
 def _difference(
-    loaded: LoadedModel, final: onnx.ModelProto, samples: Samples, made_up: bool, calibration: Calibration | None
+    loaded: LoadedModel,
+    final: onnx.ModelProto,
+    samples: Samples,
+    judged: Judged,
+    made_up: bool,
+    calibration: Calibration | None,
 ) -> Difference:
-    """How far the outputs are from the original's, on samples that no weight was fitted to where there are such."""
+    """How far what the model is judged by is from the original's, on samples that no weight was fitted to where there are such."""
     check_interface(loaded.proto, final)
     check_well_formed(loaded, loaded.beside(final))
     held = [k for k in range(samples.given) if samples.held[k]] if calibration is not None else []
     chosen = held or list(range(samples.given))
-    sessions = [runtime.Session(loaded.beside(p), optimized=True, what="the model") for p in (loaded.proto, final)]
-    outputs = [[s.run(samples.feeds[k]) for k in chosen] for s in sessions]
-    wanted, found = ([as_arrays(o) for o in of] for of in outputs)
+    answers = [judged.session(loaded.beside(p)) for p in (loaded.proto, final)]
+    wanted, found = ([a(samples.feeds[k]) for k in chosen] for a in answers)
     return Difference(
-        error=max(error(a, b) for a, b in zip(*outputs, strict=True)),
-        divergence=divergence(wanted, found),
-        top1=_top1(wanted, found),
+        error=judged.by_tensors(_worst)(wanted, found),
+        divergence=judged.by_tensors(divergence)(wanted, found),
+        top1=_top1(judged, wanted, found),
         samples=sum(samples.sizes[k] for k in chosen),
         held_out=bool(held),
         made_up=made_up,
+        judged_by=judged.tensors,
+        not_judged=not_judged(judged),
     )
 
 
-def _top1(wanted: list[list[Array]], found: list[list[Array]]) -> float | None:
+def _worst(wanted: Outputs, found: Outputs) -> float:
+    return max(error(a, b) for a, b in zip(wanted, found, strict=True))
+
+
+def _top1(judged: Judged, wanted: list[list[Array]], found: list[list[Array]]) -> float | None:
     try:
-        return disagreement(wanted, found)
+        return judged.by_tensors(disagreement)(wanted, found)
     except BadInputError:
         return None
 

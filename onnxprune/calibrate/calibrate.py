@@ -16,6 +16,7 @@ from onnx import helper
 
 from onnxprune.analyse.samples import Samples
 from onnxprune.calibrate.calibration import Calibration
+from onnxprune.calibrate.judging import Judged, showing
 from onnxprune.calibrate.moments import Moments
 from onnxprune.calibrate.positions import allotted, pick
 from onnxprune.calibrate.stepwise import Stepwise, flat_model
@@ -34,11 +35,12 @@ CAP = 5000
 def calibrate(
     analysis: Analysis,
     samples: Samples,
+    judged: Judged,
     seed: int = 0,
     made_up: bool = False,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Calibration:
-    """The original's outputs on all samples and its layers' moments on those that are not held out."""
+    """What the original gives on all samples for `judged.names`, and its layers' moments on those that are not held out."""
     model = analysis.model
     flat = flat_model(model, samples.feeds[0])
     steps = Stepwise(model.beside(flat), [])
@@ -53,17 +55,17 @@ def calibrate(
     layers = [x for x in found if not steps.is_constant(x.x)]
     weights = {x.key: x.linear.matrix(steps.constant(x.w).astype(np.float32)) for x in layers}
     inputs = list(dict.fromkeys(x.x for x in layers))
-    session, shown = _tapped(model.beside(flat), inputs, layers)
-    names = [o.name for o in flat.graph.output]
+    names = judged.names
+    session, shown = _tapped(model.beside(showing(flat, names)), inputs, layers)
     # other samples may take other branches than the first: what they should give, the whole model says
-    whole = Session(model, optimized=True) if conditions(model.proto) else None
+    whole = judged.session(model) if conditions(model.proto) else None
     moments: dict[tuple[object, ...], Moments] = {}
     owner: dict[str, tuple[object, ...]] = {}
     outputs: list[list[Array]] = []
     taps = [n for n in inputs if n not in samples.feeds[0]]
     for number, feeds in enumerate(samples.feeds):
         values = session.run(feeds, [*names, *taps, *shown])
-        given = as_arrays(values[: len(names)]) if whole is None else whole.answers(feeds)
+        given = as_arrays(values[: len(names)]) if whole is None else whole(feeds)
         outputs.append(deepcopy(given))  # what a session returns keeps its memory, all of it
         known = feeds | dict(zip(taps, values[len(names) :], strict=False))
         sizes = values[len(names) + len(taps) :]
@@ -86,7 +88,9 @@ def calibrate(
             into.unfold(linear, known[layer.x], y, chosen)
     by_layer = {key: moments[mark] for key, mark in owner.items() if mark in moments}
     passes = 1 if whole is None else 2
-    return Calibration(flat, samples, layers, by_layer, weights, outputs, passes, tuple(taps), made_up, steps.constant)
+    return Calibration(
+        flat, samples, layers, by_layer, weights, outputs, passes, tuple(taps), made_up, steps.constant, judged
+    )
 
 
 def _tapped(flat: Model, inputs: list[str], layers: list[LinearLayer]) -> tuple[Session, list[str]]:

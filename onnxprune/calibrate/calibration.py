@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from onnxprune.analyse.samples import Samples
+from onnxprune.calibrate.judging import Judged
 from onnxprune.calibrate.moments import Moments
 from onnxprune.groups.observation import Array
 from onnxprune.ops.layer import LinearLayer
@@ -21,7 +22,7 @@ class Calibration:
     samples: the inputs, in portions.
     layers: every convolution and matrix product with constant weights. moments: by layer key, the second moments `[g, K, K]` of what
         the layer reads, over the samples that are not held out. weights: by layer key, `[g, K, O]`: groups, inputs, outputs.
-    outputs: per portion, all outputs of the model.
+    judged: what the model is judged by. outputs: per portion, what the model gives for `judged.names`.
     passes: how often the samples were run through the model. tapped: tensors that were read out for the moments.
     made_up: there were no inputs of the user's, so the samples were drawn.
     constants: value of a constant of `flat`, by name.
@@ -37,3 +38,4 @@ class Calibration:
     tapped: tuple[str, ...]
     made_up: bool
     constants: Callable[[str], Array] = field(repr=False)
+    judged: Judged

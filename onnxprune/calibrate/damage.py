@@ -2,7 +2,8 @@
 
 Per float output: the Kullback-Leibler divergence where it holds probabilities (rows that sum to one) or, with two axes,
 logits; of Bernoulli probabilities where all values lie in [0, 1]; else the mean square difference over the variance, slice by
-slice along the shortest axis behind the batch (coordinates and scores of a detector have scales of their own). Summed over outputs.
+slice along the shortest axis behind the batch (coordinates and scores of a detector have scales of their own). Of labels (integers
+and booleans), the share that differ. Summed over outputs.
 A divergence says nothing where the model is sure of itself on every sample, so a little of the mean square difference of the
 logits, over their variance, is added (`SHARE`).
 """
@@ -29,7 +30,9 @@ def disagreement(reference: Outputs, outputs: Outputs) -> float:
     shares = []
     for k in range(len(reference[0])):
         wanted = [np.asarray(r[k]) for r in reference]
-        if wanted[0].dtype.kind == "f" and wanted[0].ndim > 1 and wanted[0].shape[-1] > 1:
+        if wanted[0].dtype.kind in "iub" and wanted[0].size:
+            shares.append(_labels(wanted, [np.asarray(o[k]) for o in outputs]))
+        elif wanted[0].dtype.kind == "f" and wanted[0].ndim > 1 and wanted[0].shape[-1] > 1:
             different = [
                 w.argmax(axis=-1) != np.asarray(o[k]).argmax(axis=-1) for w, o in zip(wanted, outputs, strict=True)
             ]
@@ -59,10 +62,17 @@ def divergence(reference: Outputs, outputs: Outputs) -> float:
     """reference, outputs: per sample, the list of the model's outputs."""
     total = 0.0
     for k in range(len(reference[0])):
-        wanted, found = [r[k] for r in reference], [o[k] for o in outputs]
-        if np.asarray(wanted[0]).dtype.kind == "f" and any(np.size(w) for w in wanted):
-            total += _one(wanted, found)
+        wanted, found = [np.asarray(r[k]) for r in reference], [np.asarray(o[k]) for o in outputs]
+        if any(w.size for w in wanted):
+            total += _one(wanted, found) if wanted[0].dtype.kind == "f" else _labels(wanted, found)
     return float(total)
+
+
+def _labels(wanted: list[Array], found: list[Array]) -> float:
+    """Share of positions that differ."""
+    if any(w.shape != f.shape for w, f in zip(wanted, found, strict=True)):
+        return float("inf")
+    return float(np.mean(np.concatenate([(w != f).ravel() for w, f in zip(wanted, found, strict=True)])))
 
 
 def _one(wanted: list[Array], found: list[Array]) -> float:

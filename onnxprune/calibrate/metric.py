@@ -26,10 +26,10 @@ Score = Callable[[dict[str, Array], dict[str, Array]], float]
 def metric_of(name: str, calibration: Calibration, portions: Sequence[int]) -> Metric:
     """The damage that `name` asks for, on these portions of the user's samples."""
     if name in NAMED:
-        return NAMED[name]
+        return calibration.judged.by_tensors(NAMED[name])
     score, samples = load_score(name), calibration.samples
     data = _stacked([samples.feeds[k] | (samples.labels[k] if samples.labels else {}) for k in portions])
-    outputs = [o.name for o in calibration.flat.graph.output]
+    outputs = calibration.judged.outputs
 
     def damage(reference: Outputs, found: Outputs) -> float:
         best, now = (_call(score, name, outputs, x, data) for x in (reference, found))
@@ -37,7 +37,7 @@ def metric_of(name: str, calibration: Calibration, portions: Sequence[int]) -> M
             raise BadInputError(f"--metric {name} gives {best} for the original; it must be a finite number.")
         return best - now if np.isfinite(now) else float("inf")
 
-    return damage
+    return calibration.judged.by_outputs(damage)
 
 
 def load_score(name: str) -> Score:
@@ -62,7 +62,7 @@ def _stacked(parts: list[dict[str, Array]]) -> dict[str, Array]:
     return {n: np.concatenate([p[n] for p in parts]) if parts[0][n].ndim else parts[0][n] for n in parts[0]}
 
 
-def _call(score: Score, name: str, outputs: list[str], found: Outputs, data: dict[str, Array]) -> float:
+def _call(score: Score, name: str, outputs: Sequence[str], found: Outputs, data: dict[str, Array]) -> float:
     stacked = _stacked([dict(zip(outputs, (np.asarray(x) for x in f), strict=True)) for f in found])
     try:
         value: Any = score(stacked, data)

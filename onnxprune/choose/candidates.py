@@ -62,12 +62,20 @@ def candidates(
     links = Links(analysis)
     reachable = {o for n in calibration.flat.graph.node for o in n.output}  # not in a loop, not in a branch not taken
     costly = frozenset(costs.node_macs)
+    wanted = set(calibration.judged.tensors)
+    judged = {next(o for o in n.output if o) for n in calibration.flat.graph.node if wanted.intersection(n.output)}
     variants: Counter[frozenset[str]] = Counter()
     found = []
     for bypass, hops in possible(links, reachable):
         gone = links.gone_with(bypass)
         mark = gone & costly
-        if not gone or not is_free(gone) or (hops > 1 and not mark) or (mark and variants[mark] >= VARIANTS):
+        if (
+            gone & judged
+            or not gone
+            or not is_free(gone)
+            or (hops > 1 and not mark)
+            or (mark and variants[mark] >= VARIANTS)
+        ):
             continue
         variants[mark] += 1
         found.append(Candidate(bypass, gone, costs.of_nodes("macs", gone), costs.of_nodes(metric, gone)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import onnx
 
 from onnxprune import runtime
@@ -13,6 +14,7 @@ from onnxprune.analyse.samples import Samples
 from onnxprune.analyse.synthesize import COUNT, synthesize
 from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.calibrate.calibration import Calibration
+from onnxprune.calibrate.judging import judged_by
 from onnxprune.choose.allocate import allocate
 from onnxprune.choose.budget import AUTO, Budget
 from onnxprune.choose.costs import CostModel
@@ -45,7 +47,17 @@ def calibrated(
     if settings.recover == "none" and not needs and settings.then_quantize is None:
         return None
     samples = samples_for(analysis, settings, costs, settings.data is not None, aside=aside)
-    return calibrate(analysis, samples, settings.seed, settings.data is None, clock.share)
+    judged = judged_by(analysis.model, keeps_size(analysis), settings.judge)
+    return calibrate(analysis, samples, judged, settings.seed, settings.data is None, clock.share)
+
+
+def keeps_size(analysis: Analysis) -> Callable[[str], bool]:
+    """Can a tensor lose nothing, whatever is removed?"""
+    free = np.zeros(analysis.solution.count, bool)
+    for group in analysis.groups:
+        free[group.classes] |= group.removable > 0
+    gone = analysis.solution.of_units(free)
+    return lambda name: not any(gone[facet].any() for facet in analysis.maps.get(name, ()))
 
 
 def samples_for(
@@ -83,7 +95,7 @@ def decider(
             if isinstance(importance, Ordering)
             else ranked(analysis, scores)
         )
-        if budget.metric != "ratio":
+        if budget.metric != "ratio" and calibration.judged.tensors:
             clock("sense")
             damages = sense(analysis, calibration, orders, Rewriter(analysis), costs, progress=clock.share)
             damages = cautious(damages) if calibration.made_up else damages
@@ -116,6 +128,8 @@ def repaired(
     found = compensate(
         analysis, removed, cut, calibration, recover, seed=settings.seed, progress=clock.share, bypasses=bypasses
     )
+    if not calibration.judged.tensors:  # each layer was fitted better on held-out samples, and more is not known
+        return found.model, found.repair
     before, after = (judge(calibration, analysis.model.beside(m)) for m in (cut, found.model))
     if not after < before:
         return cut, replace(found.repair, changed=(), before=before, after=before)

@@ -106,7 +106,11 @@ def reduced(
         changed = tuple(dict.fromkeys((*inputs_at(proto, changed), *fitted)))
     analysis = with_model(bare, proto)
     against = replace(against, moments={})
-    own = calibrate(analysis, against.samples, settings.seed, against.made_up, clock.share) if decides else against
+    own = (
+        calibrate(analysis, against.samples, against.judged, settings.seed, against.made_up, clock.share)
+        if decides
+        else against
+    )
     against = replace(own, flat=against.flat, outputs=against.outputs, moments={})
     return Subject(
         tuple(bypasses), bare, analysis, CostModel(bare), own, against, changed, original.mixed, original.blocks

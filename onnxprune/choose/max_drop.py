@@ -13,7 +13,6 @@ from math import sqrt
 
 import onnx
 
-from onnxprune import runtime
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.metric import metric_of
 from onnxprune.choose.budget import Budget
@@ -84,8 +83,8 @@ class _Loss:
         self.spread = SPREAD / sqrt(max(1, sum(samples.sizes[k] for k in samples.own_held)))
 
     def __call__(self, model: onnx.ModelProto) -> float:
-        session = runtime.Session(self.original.beside(model), optimized=True, what="the pruned model")
-        outputs = {k: session.answers(self.calibration.samples.feeds[k]) for k in self.calibration.samples.own}
+        answers = self.calibration.judged.session(self.original.beside(model), "the pruned model")
+        outputs = {k: answers(self.calibration.samples.feeds[k]) for k in self.calibration.samples.own}
         found = [
             metric([self.calibration.outputs[k] for k in own], [outputs[k] for k in own]) for metric, own in self.wholes
         ]
@@ -108,8 +107,8 @@ def audited(
     """
     unseen = calibration.samples.unseen
     assert unseen is not None
-    original = runtime.Session(analysis.model, optimized=True)
-    own = replace(calibration, samples=unseen, outputs=[original.answers(f) for f in unseen.feeds])
+    answers = calibration.judged.session(analysis.model)
+    own = replace(calibration, samples=unseen, outputs=[answers(f) for f in unseen.feeds])
     measured = judge(own, analysis.model.beside(model), metric_of(settings.metric, own, unseen.own), unseen.own)
     if not measured <= budget.amount:
         raise TargetNotReachableError(

@@ -71,6 +71,14 @@ class Options:
         cli={"metavar": "kl|cosine|top1|MODULE:FUNCTION"},
         commands=PRUNE,
     )
+    judge: tuple[str, ...] = option(
+        (),
+        globs,
+        "Judge the model by this tensor instead of its outputs.",
+        cli={"multiple": True, "metavar": "TENSOR"},
+        by_default="its outputs; where those hold no floats or their size depends on values, what they follow from",
+        commands=("prune", "sparsify"),
+    )
     round_to: int | None = option(
         None,
         optional(whole_number(1, " (off)")),

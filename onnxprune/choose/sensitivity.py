@@ -27,7 +27,6 @@ from onnxprune.model.loaded import Model
 from onnxprune.model.patch import with_constants
 from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.linear import Floats
-from onnxprune.runtime import Session
 
 LEVELS = (0.25, 0.5, 0.75)
 DAMPING = 1e-3
@@ -45,7 +44,7 @@ def sense(
     orders: Mapping[str, Order],
     cut: Rewriting,
     costs: CostModel,
-    metric: Metric = divergence,
+    metric: Metric | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Floats]:
     """Damage per group after 0, 1, ... steps. `cut(removed)` gives the pruned model (`cut/rewrite.py`)."""
@@ -93,7 +92,12 @@ class Trial:
     """Damage of a removal (bool per class), with the closed-form repair."""
 
     def __init__(
-        self, analysis: Analysis, calibration: Calibration, cut: Rewriting, metric: Metric, samples: int = SAMPLES
+        self,
+        analysis: Analysis,
+        calibration: Calibration,
+        cut: Rewriting,
+        metric: Metric | None,
+        samples: int = SAMPLES,
     ) -> None:
         self.analysis, self.calibration, self.cut, self.metric = analysis, calibration, cut, metric
         self.chosen = _held(calibration, samples)
@@ -107,14 +111,15 @@ class Trial:
 def judge(
     calibration: Calibration,
     model: Model,
-    metric: Metric = divergence,
+    metric: Metric | None = None,
     chosen: Sequence[int] | None = None,
 ) -> float:
-    """Damage of a model on held-out samples."""
+    """Damage of a model on held-out samples. metric: of `calibration.judged.names`; by default the divergence of what it is judged by."""
     chosen = _held(calibration) if chosen is None else chosen
-    session = Session(model, optimized=True, what="the pruned model")
+    metric = metric or calibration.judged.by_tensors(divergence)
+    answers = calibration.judged.session(model, "the pruned model")
     feeds = calibration.samples.feeds
-    return metric([calibration.outputs[k] for k in chosen], [session.answers(feeds[k]) for k in chosen])
+    return metric([calibration.outputs[k] for k in chosen], [answers(feeds[k]) for k in chosen])
 
 
 def _held(calibration: Calibration, wanted: int = SAMPLES) -> list[int]:

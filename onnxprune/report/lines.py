@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from onnxprune.proof.verdict import Verdict
 from onnxprune.report.report import Report
 from onnxprune.report.sparsity import SparsityReport
+from onnxprune.report.values import NotJudged
 
 VARIANT_COLUMNS = ("bytes", "ms per run", "divergence", "other top-1", "loss")
 
@@ -46,6 +49,16 @@ def left_out(check: Verdict) -> str:
     return f"; not compared, as empty on all inputs or of a kind that holds no values: {named}"
 
 
+def judged_line(judged_by: Sequence[str], not_judged: Sequence[NotJudged]) -> str:
+    """By which tensors the model was judged, where that is not by all of its outputs."""
+    named = ", ".join(f"'{name}'" for name in judged_by) or "nothing"
+    said = [
+        f"'{x.output}' follows from {' and '.join(repr(t) for t in x.by)}" if x.by else f"'{x.output}' is left out"
+        for x in not_judged
+    ]
+    return f"judged by: {named}; {'; '.join(f'{a}, as {x.reason}' for a, x in zip(said, not_judged, strict=True))}"
+
+
 def depth_lines(report: Report) -> list[str]:
     """Layers and nodes that went, the largest first; how many were looked at."""
     if report.depth is None:
@@ -68,15 +81,16 @@ def repair_lines(report: Report) -> list[str]:
         source = "made-up" if calibration.made_up else "calibration"
         more = f" and {calibration.made_samples} patched from them" if calibration.made_samples else ""
         lines.append(f"{calibration.samples} {source} samples{more}, {calibration.held_out} of all held out")
+    if calibration is not None and calibration.not_judged:
+        lines.append(judged_line(calibration.judged_by, calibration.not_judged))
     if calibration is not None and calibration.mixed_blocks:
         lines.append(f"{calibration.mixed_blocks} blocks of units mixed into principal directions")
     if repair is not None:
         before, after = repair.damage
         on = "held-out samples" if calibration is None or calibration.held_out else "the samples that were fitted"
-        lines.append(
-            f"{repair.fitted} of {repair.layers} layers fitted ({repair.recover}); divergence from the original "
-            f"on {on} {number(before)} -> {number(after)}"
-        )
+        fitted = f"{repair.fitted} of {repair.layers} layers fitted ({repair.recover})"
+        judged = f"divergence from the original on {on} {number(before)} -> {number(after)}"
+        lines.append(f"{fitted}; {judged if before is not None else 'the whole model was not judged'}")
     if drop is not None:
         lines.append(
             f"the loss is {drop.measured:.3g} ({drop.metric}, allowed {drop.allowed:g}) on {drop.samples} samples that "
@@ -126,7 +140,8 @@ def difference_line(report: SparsityReport) -> str:
     source = "made-up" if d.made_up else "held-out" if d.held_out else "given"
     top1 = "" if d.top1 is None else f", another top class on {d.top1:.1%}"
     on = f"{d.samples} {source} samples"
-    return f"by {d.error:.2g} of the output's scale at most, divergence {d.divergence:.3g}{top1} ({on})"
+    judged = f"; {judged_line(d.judged_by, d.not_judged)}" if d.not_judged else ""
+    return f"by {d.error:.2g} of the output's scale at most, divergence {d.divergence:.3g}{top1} ({on}){judged}"
 
 
 def pruned_line(report: SparsityReport) -> str:

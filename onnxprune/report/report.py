@@ -29,6 +29,7 @@ from onnxprune.report.values import (
     Latency,
     RepairSummary,
     Variant,
+    not_judged,
 )
 from onnxprune.report.warnings import warnings
 
@@ -134,6 +135,8 @@ def _calibration(calibration: Calibration, subject: Subject) -> CalibrationSumma
         tapped_tensors=len(calibration.tapped),
         made_up=calibration.made_up,
         mixed_blocks=subject.blocks,
+        judged_by=calibration.judged.tensors,
+        not_judged=not_judged(calibration.judged),
     )
 
 

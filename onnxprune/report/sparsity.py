@@ -8,7 +8,7 @@ from typing import Any, Literal
 from onnxprune.cut.plan import Pair
 from onnxprune.model.json_text import to_json
 from onnxprune.model.typed_json import plain
-from onnxprune.report.values import Latency
+from onnxprune.report.values import Latency, NotJudged
 from onnxprune.sparsity.targets import Pattern, Target
 from onnxprune.sparsity.weights import Left
 
@@ -72,6 +72,8 @@ class Difference:
     samples: on how many samples.
     held_out: true where no weight was fitted to them.
     made_up: true where they are not the user's.
+    judged_by: tensors that were compared: outputs, or what they follow from.
+    not_judged: outputs that are none of these.
     """
 
     error: float
@@ -80,6 +82,8 @@ class Difference:
     samples: int
     held_out: bool
     made_up: bool
+    judged_by: tuple[str, ...]
+    not_judged: tuple[NotJudged, ...]
 
 
 @dataclass(frozen=True)

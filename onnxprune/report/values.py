@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
+from onnxprune.calibrate.judging import Judged
 from onnxprune.cut.plan import Pair
 from onnxprune.groups.units import Pin
 
@@ -66,6 +67,25 @@ class CostPairs:
 
 
 @dataclass(frozen=True)
+class NotJudged:
+    """An output that the model is not judged by.
+
+    output: its name.
+    reason: why, in words.
+    by: the tensors that it follows from and that are judged instead.
+    """
+
+    output: str
+    reason: str
+    by: tuple[str, ...]
+
+
+def not_judged(judged: Judged) -> tuple[NotJudged, ...]:
+    """The outputs that a model is not judged by."""
+    return tuple(NotJudged(output, why, by) for output, (why, by) in judged.follows.items())
+
+
+@dataclass(frozen=True)
 class CalibrationSummary:
     """The inputs that importance was measured on and weights were fitted to.
 
@@ -76,6 +96,8 @@ class CalibrationSummary:
     tapped_tensors: inside the model, how many tensors were read.
     made_up: true where the user gave none.
     mixed_blocks: blocks of units that were turned into principal directions (`--mix`).
+    judged_by: tensors of which damage and divergence are: outputs, or what they follow from.
+    not_judged: outputs that are none of these.
     """
 
     samples: int
@@ -85,6 +107,8 @@ class CalibrationSummary:
     tapped_tensors: int
     made_up: bool
     mixed_blocks: int
+    judged_by: tuple[str, ...] = ()
+    not_judged: tuple[NotJudged, ...] = ()
 
 
 @dataclass(frozen=True)

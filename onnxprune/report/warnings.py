@@ -52,6 +52,11 @@ def warnings(
 
 def _of_samples(calibration: Calibration, repair: Repair | None) -> Iterator[str]:
     samples = calibration.samples
+    if not calibration.judged.tensors:
+        yield (
+            "no output says how good the model is (none holds floats of a size that follows from the inputs' sizes), so importance alone "
+            "decided; name a tensor to judge it by with --judge"
+        )
     if calibration.made_up:
         yield NO_DATA
         return

@@ -88,9 +88,9 @@ class Session:
                 "Give a model that it can run, or inputs that fit (--data, --input-shape)."
             ) from None
 
-    def answers(self, feeds: Feeds) -> list[Array]:
-        """Every output as one array of numbers, to judge the model by (`runtime/values.py`)."""
-        return as_arrays(self.run(feeds))
+    def answers(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> list[Array]:
+        """`run`, with every output as one array of numbers, to judge the model by (`runtime/values.py`)."""
+        return as_arrays(self.run(feeds, outputs))
 
     def accepts(self, feeds: Feeds) -> bool:
         """Does the model run on these?"""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from onnxprune.calibrate.judging import showing
 from onnxprune.errors import BadInputError, UnsupportedModelError
 from onnxprune.groups.observation import Array, Feeds
 from onnxprune.runtime import Session
 from onnxprune.training.network import Network
-from onnxprune.training.objective import with_outputs
 
 TOLERANCE = 1e-3
 HALF = 2e-2
@@ -57,7 +57,7 @@ def _explained(network: Network, feeds: Feeds, worst: float) -> str:
     steps = [s for s in network.program.body.steps if s.node.output]
     keys = [k for s in steps for k in s.outputs if k]
     try:
-        session = Session(model.beside(with_outputs(model.proto, keys)), threads=1)
+        session = Session(model.beside(showing(model.proto, keys)), threads=1)
         wanted = dict(zip(session.outputs, session.run(feeds), strict=True))
     except BadInputError:
         return f"{text}; please report this model."

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from onnxprune.calibrate.damage import SHARE, kind_of
+from onnxprune.calibrate.damage import MASKED, SHARE, kind_of
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array
 from onnxprune.training.functions.base import Tensor
@@ -32,6 +32,10 @@ class Distance:
     spread: float
 
     def __call__(self, wanted: Tensor, found: Tensor, temperature: float) -> Tensor:
+        finite = torch.isfinite(wanted)
+        if not bool(finite.all()):  # a class that is masked out, in both
+            low = wanted[finite].min() - MASKED if bool(finite.any()) else 0.0
+            wanted, found = torch.where(finite, wanted, low), torch.where(finite, found, low)
         if self.kind == "logits":
             return _logits(wanted, found, temperature)
         if self.kind == "probabilities":
@@ -59,7 +63,8 @@ def distances(outputs: Mapping[str, Sequence[Array]]) -> list[Distance]:
     found = []
     for name, values in outputs.items():
         if values[0].dtype.kind == "f" and any(v.size for v in values):
-            spread = float(np.var(np.concatenate([v.ravel() for v in values]), dtype=np.float64))
+            numbers = np.concatenate([v[np.isfinite(v)] for v in values])
+            spread = float(np.var(numbers, dtype=np.float64)) if numbers.size else 0.0
             found.append(Distance(name, kind_of([np.asarray(v, np.float32) for v in values]), max(spread, 1e-12)))
     return found
 

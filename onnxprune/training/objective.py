@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import ModelProto, helper
+from onnx import ModelProto
 
 from onnxprune.calibrate.damage import divergence
+from onnxprune.calibrate.judging import Judged
 from onnxprune.groups.observation import Array, Feeds
 from onnxprune.runtime import Session
 from onnxprune.training.functions.base import Tensor
@@ -79,18 +80,19 @@ class Objective:
         return (target.share * mine + (1 - target.share) * theirs).mean()
 
     def held_out(
-        self, wanted: list[list[Array]], found: list[list[Array]], names: list[str], labels: list[Array]
+        self, wanted: list[list[Array]], found: list[list[Array]], judged: Judged, labels: list[Array]
     ) -> float:
-        """The same on whole held-out samples, without features or temperature. wanted: the teacher's outputs (may be empty).
+        """The same on whole held-out samples, without features or temperature. wanted: what the teacher says (may be empty), and found,
+        of `judged.names`.
 
         Scores of classes are judged at the sharpness that suits them best: who learns from mixed labels is modest, and is
         not to lose for it against a start that is sure of what it knows by heart ("On Calibration of Modern Neural Networks", 2017).
         """
         loss = 0.0
         if self.distances:
-            loss += (1 - self.label_weight) * divergence(wanted, found)
+            loss += (1 - self.label_weight) * judged.by_tensors(divergence)(wanted, found)
         if self.supervised is not None:
-            k = names.index(self.supervised.output)
+            k = judged.names.index(self.supervised.output)
             pairs = [(torch.from_numpy(f[k]), torch.from_numpy(y)) for f, y in zip(found, labels, strict=True)]
             loss += self.label_weight * min(_labelled(self.supervised, pairs, s) for s in SHARPNESS)
         return loss
@@ -98,15 +100,6 @@ class Objective:
 
 def _labelled(supervised: Supervised, pairs: list[tuple[Tensor, Tensor]], sharpness: float) -> float:
     return float(torch.cat([supervised(found, labels, sharpness) for found, labels in pairs]).mean())
-
-
-def with_outputs(proto: ModelProto, keys: list[str]) -> ModelProto:
-    """A copy that also gives these tensors."""
-    copy = ModelProto()
-    copy.CopyFrom(proto)
-    known = {o.name for o in copy.graph.output}
-    copy.graph.output.extend(helper.make_empty_tensor_value_info(k) for k in keys if k not in known)
-    return copy
 
 
 def features(

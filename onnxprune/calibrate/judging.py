@@ -1,0 +1,205 @@
+"""By which tensors a model is judged: its outputs, or, where those say little, the last tensors that they follow from.
+
+An output that holds floats and whose size follows from the sizes of the inputs is compared directly. What non-maximum suppression
+selects, a label, a length or a text is none: whether one box more is selected says little about how far the boxes moved. There the
+graph is followed upwards to the nearest tensors of floats that are of one size in the original and the pruned model (the boxes and
+scores before the suppression, the logits before an ArgMax), and these are compared instead. Labels that follow from no such tensor
+are compared themselves: the share of them that differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+from onnx import helper
+
+from onnxprune.calibrate.damage import Metric
+from onnxprune.errors import BadInputError
+from onnxprune.groups.observation import Array, Feeds
+from onnxprune.model.branches import captured, subgraphs
+from onnxprune.model.loaded import Model
+from onnxprune.ops import rule_for
+from onnxprune.ops.sizes import decides_size
+from onnxprune.runtime import Session
+
+FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)", "tensor(bfloat16)")
+Fits = Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """tensors: what a model is judged by; outputs: all outputs of the model.
+
+    follows: by output that is not judged itself, why, and the tensors that are judged in its place; none where there are none.
+    """
+
+    tensors: tuple[str, ...]
+    outputs: tuple[str, ...]
+    follows: Mapping[str, tuple[str, tuple[str, ...]]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that is read of a model: the tensors that it is judged by, then its other outputs."""
+        return tuple(dict.fromkeys((*self.tensors, *self.outputs)))
+
+    def by_tensors(self, metric: Metric) -> Metric:
+        """A metric of the tensors that the model is judged by, as one of all `names`."""
+        n = len(self.tensors)
+        return lambda reference, found: metric([r[:n] for r in reference], [f[:n] for f in found])
+
+    def by_outputs(self, metric: Metric) -> Metric:
+        """A metric of the model's outputs, as one of all `names`."""
+        at = [self.names.index(o) for o in self.outputs]
+        return lambda reference, found: metric(
+            [[r[k] for k in at] for r in reference], [[f[k] for k in at] for f in found]
+        )
+
+    def session(self, model: Model, what: str = "the model", threads: int = 0) -> Callable[[Feeds], list[Array]]:
+        """Runs a model and gives all `names`, each as one array."""
+        shown = model.beside(showing(model.proto, self.names))
+        session = Session(shown, optimized=True, threads=threads, what=what)
+        return lambda feeds: session.answers(feeds, self.names)
+
+
+def showing(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """The model with these tensors as outputs, beside its own; a copy where it has to be one."""
+    known = {o.name for o in proto.graph.output}
+    more = [n for n in dict.fromkeys(names) if n not in known]
+    if not more:
+        return proto
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    copy.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in more)
+    return copy
+
+
+def judged_by(model: Model, fits: Fits, chosen: Sequence[str] = ()) -> Judged:
+    """What a model is judged by. fits: is a tensor there, and of the same size, in the models to be compared? chosen: `--judge`.
+
+    Raises `BadInputError` for a chosen tensor that the graph does not make, or that does not fit.
+    """
+    graph = model.proto.graph
+    outputs = tuple(o.name for o in graph.output)
+    if chosen:
+        made = {o for node in graph.node for o in node.output}
+        for name in chosen:
+            if name not in made:
+                raise BadInputError(
+                    f"--judge '{name}' is no tensor that a node of the graph makes; see the names with a viewer."
+                )
+            if name not in outputs and not fits(name):
+                raise BadInputError(
+                    f"--judge '{name}' loses positions when the model is pruned; name a tensor that keeps its size."
+                )
+        others = {o: ("--judge names others", tuple(chosen)) for o in outputs if o not in chosen}
+        return Judged(tuple(dict.fromkeys(chosen)), outputs, others)
+    return _Walk(model, fits).judged(outputs)
+
+
+class _Walk:
+    """Which tensors depend on the values of the inputs, and whose sizes do."""
+
+    def __init__(self, model: Model, fits: Fits) -> None:
+        graph = model.proto.graph
+        self.model, self.fits = model, fits
+        self.maker = {o: node for node in graph.node for o in node.output if o}
+        constants = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+        self.values = {i.name for i in graph.input} - constants
+        self.sizes: dict[str, str] = {}  # tensor -> the node that decides its size by values
+        for node in graph.node:
+            self._pass(node)
+        self.types: dict[str, str] | None = None
+
+    def _pass(self, node: onnx.NodeProto) -> None:
+        reads = _reads(node)
+        outputs = [o for o in node.output if o]
+        by_size = rule_for(node.op_type, node.domain).carries_shape
+        if any((n in self.sizes) if by_size else (n in self.values) for n in reads) or _is_random(node):
+            self.values.update(outputs)
+        if by_size:
+            return
+        decided = [i for i, n in enumerate(node.input) if n in self.values and decides_size(node.op_type, i)]
+        found = f"{node.op_type} '{node.name or outputs[0]}'" if decided else ""
+        found = found or next((self.sizes[n] for n in reads if n in self.sizes), "")
+        if found:
+            self.sizes.update(dict.fromkeys(outputs, found))
+
+    def judged(self, outputs: tuple[str, ...]) -> Judged:
+        declared = {o.name: _declared(o) for o in self.model.proto.graph.output}
+        follows = {
+            o: (self._why(o, declared[o]), self._before(o)) for o in outputs if not self._is_direct(o, declared[o])
+        }
+        labels = [o for o, (_, before) in follows.items() if not before and o not in self.sizes]
+        follows = {o: found for o, found in follows.items() if o not in labels}
+        more = [t for _, tensors in follows.values() for t in tensors]
+        return Judged(tuple(dict.fromkeys((*(o for o in outputs if o not in follows), *more))), outputs, follows)
+
+    def _is_direct(self, output: str, declared: str) -> bool:
+        return output not in self.sizes and (declared or self._type(output)) in FLOATS
+
+    def _why(self, output: str, declared: str) -> str:
+        if output in self.sizes:
+            return f"its size depends on values ({self.sizes[output]})"
+        return f"it holds no floats ({declared or self._type(output) or 'not a tensor'})"
+
+    def _before(self, output: str) -> tuple[str, ...]:
+        """The nearest tensors upwards that can be judged."""
+        found: dict[str, None] = {}
+        seen: set[str] = set()
+        stack = _reads(self.maker[output]) if output in self.maker else []
+        while stack:
+            name = stack.pop()
+            if name in seen or name not in self.maker or name not in self.values:
+                continue
+            seen.add(name)
+            if name not in self.sizes and self._type(name) in FLOATS and self.fits(name):
+                found[name] = None
+            else:
+                stack += _reads(self.maker[name])
+        order = {name: k for k, name in enumerate(self.maker)}
+        return tuple(sorted((n for n in found if not self._follows(n, found)), key=order.__getitem__))
+
+    def _follows(self, name: str, others: Container[str]) -> bool:
+        """Is it computed from these alone?"""
+        stack, seen = _reads(self.maker[name]), {name}
+        while stack:
+            read = stack.pop()
+            if read in seen or read not in self.values or read in others:
+                continue
+            if read not in self.maker:
+                return False
+            seen.add(read)
+            stack += _reads(self.maker[read])
+        return True
+
+    def _type(self, name: str) -> str:
+        """As ONNX Runtime names types."""
+        if self.types is None:
+            try:
+                session = Session(self.model.beside(showing(self.model.proto, self.maker)))
+            except BadInputError:  # something in there cannot be an output
+                session = Session(self.model)
+            self.types = session.output_types
+        return self.types.get(name, "")
+
+
+def _reads(node: onnx.NodeProto) -> list[str]:
+    """Everything a node reads, captures of its subgraphs included."""
+    return [*(n for n in node.input if n), *(n for _, sub in subgraphs(node) for n in sorted(captured(sub)))]
+
+
+def _is_random(node: onnx.NodeProto) -> bool:
+    return rule_for(node.op_type, node.domain).random
+
+
+def _declared(output: onnx.ValueInfoProto) -> str:
+    """The declared type of a tensor, as ONNX Runtime names it; that of the innermost tensors for sequences and maps of them."""
+    kind = output.type
+    while kind.HasField("sequence_type") or kind.HasField("map_type") or kind.HasField("optional_type"):
+        inner = kind.sequence_type if kind.HasField("sequence_type") else kind.optional_type
+        kind = kind.map_type.value_type if kind.HasField("map_type") else inner.elem_type
+    number = kind.tensor_type.elem_type
+    known = {1: FLOATS[0], 11: FLOATS[1], 10: FLOATS[2], 16: FLOATS[3]}
+    return known.get(number, f"tensor({onnx.TensorProto.DataType.Name(number).lower()})" if number else "")
