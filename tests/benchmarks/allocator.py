@@ -1,8 +1,9 @@
 """The allocator on costs of other kinds and on real networks: python tests/benchmarks/allocator.py --nets FOLDER
 
-First the kept share and the damage for costs on plain numbers (six groups of 64 units, target 0.5); then divergence from the original (on all images that no run saw), top-1 and MACs kept of networks in
-FOLDER (`vgg.onnx`, `mobilenetv2.onnx`, `resnet20.onnx`, `digits.npz`) at 0.5, 0.3 and 0.15 of the MACs, calibrated on several sets of 128 images.
-Markdown goes to stdout. To compare with another version of the program, put it first in PYTHONPATH and give `--only-nets`.
+First the kept share and the damage for costs on plain numbers (six groups of 64 units, target 0.5); then networks in FOLDER (`vgg.onnx`,
+`mobilenetv2.onnx`, `resnet20.onnx`, `digits.npz`) at 0.5, 0.3 and 0.15 of the MACs, calibrated on several sets of 128 images: divergence from the
+original on all images that no run saw, top-1 and MACs kept. Markdown goes to stdout. To compare with another version of the program, put it first
+in PYTHONPATH and give `--only-nets`.
 """
 
 from __future__ import annotations
