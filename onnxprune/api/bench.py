@@ -19,10 +19,11 @@ LIMIT = 120  # seconds of all runs together
 
 
 def bench(models: Source | Sequence[Source], **options: Any) -> list[dict[str, Any]]:
-    """Latency of models on the same inputs, run in turn: milliseconds per run; `speedup` is against the first.
+    """Latency of models on the same inputs, run in turn: milliseconds per run; `speedup` is against the first (`runtime/timing.py`).
 
     models: paths or ModelProtos, with the same inputs. options: the fields of `BenchOptions`, and those of `Options` that go with it:
-    input_shapes, data, custom_ops, seed. Gives one row per model: model, median_ms, min_ms, max_ms, speedup, runs, threads.
+    input_shapes, data, custom_ops, seed. Gives one row per model: model, median_ms, min_ms, max_ms, speedup, speedup_low,
+    speedup_high (its 95 % interval), runs, threads.
     Raises `BadInputError`.
     """
     how, settings = both(BenchOptions, Options, options, "bench")
@@ -38,16 +39,18 @@ def bench(models: Source | Sequence[Source], **options: Any) -> list[dict[str, A
         for m, name in zip(loaded, names, strict=True)
     ]
     times = runtime.latency(sessions, feeds, repeats=max(3, how.runs), seconds=LIMIT)
-    first = median(times[0])
+    ratios = [runtime.speedup(times[0], t) for t in times]
     return [
         {
             "model": name,
             "median_ms": median(t),
             "min_ms": min(t),
             "max_ms": max(t),
-            "speedup": first / median(t),
+            "speedup": found.ratio,
+            "speedup_low": found.low,
+            "speedup_high": found.high,
             "runs": len(t),
             "threads": how.threads,
         }
-        for name, t in zip(names, times, strict=True)
+        for name, t, found in zip(names, times, ratios, strict=True)
     ]

@@ -138,8 +138,14 @@ def bench(*, models: tuple[Path, ...], as_json: bool, **given: Any) -> None:
         click.echo(json.dumps(rows, indent=1))
         return
     numbers = ("median_ms", "min_ms", "max_ms")
-    lines = [(r["model"], *(f"{r[n]:.3f}" for n in numbers), f"{r['speedup']:.2f}x") for r in rows]
+    lines = [(r["model"], *(f"{r[n]:.3f}" for n in numbers), _speedup(r)) for r in rows]
     OUT.print(table(("model", "median ms", "min", "max", "speedup"), lines, ("model",)))
+
+
+def _speedup(row: dict[str, Any]) -> str:
+    """Of a model against the first one; a range that holds 1 says that nothing is certain."""
+    low, high = row["speedup_low"], row["speedup_high"]
+    return f"{row['speedup']:.2f}x" + (f" ({low:.2f} to {high:.2f})" if high > low else "")
 
 
 COMMANDS = (inspect, ops, verify, bench)

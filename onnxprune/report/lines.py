@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from onnxprune.proof.verdict import Verdict
 from onnxprune.report.report import Report
 from onnxprune.report.sparsity import SparsityReport
-from onnxprune.report.values import NotJudged
+from onnxprune.report.values import Latency, NotJudged
 
 VARIANT_COLUMNS = ("bytes", "ms per run", "divergence", "other top-1", "loss")
 
@@ -25,7 +25,7 @@ def summary_rows(report: Report) -> list[tuple[str, str, str, str]]:
             rows.append((name, f"{pair.before:,}", f"{pair.after:,}", share))
     if report.latency_ms is not None:
         t = report.latency_ms
-        rows.append(("ms per run", f"{t.before:.3f}", f"{t.after:.3f}", _speed(t.speedup)))
+        rows.append(("ms per run", f"{t.before:.3f}", f"{t.after:.3f}", _speed(t)))
     return rows
 
 
@@ -114,8 +114,13 @@ def variant_rows(report: Report) -> list[tuple[str, str, str, str, str, str]]:
     ]
 
 
-def _speed(ratio: float) -> str:
-    return f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / max(ratio, 1e-9):.2f}x slower"
+def _speed(t: Latency) -> str:
+    low, high = t.interval
+    if low <= 1 <= high:
+        return f"which is faster is not measurable here ({low:.2f} to {high:.2f} times as fast)"
+    if t.speedup >= 1:
+        return f"{t.speedup:.2f}x faster ({low:.2f} to {high:.2f})"
+    return f"{1 / max(t.speedup, 1e-9):.2f}x slower ({1 / max(high, 1e-9):.2f} to {1 / max(low, 1e-9):.2f})"
 
 
 def number(value: float | None) -> str:
@@ -176,5 +181,5 @@ def size_rows(report: SparsityReport) -> list[tuple[str, str, str, str]]:
     rows = [(name, f"{p[0]:,}", f"{p[1]:,}", f"{p[1] / max(p[0], 1):.1%}") for name, p in sizes if p is not None]
     if report.latency_ms is not None:
         t = report.latency_ms
-        rows.append(("ms per run", f"{t.before:.3f}", f"{t.after:.3f}", f"{t.speedup:.2f}x as fast"))
+        rows.append(("ms per run", f"{t.before:.3f}", f"{t.after:.3f}", _speed(t)))
     return rows

@@ -10,6 +10,7 @@ from typing import Literal
 from onnxprune.calibrate.judging import Judged
 from onnxprune.cut.plan import Pair
 from onnxprune.groups.units import Pin
+from onnxprune.runtime import speedup
 
 
 @dataclass(frozen=True)
@@ -223,14 +224,16 @@ class Latency:
 
     before: median of the original.
     after: median of the result.
-    speedup: before / after.
-    runs: of each model.
-    spread: shortest and longest run of the original, then of the result.
+    speedup: median over the rounds of before / after.
+    interval: from where to where the speedup is certain to 95 %; where 1 lies within, it was not measurable.
+    runs: rounds, each of which ran both models.
+    spread: shortest and longest round of the original, then of the result.
     """
 
     before: float
     after: float
     speedup: float
+    interval: tuple[float, float]
     runs: int
     spread: tuple[tuple[float, ...], ...]
 
@@ -239,4 +242,6 @@ class Latency:
         """times: milliseconds per run, before and after."""
         before, after = (median(t) for t in times)
         spread = tuple((round(min(t), 3), round(max(t), 3)) for t in times)
-        return Latency(round(before, 3), round(after, 3), round(before / after, 3), len(times[0]), spread)
+        found = speedup(*times)
+        interval = (round(found.low, 3), round(found.high, 3))
+        return Latency(round(before, 3), round(after, 3), round(found.ratio, 3), interval, len(times[0]), spread)

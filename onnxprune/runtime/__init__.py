@@ -3,7 +3,8 @@
 from onnxprune.runtime.inputs import declared_batch, find_feeds, graph_inputs, rescaled, vary
 from onnxprune.runtime.probe import Probe, observe
 from onnxprune.runtime.quantize import quantize
-from onnxprune.runtime.session import VERSION, Session, latency, load_custom_ops
+from onnxprune.runtime.session import VERSION, Session, load_custom_ops
+from onnxprune.runtime.timing import latency, speedup
 
 __all__ = [
     "VERSION",
@@ -17,5 +18,6 @@ __all__ = [
     "observe",
     "quantize",
     "rescaled",
+    "speedup",
     "vary",
 ]

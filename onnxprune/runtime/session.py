@@ -1,9 +1,8 @@
-"""One loaded model, and the time that models take."""
+"""One loaded model."""
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -124,23 +123,3 @@ def first_line(error: BaseException) -> str:
     if " : " in line and line.startswith("[ONNXRuntimeError]"):
         line = line.split(" : ", 3)[-1]
     return line[:300].rstrip(". ") + "."
-
-
-def latency(
-    sessions: Sequence[Session], feeds: Feeds, repeats: int = 20, warmup: int = 3, seconds: float = 10.0
-) -> list[list[float]]:
-    """Milliseconds per run of each session, taken in turn so that drift of the machine hits all of them.
-
-    Stops early, after at least three counted rounds, once `seconds` have passed.
-    """
-    times: list[list[float]] = [[] for _ in sessions]
-    begin = time.perf_counter()
-    for k in range(warmup + repeats):
-        if k >= warmup + 3 and time.perf_counter() - begin > seconds:
-            break
-        for session, series in zip(sessions, times, strict=True):
-            start = time.perf_counter()
-            session.run(feeds)
-            if k >= warmup:
-                series.append(1000 * (time.perf_counter() - start))
-    return times
