@@ -22,7 +22,8 @@ from onnxprune.proof.verdict import Verdict
 
 
 def verify(original: Source, pruned: Source, plan: str | PathLike[str] | Plan, **options: Any) -> Verdict:
-    """Compare a pruned model with the masked original. Raises `VerificationError` where they differ.
+    """Compare a pruned model with the masked original. Raises `VerificationError` where they differ, and where the pruned model is not
+    what the plan makes of the original, fitted weights apart.
 
     original, pruned: paths or ModelProtos. plan: that `pruned` was made by. options: data (inputs to compare on, a .npz file or a
     folder of them; made up from `seed` where there are none), seed, custom_ops; see `Options`. Raises `BadInputError` where the plan
@@ -41,8 +42,11 @@ def verify(original: Source, pruned: Source, plan: str | PathLike[str] | Plan, *
     analysis = analysis_of(loaded, settings.scope)
     choice = repeated(uncalibrated(analysis), made, "the plan", settings, Clock(silent))
     subject, removed = choice.subject, choice.removed
-    if not made.refit:
-        return proved(subject.bare, removed, other, given.seed, loaded, subject.bypasses)
     cut, finish = rewrite(subject.bare, removed), finisher(settings, loaded)
-    check_refit(loaded.beside(cut), other, made.refit, made.refit_sha256, finish)
-    return proved(subject.bare, removed, loaded.beside(finish(cut)), given.seed, loaded, subject.bypasses)
+    run = loaded.beside(finish(cut)) if made.refit else other  # fitted weights are no part of what is equal
+    if made.refit:
+        check_refit(loaded.beside(cut), other, made.refit, made.refit_sha256, finish)
+    verdict = proved(subject.bare, removed, run, given.seed, loaded, subject.bypasses)
+    if not made.refit:  # what no input reaches is not run: branches, values that are overwritten
+        check_refit(loaded.beside(cut), other, (), None, finish)
+    return verdict

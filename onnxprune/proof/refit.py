@@ -45,7 +45,8 @@ def check_refit(
         and digested(wanted).SerializeToString() != digested(pruned).SerializeToString()
     ):
         raise VerificationError(
-            "The pruned model is not what the plan makes of the original: it differs in more than the fitted constants."
+            "The pruned model is not what the plan makes of the original: it differs in "
+            + ("more than the fitted constants." if refit else "nodes or constants, where these inputs do not show it.")
         )
     if digest is not None and digest_of(values) != digest:
         raise VerificationError(
