@@ -161,8 +161,9 @@ class _Walk:
                     self.units.pin(facet.ravel(), pin)
         elif any(k not in self.shapes for k in graph.outputs):
             for key in graph.outputs:
-                for facet in self._inside(key):
-                    self.units.pin(facet.ravel(), Pin(key, f"'{key}' leaves its subgraph as a sequence"))
+                pin = Pin(key, f"'{key}' leaves a subgraph whose outputs were not all observed")
+                for facet in (*self.state.get(key, ()), *self._inside(key)):
+                    self.units.pin(facet.ravel(), pin)
             return None
         return [(self.state.get(key, ()), self.shapes.get(key)) for key in graph.outputs]
 
