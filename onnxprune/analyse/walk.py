@@ -23,7 +23,7 @@ from onnxprune.model.graph import Graph, Node, View, name_of, view
 from onnxprune.model.importer import import_graph
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.ops import failures
-from onnxprune.ops.base import MapContext, Rule
+from onnxprune.ops.base import MapContext, Parts, Rule
 
 Observer = Callable[[set[str], set[str]], Observation]
 
@@ -107,7 +107,7 @@ def rule(node: Node) -> Rule:
 
 
 class _Walk:
-    """State of one walk: maps by tensor, constants by use."""
+    """State of one walk: maps by tensor, those of its parts by sequence, constants by use."""
 
     def __init__(
         self,
@@ -123,6 +123,7 @@ class _Walk:
         self.included: list[Facet] = []
         self.units = UnitTable()
         self.state: dict[str, Maps] = {}
+        self.parts: dict[str, Parts] = {}
         self.uses: dict[Use, tuple[str, Maps]] = {}
         self.lazy: dict[str, str] = {key: key for key in view.constants}
         self.shapes: dict[str, Shape] = dict(observation.shapes)
@@ -156,11 +157,19 @@ class _Walk:
         if top:
             for key in graph.outputs:
                 pin = Pin(key, f"graph output '{key}' keeps its shape")
-                for facet in self.state.get(key, ()):
+                for facet in (*self.state.get(key, ()), *self._inside(key)):
                     self.units.pin(facet.ravel(), pin)
         elif any(k not in self.shapes for k in graph.outputs):
+            for key in graph.outputs:
+                pin = Pin(key, f"'{key}' leaves a subgraph whose outputs were not all observed")
+                for facet in (*self.state.get(key, ()), *self._inside(key)):
+                    self.units.pin(facet.ravel(), pin)
             return None
         return [(self.state.get(key, ()), self.shapes.get(key)) for key in graph.outputs]
+
+    def _inside(self, key: str) -> list[Facet]:
+        """What lies in a sequence."""
+        return [f for maps, _ in self.parts.get(key, ()) for f in maps]
 
     def subgraph(self, graph: Graph, inputs: dict[str, Maps]) -> list[tuple[Maps, Shape | None]] | None:
         self.state |= inputs
@@ -182,8 +191,7 @@ class _Walk:
         if self._computes_shapes(node, found):
             self.skipped.add(node.key)
             return
-        unseen = [k for k in (*node.inputs, *node.outputs) if k and k not in self.shapes and k not in self.index_like]
-        if unseen and not node.subgraphs:
+        if self._is_unseen(node, found) and not node.subgraphs:
             found = ops.UNSEEN
         domain = "" if node.domain == "ai.onnx" else node.domain
         context = MapContext(
@@ -191,6 +199,7 @@ class _Walk:
             shapes=self.shapes,
             lazy=self.lazy,
             state=self.state,
+            parts=self.parts,
             values=self.value,
             units=self.units,
             opset=self.view.opsets.get(domain, 1),
@@ -198,13 +207,24 @@ class _Walk:
             indices=self.no_units,
             is_dynamic=self.observation.is_dynamic,
         )
+        if found.sequences is None:
+            reason = "takes a sequence of tensors as a whole, and does not follow what is in it"
+            context.pin([f for key in node.inputs for f in self._inside(key)], reason)
         results = self._results(found, context)
+        self.parts |= {node.outputs[k]: parts for k, parts in context.built.items()}
         for i, maps in context.given.items():
             self.uses[node.key, i] = (self.lazy[node.inputs[i]], maps)
             if found.rounded:
                 self.rounded += [f.ravel()[f.ravel() >= 0] for f in maps]
         self.state |= results
         self._user_pins(context)
+
+    def _is_unseen(self, node: Node, found: Rule) -> bool:
+        """Is there a tensor without a shape, or a sequence whose parts are not known?"""
+        known = found.sequences or ()
+        read = [k for k in node.inputs if k and (found.sequences is None or k not in self.parts)]
+        made = [k for i, k in enumerate(node.outputs) if k and i not in known]
+        return any(k not in self.shapes and k not in self.index_like for k in (*read, *made))
 
     def _results(self, found: Rule, context: MapContext) -> dict[str, Maps]:
         """Maps of the outputs, by tensor; where the rule fails, all that the node touches stays."""
@@ -213,6 +233,8 @@ class _Walk:
             results = found.maps(context)
             for i, maps in context.given.items():
                 self._check_fit(f"input {i}", tuple(self.shapes[node.inputs[i]]), maps)
+            for maps, shape in (part for parts in context.built.values() for part in parts):
+                self._check_fit("a part of a sequence", shape, maps)
             return {
                 key: self._checked(context, key, simplify(maps))
                 for key, maps in zip(node.outputs, results, strict=False)

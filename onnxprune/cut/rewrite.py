@@ -15,7 +15,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxprune import ops
-from onnxprune.groups.analysis import Analysis, Shapes, compress, kept_mask
+from onnxprune.groups.analysis import Analysis, Shapes, compress, kept_mask, settle
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.maps import Maps, Shape, clusters
 from onnxprune.groups.observation import Array
@@ -268,10 +268,12 @@ class NodeEdit(Edit):
     def rank_of(self, i: int, axis: int, position: int) -> int:
         for axes, facets in clusters(self._maps(i)):
             if axis in axes:
-                mask = kept_mask(facets, axes, self.old(i), self.surgery.gone)
-                lines = np.moveaxis(mask, axes.index(axis), -1).reshape(-1, mask.shape[axes.index(axis)])
-                lines = lines[lines.any(axis=1)]
-                return int(lines[0, :position].sum())
+                cut = settle(facets, axes, self.old(i), self.surgery.gone)
+                rank = int(cut.alive[axis][:position].sum())
+                for line, mask in cut.lines:
+                    if line[-1] == axis:  # every slab that stays keeps equally many before `position`
+                        rank = int(mask.reshape(-1, mask.shape[-1])[0, :rank].sum())
+                return rank
         return position
 
     def value(self, i: int) -> Array | None:

@@ -24,6 +24,7 @@ from onnxprune.ops import (
     quantized,
     recurrent,
     reduction,
+    sequence,
     shape,
 )
 from onnxprune.ops.base import MapContext, Rule
@@ -37,6 +38,7 @@ RULES: list[Rule] = [
     *reduction.RULES,
     *indexing.RULES,
     *shape.RULES,
+    *sequence.RULES,
     *control.RULES,
     *recurrent.RULES,
     *attention.RULES,

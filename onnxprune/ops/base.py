@@ -60,6 +60,8 @@ class Rule:
     mixing: how units of one axis pass, where a linear map of them passes too (`choose/mix.py`): `copy` (values move), `sum` (each unit
         of the output is the same sum over that unit of all inputs), `scale` (units are multiplied by what does not tell them
         apart), `product` (of matrices). It holds whatever the attributes are; else it is a function of them.
+    sequences: the outputs that are sequences of tensors, for rules that follow their parts (`ctx.parts`, `ctx.build`); None where the
+        operator takes and gives tensors only, and whatever lies in a sequence that it reads stays.
     registered: set by `onnxprune.register`; not part of a rule that one writes.
     """
 
@@ -84,6 +86,7 @@ class Rule:
     weights: Callable[[LinearContext], list[tuple[int, int]]] | None = None
     idle: Callable[[IdleContext], bool] | None = None
     mixing: Mixing | Callable[[dict[str, Any]], Mixing | None] | None = None
+    sequences: tuple[int, ...] | None = None
     registered: bool = False
 
     def mixing_of(self, attrs: dict[str, Any]) -> Mixing | None:
@@ -101,6 +104,8 @@ class CostContext:
 
 
 Dims = tuple[int | str | None, ...]
+Parts = tuple[tuple[Maps, Shape], ...]
+"""Maps and shape of each tensor of a sequence."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,7 @@ class MapContext:
         shapes: dict[str, Shape],
         lazy: dict[str, str],
         state: dict[str, Maps],
+        parts: dict[str, Parts],
         values: Callable[[str], Array | None],
         units: UnitTable,
         opset: int,
@@ -161,11 +167,13 @@ class MapContext:
         self._shapes = shapes
         self._lazy = lazy
         self._state = state
+        self._parts = parts
         self._values = values
         self._walk = walk
         self._indices = indices
         self._is_dynamic = is_dynamic
         self.given: dict[int, Maps] = {}
+        self.built: dict[int, Parts] = {}
 
     # -- what is there
 
@@ -221,6 +229,14 @@ class MapContext:
     def give(self, i: int, facets: list[Facet] | Maps) -> None:
         """Set the facets of a lazy constant, in its own axes."""
         self.given[i] = tuple(f for f in simplify(facets) if f.size > 1)
+
+    def parts(self, i: int) -> Parts:
+        """The tensors of a sequence; none of a tensor."""
+        return self._parts.get(self.node.inputs[i], ())
+
+    def build(self, k: int, parts: Parts) -> None:
+        """Say what is in an output that is a sequence."""
+        self.built[k] = parts
 
     # -- what a rule can say
 

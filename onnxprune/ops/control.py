@@ -1,13 +1,17 @@
-"""Subgraphs: both branches of an If are pruned alike; what a loop carries from step to step stays.
+"""Subgraphs: both branches of an If are pruned alike; what a loop carries from step to step stays, its scan outputs do not.
 
 Weights inside branches and bodies are pruned like any others.
 """
 
 from __future__ import annotations
 
-from onnxprune.groups.maps import Maps
+import numpy as np
+
+from onnxprune.groups.maps import Maps, Shape
 from onnxprune.ops.base import MapContext, Rule
 from onnxprune.ops.labelled import Operand, combine, named, unnamed
+
+CARRIED = "weights inside are pruned; carried values stay"
 
 
 def branches(ctx: MapContext) -> list[Maps]:
@@ -31,15 +35,50 @@ def branches(ctx: MapContext) -> list[Maps]:
 
 
 def loop(ctx: MapContext) -> list[Maps]:
+    """Loop: iterations and condition, then carried values; the body gives a condition, those values, and rows of scan outputs."""
+    carried = len(ctx.node.inputs) - 2
+    found = _body(ctx, {}, carried + 1)
+    rows = [tuple(f[None] for f in maps) for maps, _ in found[carried + 1 :]]
+    return [*[()] * carried, *rows]
+
+
+def scan(ctx: MapContext) -> list[Maps]:
+    """Scan: carried values, then inputs of which the body gets one position after the other; scan outputs as of a Loop."""
+    body, count = ctx.node.subgraphs.get("body"), int(ctx.attr("num_scan_inputs", 0))
+    if body is None or ctx.opset < 9:  # an axis of the batch, and lengths before all
+        _body(ctx, {}, None)
+        return ctx.nothing()
+    carried = len(ctx.node.inputs) - count
+    axes = ctx.attr("scan_input_axes") or [0] * count
+    inputs: dict[str, Maps] = {}
+    for i, axis in enumerate(axes, carried):
+        axis = int(axis) % ctx.rank(i)
+        kept = () if ctx.is_lazy(i) else ctx.pin_axes(i, (axis,), "goes along it step by step")
+        inputs[body.inputs[i]] = tuple(f.squeeze(axis) for f in kept)
+    found = _body(ctx, inputs, carried)
+    outputs: list[Maps] = [()] * carried
+    directions = ctx.attr("scan_output_axes") or [0] * max(0, len(found) - carried)
+    for axis, (maps, shape) in zip(directions, found[carried:], strict=False):
+        where = int(axis) % (len(shape or ()) + 1)
+        outputs.append(tuple(np.expand_dims(f, where) for f in maps))
+    return outputs
+
+
+def _body(ctx: MapContext, inputs: dict[str, Maps], carried: int | None) -> list[tuple[Maps, Shape | None]]:
+    """Outputs of the body, of which the first `carried` (None: all) stay as they are, as do all inputs that are not in `inputs`."""
+    body = ctx.node.subgraphs.get("body")
+    names = dict(enumerate(body.inputs)) if body is not None else {}
     for i in range(len(ctx.node.inputs)):
-        if ctx.has(i) and not ctx.is_lazy(i):
+        if ctx.has(i) and not ctx.is_lazy(i) and names.get(i) not in inputs:
             ctx.pin(ctx.maps(i), "carries it from step to step")
-    for maps, _ in ctx.subgraph("body", {}) or []:
+    found = ctx.subgraph("body", inputs) or []
+    for maps, _ in found[:carried]:
         ctx.pin(maps, "carries it from step to step")
-    return ctx.nothing()
+    return found
 
 
 RULES = [
     Rule(("If",), "control flow", branches),
-    Rule(("Loop", "Scan"), "control flow", loop, note="weights inside are pruned; carried values stay"),
+    Rule(("Loop",), "control flow", loop, note=CARRIED),
+    Rule(("Scan",), "control flow", scan, note=CARRIED),
 ]

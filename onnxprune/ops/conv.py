@@ -13,7 +13,7 @@ from math import prod
 
 from onnxprune.groups.maps import Maps, Shape, reshape, varying
 from onnxprune.ops.base import CostContext, Edit, MapContext, Rule, weights_at
-from onnxprune.ops.labelled import Operand, combine, named, operand, unnamed
+from onnxprune.ops.labelled import Named, Operand, combine, named, operand, unnamed
 from onnxprune.ops.linear import Linear, LinearContext, Sliding
 
 
@@ -48,7 +48,7 @@ def contract(
     kernel = operand(ctx, w, labels, view)
     out = ctx.out_shape()
     parts, out_labels = apart((*out[:at], channels, *out[at + 1 :]), "o")
-    facets = combine(ctx, x, kernel, out_labels, weight=True, what="its kernel")
+    facets = _joint(ctx, combine(ctx, x, kernel, out_labels, weight=True, what="its kernel"))
     ctx.units.boxes += [f.ids for f in facets if len(f.labels) > 1]
     flat = tuple(reshape(f, parts, out) for f in unnamed(facets, out_labels))
     labels_flat = (*named_axes[:at], "c", *named_axes[at + 1 :])
@@ -58,6 +58,17 @@ def contract(
             labels_flat, out, combine(ctx, result, operand(ctx, bias, ("c",)), labels_flat, what="its bias")
         )
     return unnamed(result.facets, labels_flat)
+
+
+def _joint(ctx: MapContext, facets: tuple[Named, ...]) -> tuple[Named, ...]:
+    """Groups `g` and channels `o` of each of them as units `(g, o)`: whole groups go, or the same channels of every group."""
+    g, o = (next((f for f in facets if f.labels == (label,)), None) for label in "go")
+    if g is None or o is None:
+        return facets
+    ids = ctx.units.issue(g.ids.size * o.ids.size, str(ctx.node)).reshape(g.ids.size, o.ids.size)
+    ctx.units.row(ids, g.ids[:, None])
+    ctx.units.tie(ctx.units.column(ids, (0,)).ravel(), o.ids)
+    return (*(f for f in facets if f is not g and f is not o), Named(("g", "o"), ids))
 
 
 def conv(ctx: MapContext) -> list[Maps]:

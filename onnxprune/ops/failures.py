@@ -88,9 +88,13 @@ def note(text: str) -> None:
 def pin_everything(ctx: MapContext, text: str, issued: int) -> None:
     """Pin what the inputs carry, and all units from id `issued` on, which the failed rule (or a subgraph of the node) made."""
     ctx.given.clear()
+    ctx.built.clear()
     pin = Pin(ctx.node.key, text)
     for i in range(len(ctx.node.inputs)):
         if ctx.has(i) and not ctx.is_lazy(i):
             for facet in ctx.maps(i):
                 ctx.units.pin(facet.ravel(), pin)
+            for maps, _ in ctx.parts(i):
+                for facet in maps:
+                    ctx.units.pin(facet.ravel(), pin)
     ctx.units.pin_from(issued, pin)

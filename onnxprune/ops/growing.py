@@ -15,13 +15,15 @@ from onnxprune.ops.movement import follow_shape, same_shape
 
 
 def expand(ctx: MapContext) -> list[Maps]:
+    return [grown(ctx, ctx.pass_through())]
+
+
+def grown(ctx: MapContext, maps: Maps) -> Maps:
     """An axis grown from size 1 may be cut again: it has units of its own (in every row that the tensor has)."""
     out = ctx.out_shape()
     before = (1,) * (len(out) - ctx.rank()) + ctx.shape(0)
-    maps = ctx.pass_through()
-    grown = [a for a, n in enumerate(out) if before[a] == 1 and n > 1 and not ctx.is_dynamic_out(a)]
     fresh: list[Facet] = []
-    for axis in grown:
+    for axis in [a for a, n in enumerate(out) if before[a] == 1 and n > 1 and not ctx.is_dynamic_out(a)]:
         outer = [f for f in maps if varying(f) and varying(f)[-1] < axis]
         rows = max(outer, key=lambda f: varying(f)[-1], default=None)
         if maps and rows is None:
@@ -30,7 +32,7 @@ def expand(ctx: MapContext) -> list[Maps]:
         if rows is not None:
             ctx.units.row(facet, rows)
         fresh.append(facet)
-    return [(*maps, *fresh)]
+    return (*maps, *fresh)
 
 
 def expand_adjust(edit: Edit) -> None:
@@ -47,7 +49,19 @@ def tile(ctx: MapContext) -> list[Maps]:
     repeats = ctx.value(1)
     if repeats is None:
         return [ctx.pin_axes(0, tuple(range(ctx.rank())), "repeats an axis a number of times computed from data")]
-    return [move(ctx, 0, lambda f, s: np.tile(f, [int(r) if f.shape[a] > 1 else 1 for a, r in enumerate(repeats)]))]
+    return [
+        grown(
+            ctx, move(ctx, 0, lambda f, s: np.tile(f, [int(r) if f.shape[a] > 1 else 1 for a, r in enumerate(repeats)]))
+        )
+    ]
+
+
+def tile_adjust(edit: Edit) -> None:
+    """An axis grown from size 1 is repeated as often as positions stay."""
+    old, new = np.array(edit.old_out()), np.array(edit.new_out())
+    changed = (old != new) & (np.array(edit.old(0)) == 1)
+    if changed.any():
+        edit.patch_input(1, changed, new)
 
 
 def pad_amounts(source: Edit | MapContext, rank: int) -> tuple[Array, Array] | None:
@@ -189,7 +203,7 @@ def resize_mixing(attrs: dict[str, Any]) -> Mixing | None:
 
 RULES = [
     Rule(("Expand",), "movement", expand, params=(1,), adjust=expand_adjust, idle=same_shape, mixing="copy"),
-    Rule(("Tile",), "movement", tile, params=(1,), idle=one_tile, mixing="copy"),
+    Rule(("Tile",), "movement", tile, params=(1,), adjust=tile_adjust, idle=one_tile, mixing="copy"),
     Rule(("Pad",), "movement", pad, params=(1, 2, 3), adjust=pad_adjust, idle=no_padding),
     Rule(("Resize", "Upsample"), "movement", resize, params=(1, 2, 3), adjust=resize_adjust, mixing=resize_mixing),
     Rule(("ConstantOfShape",), "movement", constant_of_shape, params=(0,), adjust=follow_shape),

@@ -82,11 +82,31 @@ def follow_rows(edit: Edit) -> None:
 
 
 def scatter_elements(ctx: MapContext) -> list[Maps]:
-    axes = tuple(range(ctx.rank()))
-    ctx.pin_axes(2, axes, "writes single elements")
-    if not ctx.is_lazy(1):
-        ctx.pin_axes(1, axes, "reads positions from it")
-    return [ctx.pin_axes(0, axes, "writes single elements")]
+    """out[index[i, j], j] = updates[i, j], else data: along the axes that are not addressed, all of them go together."""
+    axis, rank = ctx.axis(0), ctx.rank()
+    data, index = ctx.shape(0), ctx.shape(1)
+    partial = tuple(a for a in range(rank) if a != axis and data[a] != index[a])
+    if all(ctx.is_lazy(i) for i in range(3)):
+        return ctx.nothing()
+    result: Operand | None = None
+    for i in sorted(range(3), key=ctx.is_lazy):
+        labels = tuple(("data" if i == 0 else "update") if a == axis else str(a) for a in range(rank))
+        other = operand(ctx, i, labels)
+        if not ctx.is_lazy(i):
+            kept = ctx.whole_axes(i, (axis,), "writes single elements")
+            written = [f for f in kept if any(f.shape[a] > 1 for a in partial)]
+            ctx.pin(written, "writes single elements in a part of its data")
+            kept = tuple(f for f in kept if not any(f is w for w in written))
+            other = Operand(labels, ctx.shape(i), named(kept, labels))
+        if result is None:
+            result = other
+            continue
+        out = tuple(dict.fromkeys((*result.labels, *labels)))
+        sizes = dict(zip(labels, ctx.shape(i), strict=True)) | dict(zip(result.labels, result.sizes, strict=True))
+        result = Operand(out, tuple(sizes[x] for x in out), combine(ctx, result, other, out, what=f"its input {i}"))
+    assert result is not None
+    order = tuple("data" if a == axis else str(a) for a in range(rank))
+    return [unnamed(tuple(f for f in result.facets if "update" not in f.labels), order)]
 
 
 def triangle(ctx: MapContext) -> list[Maps]:

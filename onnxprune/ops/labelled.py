@@ -209,14 +209,31 @@ def _match(ctx: MapContext, left: list[Named], right: list[Named], shared: set[L
                     ctx.units.row(g.ids, f.over(g.labels))
                 paired.append(f)
             elif coarser:
-                for g in coarser:
-                    ctx.units.tie(f.ids, g.over(f.labels), ctx.because(f"ties it to whole rows of {what}"))
+                for g in list(coarser):
+                    offsets = _offsets(ctx, f, g, others, shared)
+                    pin = ctx.because(f"ties it to whole {'offsets' if offsets else 'rows'} of {what}")
+                    ctx.units.tie((offsets or f).ids, g.over((offsets or f).labels), pin)
+                    coarser = [*coarser, f] if offsets else coarser
                 paired += [g for g in coarser if not any(g is p for p in paired)]
             elif same := [g for g in paired if set(g.labels) == set(f.labels)]:
                 ctx.units.tie(f.ids, same[0].over(f.labels), ctx.because(f"ties it to a position of {what} that stays"))
             else:
                 ctx.pin([f.ids], f"combines it with {what}, which has no removable index there")
     return result + paired  # what has been pinned is like no unit at all
+
+
+def _offsets(ctx: MapContext, f: Named, g: Named, others: list[Named], shared: set[Label]) -> Named | None:
+    """The offsets of `f`'s rows, where `g` lies over them and another facet of its operand over the same rows and more.
+
+    A grouped kernel that is computed has inputs `(i)` and outputs `(g, o)`: inputs `(g, i)` lose the same offsets in all groups, or
+    whole groups with their outputs.
+    """
+    row = set(f.labels) - set(g.labels)
+    if not _is_prefix(row, f.labels) or not any(
+        set(x.labels) & shared == row and x.labels[-1] not in row for x in others
+    ):
+        return None
+    return _squeeze(ctx, f, tuple(x for x in f.labels if x in row))
 
 
 def _rows(

@@ -156,7 +156,7 @@ def scaled(ctx: MapContext) -> list[Maps]:
 
 # ---------------------------------------------------------------- all positions stay
 
-SEQUENCE = "puts tensors into sequences or optionals, whose shapes are not followed"
+OPTIONAL = "puts tensors into optionals, whose shapes are not followed"
 STRINGS = "works on strings"
 RANDOM = "draws random numbers position by position: removing some would change the others"
 PINNED = {
@@ -169,9 +169,8 @@ PINNED = {
     "STFT": "transforms the whole signal",
     "TfIdfVectorizer": "counts n-grams over all positions",
     "Unique com.microsoft::Unique": "compares all positions",
-    "Optional OptionalGetElement OptionalHasElement": SEQUENCE,
-    "ConcatFromSequence SequenceAt SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength SequenceMap "
-    "SplitToSequence": SEQUENCE,
+    "Optional OptionalGetElement OptionalHasElement": OPTIONAL,
+    "SequenceMap": "runs a function on each tensor of a sequence",
     "RegexFullMatch StringConcat StringNormalizer StringSplit": STRINGS,
     "LinearAttention com.microsoft::LinearAttention com.microsoft::GatedDeltaNet": "keeps a state per head inside",
     "ai.onnx.preview::FlexAttention": "computes its scores in a subgraph",

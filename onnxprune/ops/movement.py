@@ -5,12 +5,14 @@ Head splits, packed projections, channel shuffles, window partitions, halves of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from onnxprune.groups.maps import Facet, Maps, expand_axes, reshape, simplify, varying
 from onnxprune.groups.observation import Array
 from onnxprune.ops.base import Edit, IdleContext, MapContext, Rule, move
-from onnxprune.ops.labelled import Operand, combine, named, operand
+from onnxprune.ops.labelled import Operand, combine, operand
 from onnxprune.ops.pointwise import of_one
 
 # ---------------------------------------------------------------- same elements, other shape
@@ -69,26 +71,41 @@ def concat(ctx: MapContext) -> list[Maps]:
 
 
 def joined(ctx: MapContext, inputs: list[int]) -> Maps:
-    """Axes other than the joined one are tied between all inputs; along the joined one, units line up."""
+    """Inputs of the node, joined along `axis`."""
     rank = len(ctx.out_shape())
     axis = ctx.axis(0, rank=rank)
-    others = tuple(str(a) for a in range(rank))
-
-    def labels(i: int) -> tuple[str, ...]:
-        return tuple(f"c{i}" if a == axis else others[a] for a in range(rank))
-
     order = sorted(inputs, key=ctx.is_lazy)
-    first = order[0]
-    result = Operand(labels(first), ctx.shape(first), named(ctx.maps(first), labels(first)))
+    if ctx.is_lazy(order[0]):
+        ctx.maps(order[0])  # constants only: one of them issues the units of all
+    operands = {i: operand(ctx, i, join_labels(i, rank, axis)) for i in inputs}
+    return join(ctx, operands, order, axis, lambda i: f"input {i} ('{ctx.node.inputs[i]}')")
+
+
+def join_labels(i: int, rank: int, axis: int) -> tuple[str, ...]:
+    """Names of the axes of part `i`: all parts share them but for the joined one."""
+    return tuple(f"c{i}" if a == axis else str(a) for a in range(rank))
+
+
+def join(
+    ctx: MapContext, operands: dict[int, Operand], order: list[int], axis: int, what: Callable[[int], str]
+) -> Maps:
+    """Axes other than the joined one are tied between all operands, in `order`; along the joined one, units line up.
+
+    operands: by number, in the order in which they are joined, with the labels of `join_labels`.
+    """
+    rank = len(ctx.out_shape())
+    others = tuple(str(a) for a in range(rank))
+    lengths = {i: o.sizes[axis] for i, o in operands.items()}
+    result = operands[order[0]]
     for i in order[1:]:
         out = (*result.labels, f"c{i}")
-        facets = combine(ctx, result, operand(ctx, i, labels(i)), out, what=f"input {i} ('{ctx.node.inputs[i]}')")
+        facets = combine(ctx, result, operands[i], out, what=what(i))
         sizes = {
-            **dict(zip(labels(i), ctx.shape(i), strict=True)),
+            **dict(zip(operands[i].labels, operands[i].sizes, strict=True)),
             **dict(zip(result.labels, result.sizes, strict=True)),
         }
         result = Operand(out, tuple(sizes[x] for x in out), facets)
-    starts = dict(zip([f"c{i}" for i in inputs], np.cumsum([0, *[ctx.shape(i)[axis] for i in inputs]]), strict=False))
+    starts = dict(zip([f"c{i}" for i in operands], np.cumsum([0, *lengths.values()]), strict=False))
     total = ctx.out_shape()[axis]
     placed: list[Facet] = []
     for f in result.facets:
@@ -120,6 +137,11 @@ def split(ctx: MapContext) -> list[Maps]:
     sizes = [ctx.out_shape(k)[axis] if o else 0 for k, o in enumerate(ctx.node.outputs)]
     if "" in ctx.node.outputs:
         ctx.pin_axes(0, (axis,), "has an unused part")
+    return [part if o else () for part, o in zip(parted(ctx, axis, sizes), ctx.node.outputs, strict=True)]
+
+
+def parted(ctx: MapContext, axis: int, sizes: list[int]) -> list[Maps]:
+    """Parts of input 0 of these sizes, one after the other along `axis`."""
     ends = np.cumsum(sizes)
 
     def taken(facet: Facet, k: int) -> Facet:
@@ -128,10 +150,8 @@ def split(ctx: MapContext) -> list[Maps]:
             return alone(ctx, facet, axis, start)
         return facet.take(range(start, int(ends[k])), axis=axis)
 
-    def part(k: int) -> Maps:
-        return simplify([taken(f, k) if f.shape[axis] > 1 else f for f in ctx.maps(0)])
-
-    return [part(k) if o else () for k, o in enumerate(ctx.node.outputs)]
+    maps = ctx.maps(0)
+    return [simplify([taken(f, k) if f.shape[axis] > 1 else f for f in maps]) for k in range(len(sizes))]
 
 
 def split_adjust(edit: Edit) -> None:

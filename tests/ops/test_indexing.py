@@ -81,10 +81,16 @@ def test_scatter_nd_of_zeros() -> None:
 
 
 @pytest.mark.parametrize("op", ["ScatterElements", "Scatter"])
-def test_scatter_elements_keeps_all(op: str) -> None:
+def test_scatter_elements(op: str) -> None:
+    """Rows are written by single numbers; features pass."""
     c = {"i": np.zeros((1, 1, 8), np.int64), "u": np.ones((1, 1, 8), np.float32)}
     proto = dense([node(op, "h i u", "g", axis=1)], c, opset=10 if op == "Scatter" else 17)
-    assert "single elements" in why(check(Case(proto, {})))
+    check(Case(proto, {"MatMul 'h'": 8}))
+
+
+def test_scatter_elements_along_the_features() -> None:
+    c = {"i": np.zeros((1, 1, 8), np.int64), "u": np.ones((1, 1, 8), np.float32)}
+    assert "single elements" in why(check(Case(dense([node("ScatterElements", "h i u", "g", axis=2)], c), {})))
 
 
 def test_triangle_keeps_its_axes() -> None:

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from onnxprune import ops
-from tests.ops.harness import Case, analysed, check, dense, found, image, model, node, weights, why
+from tests.ops.harness import Case, check, dense, image, model, node, weights, why
 
 
 def ints(*values: int) -> np.ndarray:
@@ -164,18 +164,6 @@ def test_affine_grid_stays() -> None:
         node("GridSample", "X grid", "y"),
     ]
     assert "makes a grid" in why(check(Case(model(nodes, {"x": [2, 4]}, constants=c, opset=20), {})))
-
-
-def test_sequences_stay() -> None:
-    """Shapes inside sequences are not followed: what goes in and what comes out keep their positions."""
-    nodes = [
-        node("MatMul", "x W", "h"),
-        node("SequenceConstruct", "h h", "s"),
-        node("ConcatFromSequence", "s", "g", axis=2),
-        node("MatMul", "g V", "y"),
-    ]
-    proto = model(nodes, {"x": [2, 5, 4]}, constants=weights(1, W=(4, 8), V=(16, 3)))
-    assert found(analysed(proto)) == {}
 
 
 def test_windows_are_sources() -> None:
