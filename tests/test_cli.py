@@ -707,7 +707,7 @@ def planned(here: Path) -> dict[str, Any]:
 
 EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "another file": lambda p: p | {"model_sha256": "0" * 64},
-    "another version": lambda p: p | {"version": 2},
+    "another version": lambda p: p | {"version": 3},
     "no groups": lambda p: {k: v for k, v in p.items() if k != "groups"},
     "groups of another kind": lambda p: p | {"groups": {}},
     "a list": lambda p: [p],

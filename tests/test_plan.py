@@ -40,7 +40,7 @@ def read(document: dict[str, Any]) -> Plan:
 def test_document() -> None:
     model = net(RESIDUAL)
     plan = prune(model, 0.5).plan
-    assert plan.version == 1 and plan.onnxprune == onnxprune.__version__
+    assert plan.version == 2 and plan.onnxprune == onnxprune.__version__
     assert len(plan.model_sha256) == 64 and plan.nodes_removed == ()
     assert plan.settings["target"] == {"ratio": 0.5}
     by_size = {g.units: g for g in plan.groups}

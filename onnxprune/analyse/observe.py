@@ -45,17 +45,21 @@ def feeds_of(
     feeds = feeding.load_data(scope.data, inputs)
     first = feeding.take(feeds[0], inputs, 2)
     second = feeding.take(feeds[0], inputs, 3)
+    others = [{v.name: feed[v.name] for v in inputs} for feed in feeds[1:]]
     session = session or runtime.Session(loaded)
     try:
         session.run(first)
     except BadInputError:  # a first axis need not be the batch: take the feed as it is
         first = second = {v.name: feeds[0][v.name] for v in inputs}
         session.run(first)
+    shapes = {k: v.shape for k, v in first.items()}
     try:
-        shapes = {k: v.shape for k, v in first.items()}
-        return first, runtime.vary(session, loaded.proto, shapes, scope.seed) or second
+        found = runtime.vary(session, loaded.proto, shapes, scope.seed)
     except BadInputError:
-        return first, second
+        found = None
+    if found is None and others:  # random values will not do: of the user's own, what differs most
+        found = max(others, key=lambda feed: sum(v.shape != shapes[k] for k, v in feed.items()))
+    return first, second if found is None else found
 
 
 def _matcher(globs: Sequence[str]) -> Callable[[str], bool] | None:

@@ -88,7 +88,9 @@ class Random:
     def __call__(self, analysis: Analysis, calibration: Calibration | None, seed: int) -> Floats:
         import numpy as np
 
-        return np.random.default_rng(seed).random(analysis.solution.count)
+        scores, free = np.zeros(analysis.solution.count), analysis.solution.removable
+        scores[free] = np.random.default_rng(seed).random(free.size)
+        return scores
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The plan: what leaves which tensor of the original file. Auditable, diffable, replayable.
 
-    {"version": 1, "model_sha256": "…", "onnxprune": "0.1.0", "settings": {…},
+    {"version": 2, "model_sha256": "…", "onnxprune": "0.1.0", "settings": {…},
      "bypassed": [{"tensor": "/add2", "by": "/add1"}], "nodes_removed": ["/add2", …],
      "mixed": ["/q/MatMul_output_0", …], "refit": [["/conv1/Conv_output_0", 1], …], "refit_sha256": "…",
      "macs": [before, after], "params": [before, after],
@@ -24,13 +24,14 @@ from onnxprune.errors import BadInputError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.grouping import Group
-from onnxprune.groups.maps import Facet, varying
+from onnxprune.groups.maps import varying
 from onnxprune.groups.units import Ids
 from onnxprune.model.element_types import NUMBERS, kinds
 from onnxprune.model.graph import name_of
 from onnxprune.model.typed_json import OTHERS, plain, typed
 
-VERSION = 1
+VERSION = 2
+READ = (1, VERSION)  # format 1, of onnxprune 0.1.0, numbers units by the sizes of the inputs
 MOST_INPUTS = 64  # of a node
 T = TypeVar("T")
 
@@ -49,6 +50,13 @@ class Refit(NamedTuple):
     input: int
 
 
+class Rows(NamedTuple):
+    """Positions along another axis of the same tensor; in JSON, an array of two."""
+
+    axis: int
+    positions: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Member:
     """One tensor that loses positions: a constant, or an activation of numbers (not flags) that is cut along one axis.
@@ -57,12 +65,15 @@ class Member:
     axis: the axis that gets shorter, from 0.
     removed: the positions that leave it, from 0, ascending.
     node: for constants, `NODE:INPUT` that reads it so (a shared constant may be cut differently for each reader).
+    at: for constants whose rows lose different positions (the directions of an LSTM): the rows that lose these, as `[axis, positions]`.
+        Other rows of the same tensor lose as many others, and are members of their own. Left out where all rows lose the same.
     """
 
     tensor: str
     axis: int
     removed: tuple[int, ...]
     node: str | None = None
+    at: tuple[Rows, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,7 @@ class PlanGroup:
     units: how many there were.
     removed: how many of them are gone.
     exact: does the result equal the original with these units set to zero? Not where a norm is computed over them.
-    classes: numbers of the removed units in the analysis; a replay checks that they still mean the same members.
+    classes: numbers of the removed units among all that can be removed; a replay checks that they still mean the same members.
     members: every tensor that gets smaller, and where.
     """
 
@@ -93,7 +104,7 @@ class PlanGroup:
 class Plan:
     """What was removed from one file, enough to do it again (`prune(…, apply=plan)`) and to check it (`verify`).
 
-    version: of this format, 1.
+    version: of this format, 2. In plans of version 1, `classes` hold at one size of the inputs only, and members have no `at`.
     model_sha256: of the original file; a plan applies to no other.
     groups: what left each group; where `bypassed` is not empty, groups are those of the model that is left.
     onnxprune: the version that wrote the plan.
@@ -164,8 +175,9 @@ class Plan:
         needed = {"version": int, "model_sha256": str, "groups": list}
         if not isinstance(document, dict) or not all(isinstance(document.get(k), t) for k, t in needed.items()):
             raise BadInputError(f"{what} is not a plan: it needs {', '.join(needed)}.")
-        if document["version"] != VERSION:
-            raise BadInputError(f"{what} has version {document['version']}; this onnxprune reads version {VERSION}.")
+        if document["version"] not in READ:
+            known = " and ".join(map(str, READ))
+            raise BadInputError(f"{what} has version {document['version']}; this onnxprune reads versions {known}.")
         try:
             plan = typed(Plan, ABSENT | document, what)
         except BadInputError as fault:
@@ -193,19 +205,23 @@ def plan_groups(analysis: Analysis, removed: Bools) -> tuple[PlanGroup, ...]:
     unit_owner = np.append(owner, -1)[analysis.solution.classes]
     for (node, i), (source, maps) in analysis.uses.items():
         for facet in maps:
-            for group, axis, positions in _slices(facet, unit_owner):
-                members[group].append(Member(name_of(source), axis, positions, f"{name_of(node)}:{i}"))
+            table = unit_owner[facet]
+            for group in _groups_in(table):
+                for axis, positions, at in _slice_of(table == group) or _rows_of(table == group):
+                    members[group].append(Member(name_of(source), axis, positions, f"{name_of(node)}:{i}", at))
     types = kinds(analysis.view)
     for key, maps in analysis.maps.items():
         if types.get(key, "") not in NUMBERS:  # flags and quantized values cannot be multiplied by a mask
             continue
         for facet in maps:
-            for group, axis, positions in _slices(facet, unit_owner):
-                members[group].append(Member(name_of(key), axis, positions))
-    found = []
+            table = unit_owner[facet]
+            for group in _groups_in(table):
+                for axis, positions, _ in _slice_of(table == group):
+                    members[group].append(Member(name_of(key), axis, positions))
+    found, removable = [], analysis.solution.removable
     for k, part in enumerate(analysis.groups):
-        classes = tuple(np.flatnonzero(owner == k).tolist())
-        if classes:
+        classes = tuple(np.flatnonzero(owner[removable] == k).tolist())
+        if (owner == k).any():
             gone, exact = _units_removed(part, removed), bool(part.exact)
             found.append(
                 PlanGroup(part.id, part.origin, part.kind, part.units, gone, exact, classes, tuple(members[k]))
@@ -238,19 +254,48 @@ def _owners(analysis: Analysis, removed: Bools) -> Ids:
     return owner
 
 
-def _slices(facet: Facet, owner: Ids) -> list[tuple[int, int, tuple[int, ...]]]:
-    """`(group, axis, positions)` for every group whose removal from this facet is a slice of one axis."""
-    table = owner[facet]
-    found = []
-    for group in np.unique(table[table >= 0]):
-        gone = table == group
-        for axis in varying(facet):
-            others = tuple(a for a in range(facet.ndim) if a != axis)
-            whole, some = gone.all(axis=others), gone.any(axis=others)
-            if (whole == some).all():
-                found.append((int(group), axis, tuple(np.flatnonzero(whole).tolist())))
-                break
+Piece = tuple[int, tuple[int, ...], tuple[Rows, ...]]
+"""Axis, positions that leave it, and the rows that lose them (none: all)."""
+
+
+def _groups_in(table: Ids) -> list[int]:
+    """The groups that own removed positions of a facet; -1 owns none."""
+    return [int(g) for g in np.unique(table) if g >= 0]
+
+
+def _slice_of(gone: Bools) -> list[Piece]:
+    """The removal as positions of one axis; empty where it is none."""
+    for axis in varying(gone):
+        others = tuple(a for a in range(gone.ndim) if a != axis)
+        whole, some = gone.all(axis=others), gone.any(axis=others)
+        if (whole == some).all():
+            return [(axis, tuple(np.flatnonzero(whole).tolist()), ())]
+    return []
+
+
+def _rows_of(gone: Bools) -> list[Piece]:
+    """The removal as positions of one axis, for each set of rows that lose the same ones."""
+    axes = varying(gone)
+    axis = next((a for a in reversed(axes) if _is_even(gone.sum(axis=a))), axes[-1])
+    lines = np.moveaxis(gone, axis, -1)
+    others = [a for a in range(gone.ndim) if a != axis]
+    places: dict[tuple[int, ...], list[Ids]] = {}
+    for place in np.argwhere(lines.any(axis=-1)):
+        places.setdefault(tuple(np.flatnonzero(lines[tuple(place)]).tolist()), []).append(place)
+    found: list[Piece] = []
+    for positions, rows in places.items():
+        table = np.array(rows)
+        sides = [np.unique(column) for column in table.T]
+        is_grid = len(table) == np.prod([len(side) for side in sides])
+        for part in [sides] if is_grid else [[np.array([n]) for n in row] for row in rows]:
+            at = tuple(Rows(a, tuple(p.tolist())) for a, p in zip(others, part, strict=True) if gone.shape[a] > 1)
+            found.append((axis, positions, at))
     return found
+
+
+def _is_even(counts: Ids) -> bool:
+    """Every row that loses any loses as many."""
+    return len(np.unique(counts[counts > 0])) <= 1
 
 
 def own_plan(plan: Plan, analysis: Analysis, what: str = "the plan") -> None:
@@ -265,21 +310,28 @@ def own_plan(plan: Plan, analysis: Analysis, what: str = "the plan") -> None:
 def removed_by(plan: Plan, analysis: Analysis, what: str = "the plan") -> Bools:
     """The classes a plan removes, checked against what the analysis of this file allows."""
     own_plan(plan, analysis, what)
+    old = plan.version < VERSION
+    blame = (
+        "it was edited, or made by an older version with inputs of other sizes: give the --data or --input-shape of "
+        "that time, or prune again with --plan"
+        if old
+        else "it was edited or made by another version"
+    )
     count = analysis.solution.count
+    numbered = np.arange(count) if old else analysis.solution.removable
     removed = np.zeros(count, bool)
     for group in plan.groups:
         classes = np.array(group.classes, np.int64)
-        if classes.size and (classes.min() < 0 or classes.max() >= count):
-            raise BadInputError(f"{what} names units that this model does not have (group {group.id}).")
-        removed[classes] = True
+        if classes.size and (classes.min() < 0 or classes.max() >= len(numbered)):
+            raise BadInputError(f"{what} names units that this model does not have (group {group.id}): {blame}.")
+        removed[numbered[classes]] = True
     if (removed & analysis.solution.pinned).any() or (analysis.solution.closure(removed) != removed).any():
-        raise BadInputError(
-            f"{what} removes units that have to stay together or stay; it was edited or made by another version."
-        )
-    want = [(g.id, g.members) for g in plan_groups(analysis, removed)]
-    have = [(g.id, g.members) for g in plan.groups]
-    if want != have:
-        raise BadInputError(
-            f"{what} lists members that do not belong to its units; it was edited or made by another version."
-        )
+        raise BadInputError(f"{what} removes units that have to stay together or stay; {blame}.")
+    if _compared(plan_groups(analysis, removed), old) != _compared(plan.groups, old):
+        raise BadInputError(f"{what} lists members that do not belong to its units; {blame}.")
     return removed
+
+
+def _compared(groups: tuple[PlanGroup, ...], old: bool) -> list[tuple[str, tuple[Member, ...]]]:
+    """What a plan and its repetition must have in common. Format 1 has other ids, and no members of rows."""
+    return [("" if old else g.id, tuple(m for m in g.members if not (old and m.at))) for g in groups]

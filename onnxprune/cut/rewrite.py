@@ -6,7 +6,6 @@ Works on an import of the original, which is left alone. Operators are not known
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -93,6 +92,7 @@ class _Surgery:
         self.before: dict[int, list[gs.Node]] = defaultdict(list)
         self.after: dict[int, list[gs.Node]] = defaultdict(list)
         self.dead_already = _dead(graph)
+        self.is_sized = all(_is_sized(t) for t in graph.gs_graphs[""].inputs)
         self.names: set[str] = {t.name for t in graph.tensors.values()}
 
     # -- constants
@@ -199,6 +199,11 @@ def remove_dead(graph: View, keep: set[int]) -> None:
                     if id(n) in gone:
                         n.inputs.clear()
                 sub.nodes = alive
+
+
+def _is_sized(tensor: gs.Tensor) -> bool:
+    """Is every size of an input declared, so that no other can be observed?"""
+    return tensor.shape is not None and all(isinstance(n, int) and n >= 0 for n in tensor.shape)
 
 
 def _captured_ids(graph: View) -> set[int]:
@@ -310,48 +315,81 @@ class NodeEdit(Edit):
         node = self.node.gs_node
         while len(node.inputs) <= i:
             node.inputs.append(gs.Variable.empty())
+        old = node.inputs[i]
+        if isinstance(old, gs.Constant) and self._is_own(i):  # it keeps its name, and stays an input where it is one
+            old.values = np.asarray(value, order="C")
+            return
         hint = node.inputs[i].name or f"{name_of(self.node.key)}_input{i}"
         node.inputs[i] = self._constant(hint, value)
 
+    def _is_own(self, i: int) -> bool:
+        """Is input `i` a constant that nothing else reads?"""
+        key = self.node.inputs[i] if i < len(self.node.inputs) else ""
+        found = self.surgery.analysis.view_uses(key) if self.surgery.aliases.get(key) == key else set()
+        return found == {(self.node.key, i)}
+
     def patch_input(self, i: int, changed: Array, value: Array) -> None:
-        known = self.value(i)
-        if known is not None:
+        known, is_fixed = self.value(i), self.surgery.is_sized or self.constant(self.node.inputs[i]) is not None
+        if known is not None and (is_fixed or changed.all()):
             self.set_input(i, np.where(changed, value, known).astype(known.dtype))
             return
-        tensor = self.node.gs_node.inputs[i]
-        observed = self.observed(i)
+        node, tensor, observed = self.node.gs_node, self.node.gs_node.inputs[i], self.observed(i)
         dtype = np.int64 if observed is None else observed.dtype
-        self.node.gs_node.inputs[i] = self._where(tensor, changed, value.astype(dtype), self.surgery.before)
+        out = gs.Variable(self.surgery.fresh_name(tensor.name), dtype=np.dtype(dtype))
+        self.surgery.before[id(node)] += self._choice(tensor, changed, value.astype(dtype), out, tensor.name)
+        node.inputs[i] = out
 
-    def _where(self, tensor: gs.Tensor, changed: Array, value: Array, place: dict[int, list[gs.Node]]) -> gs.Variable:
-        out = gs.Variable(self.surgery.fresh_name(tensor.name), dtype=value.dtype)
-        inputs = [self._constant(f"{tensor.name}_mask", changed), self._constant(f"{tensor.name}_size", value), tensor]
-        place[id(self.node.gs_node)].append(gs.Node("Where", out.name, inputs=inputs, outputs=[out]))
-        return out
+    def _choice(self, tensor: gs.Tensor, changed: Array, value: Array, out: gs.Tensor, hint: str) -> list[gs.Node]:
+        """Nodes that make `out`: `value` where `changed`, else `tensor`. Other entries of `value` were observed: not for the file."""
+        size = self._constant(f"{hint}_size", np.where(changed, value, np.zeros_like(value)))
+        if self.surgery.view.opset >= 9:
+            mask = self._constant(f"{hint}_mask", changed)
+            return [gs.Node("Where", size.name, inputs=[mask, size, tensor], outputs=[out])]
+        mask = self._constant(f"{hint}_mask", (~changed).astype(value.dtype))  # before there was a Where
+        rest = gs.Variable(self.surgery.fresh_name(f"{hint}_rest"), dtype=value.dtype)
+        return [
+            gs.Node("Mul", rest.name, inputs=[tensor, mask], outputs=[rest]),
+            gs.Node("Add", size.name, inputs=[rest, size], outputs=[out]),
+        ]
 
-    def _after(self, op: str, dtype: Any, inputs: Callable[[gs.Tensor], list[gs.Tensor]], **attrs: Any) -> None:
-        """A node behind the first output, which keeps its name; `inputs`: of the new node, given what this node computes."""
+    def _moved(self, dtype: Any) -> tuple[gs.Variable, gs.Tensor]:
+        """What the node computes, under a new name, and its first output, which nodes behind it now have to make."""
         node = self.node.gs_node
         out = node.outputs[0]
-        raw = gs.Variable(self.surgery.fresh_name(out.name), dtype=dtype)
-        node.outputs[0] = raw
-        self.surgery.after[id(node)].append(gs.Node(op, raw.name, attrs=attrs, inputs=inputs(raw), outputs=[out]))
+        node.outputs[0] = gs.Variable(self.surgery.fresh_name(out.name), dtype=dtype)
+        return node.outputs[0], out
+
+    def _after(self, op: str, dtype: Any, *more: gs.Tensor, **attrs: Any) -> None:
+        """A node behind the first output, which keeps its name. more: what the new node reads besides."""
+        raw, out = self._moved(dtype)
+        self.surgery.after[id(self.node.gs_node)].append(
+            gs.Node(op, raw.name, attrs=attrs, inputs=[raw, *more], outputs=[out])
+        )
 
     def restore_output(self, changed: Array, value: Array) -> None:
-        name = self.node.gs_node.outputs[0].name
-        mask, size = self._constant(f"{name}_mask", changed), self._constant(f"{name}_size", value.astype(np.int64))
-        self._after("Where", np.int64, lambda raw: [mask, size, raw])
+        raw, out = self._moved(np.int64)
+        self.surgery.after[id(self.node.gs_node)] += self._choice(raw, changed, value.astype(np.int64), out, out.name)
+
+    def restore_count(self, before: int, after: int) -> None:
+        raw, out = self._moved(np.int64)
+        parts = self._constant(f"{out.name}_kept", np.array(after))
+        whole = self._constant(f"{out.name}_size", np.array(before))
+        each = gs.Variable(self.surgery.fresh_name(f"{out.name}_each"), dtype=np.int64)
+        self.surgery.after[id(self.node.gs_node)] += [
+            gs.Node("Div", each.name, inputs=[raw, parts], outputs=[each]),
+            gs.Node("Mul", whole.name, inputs=[each, whole], outputs=[out]),
+        ]
 
     def scale_output(self, factor: float) -> None:
         found = str(self.surgery.analysis.observation.dtypes.get(self.node.outputs[0]))
         dtype: np.dtype[Any] = FLOATS.get(found, np.dtype(np.float32))
         scale = self._constant(f"{self.node.gs_node.outputs[0].name}_scale", np.array(factor, dtype))
-        self._after("Mul", dtype, lambda raw: [raw, scale])
+        self._after("Mul", dtype, scale)
 
     def gather_output(self, axis: int, index: Array) -> None:
         out = self.node.gs_node.outputs[0]
         positions = self._constant(f"{out.name}_positions", index)
-        self._after("Gather", out.dtype, lambda raw: [raw, positions], axis=axis)
+        self._after("Gather", out.dtype, positions, axis=axis)
 
     def scale_constant(self, i: int, factor: float) -> bool:
         if self._key(i) not in self.surgery.view.constants:

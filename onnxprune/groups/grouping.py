@@ -12,7 +12,7 @@ along both axes), the rows are aligned: the same offset leaves every row.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -29,7 +29,7 @@ class Group:
     """Units that are alternatives to each other, such as the channels of one convolution: some go, and it does not matter to the
     graph which.
 
-    id: `g0`, `g1`, … in the order of the graph.
+    id: `g0`, `g1`, … in the order of the graph, but those that can lose units first.
     origin: the operator that makes the units, for people.
     kind: `channels`: single units that nothing ties to a pattern (channels, neurons). `blocks`: units that have to leave several rows
         alike (the same number of positions in every head, in every group of a convolution). `rows`: whole rows (heads, groups).
@@ -96,6 +96,14 @@ class Solution:
             gone[instance_parent[~alive]] = True
             if int(gone.sum()) == before:
                 return gone
+
+    @property
+    def removable(self) -> Ids:
+        """The classes that may leave, in the order of the graph: plans and random draws count these only.
+
+        How many classes there are in all depends on the sizes that were observed, as units of dynamic axes have some; those stay.
+        """
+        return np.flatnonzero(~self.pinned)
 
     def of_units(self, gone: Bools) -> Bools:
         """Per unit: has its class gone? The last entry answers for unit -1."""
@@ -261,7 +269,6 @@ def _groups(
     for (lone, _, rows), members in sorted(keys.items(), key=lambda item: item[1][0]):
         ids = np.array(members, np.int64)
         group = _make(
-            len(groups),
             ids,
             lone=bool(lone),
             rows=bool(rows),
@@ -276,7 +283,14 @@ def _groups(
         )
         if group is not None:
             groups.append(group)
-    return tuple(groups)
+    return _named(groups)
+
+
+def _named(groups: list[Group]) -> tuple[Group, ...]:
+    """With ids: how many groups can lose nothing may depend on the observed sizes, so they come last."""
+    order = sorted(range(len(groups)), key=lambda k: not groups[k].removable)
+    ids = {k: f"g{number}" for number, k in enumerate(order)}
+    return tuple(replace(group, id=ids[k]) for k, group in enumerate(groups))
 
 
 def _row_links(work: Relations, blocks: Blocks, origin: dict[int, str], offered: Bools) -> tuple[Ids, Ids]:
@@ -299,7 +313,6 @@ def _row_links(work: Relations, blocks: Blocks, origin: dict[int, str], offered:
 
 
 def _make(
-    number: int,
     ids: Ids,
     *,
     lone: bool,
@@ -348,7 +361,7 @@ def _make(
     if units == 1 and not why:
         why["one"] = Pin("", f"all positions of {name} hang together")
     return Group(
-        id=f"g{number}",
+        id="",
         origin=name,
         kind="rows" if rows else "channels" if lone else "blocks",
         blocks=parts,

@@ -16,6 +16,7 @@ Every data movement acts on a facet as numpy's own operation would act on the te
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ Maps = tuple[Facet, ...]
 Shape = tuple[int, ...]
 
 
-def varying(facet: Facet) -> tuple[int, ...]:
+def varying(facet: NDArray[Any]) -> tuple[int, ...]:
     """The axes along which `facet` tells positions apart."""
     return tuple(axis for axis, size in enumerate(facet.shape) if size > 1)
 

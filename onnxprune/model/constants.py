@@ -5,6 +5,7 @@ An initializer, a sparse initializer, a tensor attribute and the output of a `Co
 back as the very bytes that were read, and one with new values keeps its name, documentation and form.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,6 +26,8 @@ _VALUE_ATTRIBUTES = {
     "value_int": (TensorProto.INT64, 0, "i", "int64_data"),
     "value_ints": (TensorProto.INT64, 1, "ints", "int64_data"),
 }
+
+TYPE_NAMES = {"float32": "float", "float64": "double", "object": "string"}  # in ONNX, where numpy has another
 
 
 class Constant(gs.Constant):  # type: ignore[misc]
@@ -165,6 +168,17 @@ def write_node(target: NodeProto, constant: gs.Constant, origin: NodeProto) -> N
     attribute.ClearField(field)
     attribute.name, attribute.type = "value", AttributeProto.TENSOR
     fill(attribute.t, array)
+
+
+@cache
+def node_holds(dtype: np.dtype[np.generic], opset: int) -> bool:
+    """May a Constant node give this type? Before opset 9, floats only."""
+    try:
+        schema = onnx.defs.get_schema("Constant", opset)
+    except onnx.defs.SchemaError:  # an opset that is newer than the installed onnx
+        return True
+    allowed = {t for c in schema.type_constraints for t in c.allowed_type_strs}
+    return f"tensor({TYPE_NAMES.get(dtype.name, dtype.name)})" in allowed
 
 
 def write_new_node(target: NodeProto, constant: gs.Constant) -> None:

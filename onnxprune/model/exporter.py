@@ -4,16 +4,18 @@ Three questions are answered for each graph, from the outside in:
 
 1. which constants live here? One that came from here stays here, in its old form and place; one that the file
    itself did not use stays too; one that lost its last consumer is dropped; a new one goes to the innermost
-   graph that holds all its consumers.
+   graph that holds all its consumers. Before IR version 4 an initializer has to be a graph input: a new constant is a
+   Constant node there, or, where that does not hold its type, an initializer and input of the outermost graph.
 2. which nodes are as they were? They are copied whole; others are patched field by field.
 3. which declarations (inputs, outputs, value_info) still hold? Those of tensors that are gone are dropped, those whose
    tensor changed its shape or type are patched.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
@@ -21,6 +23,7 @@ from onnxprune.model import attributes, declarations
 from onnxprune.model.constants import (
     Constant,
     is_constant,
+    node_holds,
     write_new_node,
     write_node,
     write_tensor,
@@ -49,6 +52,7 @@ class _Export:
     """One export; guards which constants have been written, so that each is written once."""
 
     def __init__(self, model: ModelProto) -> None:
+        self.top = model.graph
         self.versions = {o.domain or "ai.onnx": o.version for o in model.opset_import}
         self.has_free_initializers = model.ir_version >= FIRST_IR_WITH_FREE_INITIALIZERS
         self.written: set[int] = set()
@@ -58,7 +62,8 @@ class _Export:
 
     def graph(self, graph: gs.Graph, original: GraphProto, target: GraphProto) -> None:
         protos = list(original.node)
-        local = _Local(original, protos, graph, self.homes, self.written)
+        taken = self._is_input if original is self.top else _is_none
+        local = _Local(original, protos, graph, self.homes, self.written, taken)
         self.written.update(id(c) for c in (*local.heirs.values(), *local.new))
         self._header(graph, original, target)
         self._initializers(local, original, target)
@@ -93,12 +98,16 @@ class _Export:
                     new.values.name = constant.name
             else:
                 write_tensor(target.initializer.add(), constant, None, constant.name)
-        if self.has_free_initializers:
-            for constant in local.new:
+        for constant in local.new:
+            if self.has_free_initializers or self._is_input(constant):
                 write_tensor(target.initializer.add(), constant, None, constant.name)
-        else:
-            for constant in local.new:
+            else:
                 write_new_node(target.node.add(), constant)
+
+    def _is_input(self, constant: gs.Constant) -> bool:
+        """Must this new constant be a graph input, with a default value?"""
+        opset = self.versions.get("ai.onnx", 1)
+        return not self.has_free_initializers and not node_holds(np.dtype(constant.dtype), opset)
 
     def _nodes(self, graph: gs.Graph, local: "_Local", protos: list[NodeProto], target: GraphProto) -> None:
         """Nodes in the graph's order; Constant nodes at their old place, or earlier if a consumer moved before it."""
@@ -218,6 +227,8 @@ class _Export:
                 new.CopyFrom(value)
                 if value.name in declared:
                     _update(new, declared, local)
+        defaults = [c for c in local.new if self._is_input(c)]
+        target.input.extend(declarations.new_value(c.name, declarations.of_tensor(c)) for c in defaults)
         listed = local.names | set(declared) | {t.name for t in (*graph.inputs, *graph.outputs)}
         for name, tensor in local.tensors.items():
             if isinstance(tensor, gs.Variable) and name not in listed and tensor.dtype is not None:
@@ -238,7 +249,7 @@ class _Local:
     """The constants and names of one graph: what the file had, and what the graph now makes of it.
 
     heirs: id of a proto of the file -> the constant that is written in its place.
-    new: constants that belong here and have no such place.
+    new: constants that belong here and have no such place. taken_up: does this graph hold such a new one of its subgraphs?
     constant_nodes: index in the file -> (the node, its constant, or None if nobody ever used it).
     """
 
@@ -249,12 +260,15 @@ class _Local:
         graph: gs.Graph,
         homes: dict[int, int],
         written: set[int],
+        taken_up: Callable[[gs.Constant], bool],
     ) -> None:
         used = _used(graph)
         mine = [
             u.tensor
             for u in used.values()
-            if isinstance(u.tensor, gs.Constant) and id(u.tensor) not in written and _belongs(u, homes, id(original))
+            if isinstance(u.tensor, gs.Constant)
+            and id(u.tensor) not in written
+            and (_belongs(u, homes, id(original)) or (_home(u, homes) is None and taken_up(u.tensor)))
         ]
         places: list[tuple[str, Any]] = [(t.name, t) for t in original.initializer]
         places += [(s.values.name, s) for s in original.sparse_initializer]
@@ -290,8 +304,17 @@ class _Local:
 
 def _belongs(use: _Reference, homes: dict[int, int], here: int) -> bool:
     """Whether a constant that no outer graph holds is to be held by this one."""
-    home = homes.get(id(getattr(use.tensor, "origin", None)))
+    home = _home(use, homes)
     return home == here or use.is_direct or (home is None and use.n_subgraphs > 1)
+
+
+def _home(use: _Reference, homes: dict[int, int]) -> int | None:
+    """The id of the graph that the file has a constant in."""
+    return homes.get(id(getattr(use.tensor, "origin", None)))
+
+
+def _is_none(constant: gs.Constant) -> bool:
+    return False
 
 
 def _used(graph: gs.Graph) -> dict[int, _Reference]:

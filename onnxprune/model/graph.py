@@ -63,6 +63,11 @@ class View:
     def keys(self) -> dict[int, str]:
         return {id(tensor): key for key, tensor in self.tensors.items()}
 
+    @property
+    def opset(self) -> int:
+        """Of ONNX's own operators."""
+        return self.opsets.get("", self.opsets.get("ai.onnx", 1))
+
 
 def name_of(key: str) -> str:
     """The tensor's name in its own graph."""

@@ -86,6 +86,10 @@ class Edit:
         """Put `value` into the entries of the first output where `changed`."""
         raise NotImplementedError
 
+    def restore_count(self, before: int, after: int) -> None:
+        """The first output counts positions, `after` where there were `before`: let it count as in the original."""
+        raise NotImplementedError
+
     def consumers(self) -> list[tuple[Node, int]]:
         """Who reads the first output, and as which input."""
         raise NotImplementedError

@@ -50,7 +50,8 @@ def follow_shape(edit: Edit) -> None:
 
 def squeeze_adjust(edit: Edit) -> None:
     """Without axes, every axis of size 1 is squeezed: an axis cut down to one must not be among them."""
-    if not edit.has(1) and "axes" not in edit.attrs:
+    narrowed = any(old != new == 1 for old, new in zip(edit.old(0), edit.new(0), strict=True))
+    if narrowed and not edit.has(1) and "axes" not in edit.attrs:
         axes = [a for a, n in enumerate(edit.old(0)) if n == 1]
         if edit.opset >= 13:
             edit.set_input(1, np.array(axes, np.int64))

@@ -6,6 +6,8 @@ its d); shape-carrying inputs get their new sizes from the rules of the operator
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from onnxprune.groups.maps import Maps
@@ -45,9 +47,10 @@ def _reads_only_others(edit: Edit, changed: Array) -> bool:
 
 
 def keep_original_count(edit: Edit) -> None:
-    old, new = int(np.prod(edit.old(0))), int(np.prod(edit.new(0)))
-    if old != new:
-        edit.restore_output(np.array(True), np.array(old))
+    """By the axes that were cut: the others' sizes may change with the inputs."""
+    cut = [(old, new) for old, new in zip(edit.old(0), edit.new(0), strict=True) if old != new]
+    if cut:
+        edit.restore_count(prod(old for old, _ in cut), prod(new for _, new in cut))
 
 
 RULES = [

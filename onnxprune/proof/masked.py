@@ -97,7 +97,7 @@ def masked_original(
     after: dict[int, list[gs.Node]] = defaultdict(list)
     before: dict[int, list[gs.Node]] = defaultdict(list)
     outputs = {id(t) for t in graph.outputs}
-    opset = index.opsets.get("", index.opsets.get("ai.onnx", 1))
+    opset = index.opset
     for node in index.graph.walk():
         rule = ops.rule_for(node.op, node.domain)
         reference = rule.reference if node.key in known else None
@@ -153,7 +153,7 @@ class MaskedNode(MaskEdit):
         self.attrs = dict(node.attrs)
         self._gone = gone
         self._before = before[id(node.gs_node)]
-        self._opset = graph.opsets.get("", graph.opsets.get("ai.onnx", 1))
+        self._opset = graph.opset
         self._count = 0
 
     def touched(self) -> bool:

@@ -157,7 +157,10 @@ def find_feeds(
 def vary(
     session: Session | Probe, proto: ModelProto, shapes: dict[str, tuple[int, ...]], seed: int, high: int = 100
 ) -> Feeds | None:
-    """Random feeds that differ from `shapes` in the dynamic dimensions, as far as the model accepts them."""
+    """Random feeds that differ from `shapes` in the dynamic dimensions, as far as the model accepts them.
+
+    Other values are needed in any case: what is equal in both runs passes for independent of the inputs.
+    """
     sizes: dict[str, int] = {}
     for value in graph_inputs(proto):
         for dim, size in zip(symbols(value), shapes[value.name], strict=True):
@@ -190,7 +193,7 @@ def _second_feeds(
         return feeds
 
     if not sizes:
-        return None
+        return works({})
     # twice the size first: one more pixel may leave all sizes behind a stride as they were, and they would pass for static
     for factor, more in ((2, 0), (1, 32)):
         feeds = works({name: n + 1 if n <= 2 else factor * n + more for name, n in sizes.items()})
@@ -203,4 +206,4 @@ def _second_feeds(
             if feeds is not None:
                 current[name], found = other, feeds
                 break
-    return found
+    return works(sizes) if found is None else found

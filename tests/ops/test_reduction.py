@@ -236,7 +236,7 @@ def test_skip_simplified_layer_normalization() -> None:
 
 
 def test_skip_layer_normalization() -> None:
-    c = weights(3, s=(8,), z=(8,), U=(4, 8), b=(8,))
+    c = weights(4, s=(8,), z=(8,), U=(4, 8), b=(8,))
     between = [
         node("MatMul", "x U", "u"),
         node("SkipLayerNormalization", "h u s z b", "n _ _ t", domain="com.microsoft"),
