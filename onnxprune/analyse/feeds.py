@@ -105,10 +105,10 @@ def take(feeds: Feeds, inputs: list[onnx.ValueInfoProto], count: int) -> Feeds:
     for value in inputs:
         array = feeds[value.name]
         dims = value.type.tensor_type.shape.dim
-        if not dims:
+        if not array.ndim:
             taken[value.name] = array
             continue
-        fixed = dims[0].dim_value if dims[0].HasField("dim_value") and dims[0].dim_value > 0 else None
+        fixed = dims[0].dim_value if dims and dims[0].HasField("dim_value") and dims[0].dim_value > 0 else None
         taken[value.name] = array[: fixed or count]
     return taken
 

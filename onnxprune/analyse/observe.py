@@ -53,7 +53,7 @@ def feeds_of(
         session.run(first)
     try:
         shapes = {k: v.shape for k, v in first.items()}
-        return first, runtime.vary(session, loaded.proto, shapes, scope.seed) or second
+        return first, runtime.vary(session, inputs, shapes, scope.seed) or second
     except BadInputError:
         return first, second
 
