@@ -6,8 +6,9 @@ without any. An axis is the batch where two samples that are run together give w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -16,7 +17,16 @@ from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds
 from onnxprune.runtime import declared_batch
 
-Run = Callable[[Feeds], Sequence[Array]]
+
+class Runner(Protocol):
+    """A model to run (`runtime.Session`). draws: it draws random numbers."""
+
+    draws: bool
+
+    def answers(self, feeds: Feeds) -> list[Array]:
+        """All outputs as arrays; raises `BadInputError` where the model refuses."""
+
+
 APART = 0.03  # of the outputs' spread: codes of a batch quantized as a whole differ by less, lost context by more
 
 
@@ -96,22 +106,22 @@ def _row(array: Array) -> Array:
     return array if array.ndim else array[None]
 
 
-def find_batch(feeds: Sequence[Feeds], inputs: Sequence[onnx.ValueInfoProto], run: Run) -> Batch:
+def find_batch(feeds: Sequence[Feeds], inputs: Sequence[onnx.ValueInfoProto], model: Runner) -> Batch:
     """The axes along which the feeds hold samples that do not depend on each other.
 
     feeds: one, whose samples are stacked; or several, as from a folder, which are samples themselves where their first axes do not hold
-    any. run: the model; raises `BadInputError` where it refuses.
+    any. model: to run them.
     """
     first = first_axes(feeds, inputs)
     is_one = len(feeds) == 1
     if first is not None:
-        seen = _seen(first, feeds, run)
+        seen = _seen(first, feeds, model)
         if seen == "apart" or (seen in ("unclear", "single") and is_one):
-            return _counted(first, feeds[0], inputs, run)
+            return _counted(first, feeds[0], inputs, model)
     for other in _others(feeds[0], inputs) if is_one else ():
-        if _seen(other, feeds, run) == "apart":
+        if _seen(other, feeds, model) == "apart":
             return other
-    return _counted(Batch({}, {}, frozenset(v.name for v in inputs)), feeds[0], inputs, run)
+    return _counted(Batch({}, {}, frozenset(v.name for v in inputs)), feeds[0], inputs, model)
 
 
 def first_axes(feeds: Sequence[Feeds], inputs: Sequence[onnx.ValueInfoProto]) -> Batch | None:
@@ -142,35 +152,44 @@ def _others(feed: Feeds, inputs: Sequence[onnx.ValueInfoProto]) -> Iterator[Batc
             yield found
 
 
-def _counted(batch: Batch, feed: Feeds, inputs: Sequence[onnx.ValueInfoProto], run: Run) -> Batch:
+def _counted(batch: Batch, feed: Feeds, inputs: Sequence[onnx.ValueInfoProto], model: Runner) -> Batch:
     """With the samples that a batch of fixed size holds: as many as its rows, if the outputs have such rows too."""
     sizes = {declared_batch(v) for v in inputs if feed[v.name].ndim and (not batch.axes or v.name in batch.axes)}
     if len(sizes) != 1 or min(sizes) < 2:
         return batch
     size = sizes.pop()
     try:
-        outputs = run(_fed(batch, batch.part(feed, 0, 1)))
+        outputs = model.answers(_fed(batch, batch.part(feed, 0, 1)))
     except BadInputError:
         return batch
     return replace(batch, each=size) if any(o.ndim and o.shape[0] == size for o in outputs) else batch
+
+
+def accepts(model: Runner, feeds: Feeds) -> bool:
+    """Does the model run on these?"""
+    try:
+        model.answers(feeds)
+    except BadInputError:
+        return False
+    return True
 
 
 def _fed(batch: Batch, feed: Feeds) -> Feeds:
     return {n: a for n, a in feed.items() if n in batch.names}
 
 
-def _seen(batch: Batch, feeds: Sequence[Feeds], run: Run) -> str:
+def _seen(batch: Batch, feeds: Sequence[Feeds], model: Runner) -> str:
     """What pairs of pieces show: `mixed` (they depend on each other), `refused`, `apart`, `unclear`; `single` where there is no pair."""
-    verdicts = {_pair(batch, pieces, whole, run) for pieces, whole in _pairs(batch, feeds)}
+    verdicts = {_pair(batch, pieces, whole, model) for pieces, whole in _pairs(batch, feeds)}
     return next((v for v in ("refused", "mixed", "apart", "unclear") if v in verdicts), "single")
 
 
-def _pair(batch: Batch, pieces: list[Feeds], whole: Feeds | None, run: Run) -> str:
+def _pair(batch: Batch, pieces: list[Feeds], whole: Feeds | None, model: Runner) -> str:
     try:
-        single = [run(_fed(batch, p)) for p in pieces]
+        single = [model.answers(_fed(batch, p)) for p in pieces]
         if whole is None:
             return "apart"
-        both, again = run(_fed(batch, whole)), run(_fed(batch, pieces[0]))
+        both, again = model.answers(_fed(batch, whole)), model.answers(_fed(batch, pieces[0]))
     except BadInputError:
         return "refused"
     verdicts = set()
@@ -178,7 +197,7 @@ def _pair(batch: Batch, pieces: list[Feeds], whole: Feeds | None, run: Run) -> s
         if a.shape == repeated.shape and np.array_equal(
             a, repeated, equal_nan=a.dtype.kind in "fc"
         ):  # else it is random
-            verdicts.add(_compared(together, a, b))
+            verdicts.add(_compared(together, a, b, model.draws))
     return next((v for v in ("mixed", "apart") if v in verdicts), "unclear")
 
 
@@ -197,13 +216,15 @@ def _pairs(batch: Batch, feeds: Sequence[Feeds]) -> Iterator[tuple[list[Feeds], 
             return
 
 
-def _compared(whole: Array, a: Array, b: Array) -> str:
-    """Is an output of both pieces together the outputs of the pieces, side by side along one axis?"""
+def _compared(whole: Array, a: Array, b: Array, draws: bool) -> str:
+    """Is an output of both pieces together the outputs of the pieces, side by side along one axis? By size alone where it is random."""
     if not whole.ndim == a.ndim == b.ndim:
         return "unclear"
     longer = [k for k in range(whole.ndim) if whole.shape[k] != a.shape[k] or whole.shape[k] != b.shape[k]]
     if len(longer) != 1 or whole.shape[longer[0]] != a.shape[longer[0]] + b.shape[longer[0]] or not whole.size:
         return "unclear"
+    if draws:
+        return "apart"
     kind: type = np.complex128 if whole.dtype.kind == "c" else np.float64
     x: Array = whole.astype(kind)
     y: Array = np.concatenate([a, b], axis=longer[0]).astype(kind)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune.analyse.batch import Batch, Run, find_batch, first_axes
+from onnxprune.analyse.batch import Batch, Runner, accepts, find_batch, first_axes
 from onnxprune.analyse.samples import Samples
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds
@@ -178,20 +178,20 @@ def samples_of(
     limit: int | None = None,
     wanted: int = 0,
     seed: int = 0,
-    run: Run | None = None,
+    model: Runner | None = None,
     aside: bool = False,
 ) -> Samples:
     """Calibration samples: every fourth portion is held out; where there are less than `wanted`, patched ones are added.
 
-    run: the model, to see which axis holds samples (`analyse/batch.py`); without it, first axes do. aside: a fifth of the portions
+    model: to run, to see which axis holds samples (`analyse/batch.py`); without it, first axes do. aside: a fifth of the portions
     takes no part in any of this.
     """
     known = {v.name for v in inputs}
     nothing = Batch({}, {}, frozenset(known))
-    batch = (first_axes(feeds, inputs) or nothing) if run is None else find_batch(feeds, inputs, run)
+    batch = (first_axes(feeds, inputs) or nothing) if model is None else find_batch(feeds, inputs, model)
     parts = ASIDE if aside else FOLDS
     for whole in (portions(merged(feeds, batch), batch, limit, parts), portions(feeds, batch, limit, parts)):
-        if run is None or _accepted({n: a for n, a in whole[0].items() if n in known}, run):
+        if model is None or accepts(model, {n: a for n, a in whole[0].items() if n in known}):
             break
     else:
         whole, batch = feeds[:limit], nothing
@@ -221,14 +221,6 @@ def samples_of(
             made.append(_patched(feed, others[int(rng.integers(len(others)))], rng))
     more = len(made) // max(len(given), 1)
     return Samples(tuple(given + made), tuple(held * (1 + more)), tuple(sizes * (1 + more)), len(given), labels, unseen)
-
-
-def _accepted(feed: Feeds, run: Run) -> bool:
-    try:
-        run(feed)
-    except BadInputError:
-        return False
-    return True
 
 
 def _patchable(feed: Feeds, batch: Batch) -> bool:

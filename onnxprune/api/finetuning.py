@@ -59,7 +59,7 @@ class Tuning:
         self.names = [v.name for v in self.inputs]
         progress("check")
         session = Session(student, optimized=True, threads=self.threads)
-        self.pool: Pool = pool(feeds, self.inputs, session.answers, settings.samples)
+        self.pool: Pool = pool(feeds, self.inputs, session, settings.samples)
         if len(self.pool.units) < 2:
             raise BadInputError(
                 "Fine-tuning needs at least two samples, to train on one and judge by another, and the data holds one; give more --data, "

@@ -14,7 +14,7 @@ from onnxprune.ops.growing import pad, pad_adjust
 from onnxprune.ops.indexing import gather_nd, grid_sample, triangle
 from onnxprune.ops.labelled import combine, flatten, operand, unnamed
 from onnxprune.ops.movement import reshaped
-from onnxprune.ops.pointwise import unary
+from onnxprune.ops.pointwise import RANDOM, unary
 
 
 def keeps(reason: str) -> Callable[[MapContext], list[Maps]]:
@@ -158,7 +158,6 @@ def scaled(ctx: MapContext) -> list[Maps]:
 
 SEQUENCE = "puts tensors into sequences or optionals, whose shapes are not followed"
 STRINGS = "works on strings"
-RANDOM = "draws random numbers position by position: removing some would change the others"
 PINNED = {
     "AffineGrid": "makes a grid of it",
     "BlackmanWindow HammingWindow HannWindow MelWeightMatrix": "makes a table of this size",

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ValueInfoProto
 
-from onnxprune.analyse.batch import Run, find_batch
+from onnxprune.analyse.batch import Runner, accepts, find_batch
 from onnxprune.analyse.feeds import merged
-from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Feeds
 
 HELD = 0.1
@@ -52,29 +51,24 @@ class Pool:
         return [b for rows in groups.values() for b in rows]
 
 
-def pool(feeds: Sequence[Feeds], inputs: Sequence[ValueInfoProto], run: Run, most: int | None = None) -> Pool:
-    """run: the model, to see which axis holds samples (`analyse/batch.py`). most: samples to take."""
-    batch = find_batch(feeds, inputs, run)
+def pool(feeds: Sequence[Feeds], inputs: Sequence[ValueInfoProto], model: Runner, most: int | None = None) -> Pool:
+    """model: to run, to see which axis holds samples (`analyse/batch.py`). most: samples to take."""
+    batch = find_batch(feeds, inputs, model)
     units: list[Feeds] = []
     axes: dict[str, int] = {}
     for feed in merged(list(feeds), batch):
         units += [batch.part(feed, k, k + 1) for k in range(batch.count(feed))]
         axes |= {n: axis for n, (axis, _) in batch.cut(feed).items()}
     units = units[:most]
-    names = batch.names
 
-    def accepts(feed: Feeds) -> bool:
-        try:
-            run({n: a for n, a in feed.items() if n in names})
-        except BadInputError:
-            return False
-        return True
+    def fits(feed: Feeds) -> bool:
+        return accepts(model, {n: a for n, a in feed.items() if n in batch.names})
 
-    if not accepts(units[0]):
-        return Pool(tuple(feeds[:most]), dict.fromkeys(names, 0), False)
+    if not fits(units[0]):
+        return Pool(tuple(feeds[:most]), dict.fromkeys(batch.names, 0), False)
     found = Pool(tuple(units), axes, bool(batch.axes) and not batch.is_fixed and len(units) > 1)
     first = found.bundles(range(len(units)), 2)[0] if found.joins else []
-    if len(first) == 2 and not accepts(found.joined(first)):
+    if len(first) == 2 and not fits(found.joined(first)):
         return Pool(found.units, found.axes, False)
     return found
 

@@ -277,5 +277,5 @@ def test_batches_of_a_fixed_size_count_as_such() -> None:
     text = "g (float[8,6] x) => (float[8,5] y) <float[6,32] w, float[32,5] v> { a = MatMul(x, w) r = Relu(a) y = MatMul(r, v) }"
     loaded = load(net(text))
     given = [{"x": RNG.normal(size=(24, 6)).astype(np.float32)}]
-    found = samples_of(given, graph_inputs(loaded.proto), run=Session(loaded).answers)
+    found = samples_of(given, graph_inputs(loaded.proto), model=Session(loaded))
     assert found.sizes == (8, 8, 8) and found.count == 24
