@@ -114,9 +114,22 @@ def _fit(array: Array, value: onnx.ValueInfoProto, path: Path) -> Array:
         if not fits:
             shown = [d if d is not None else "?" for d in declared]
             raise BadInputError(
-                f"--data {path}: '{value.name}' has shape {list(array.shape)}, the model wants {shown}."
+                f"--data {path}: '{value.name}' has shape {list(array.shape)}, the model wants {shown}{_way(array, declared)}."
             )
     return array
+
+
+def _way(array: Array, declared: list[int | None]) -> str:
+    """What to do where only the batch axis is one too many, or missing."""
+
+    def fits(wanted: list[int | None], shape: tuple[int, ...]) -> bool:
+        return len(wanted) == len(shape) and all(d in (None, n) for d, n in zip(wanted, shape, strict=True))
+
+    if fits(declared, array.shape[1:]):
+        return ", one input without a batch axis; give a folder with one file per input"
+    if fits(declared[1:], array.shape):
+        return f"; put a batch axis first: {[declared[0] or 1, *array.shape]}"
+    return ""
 
 
 def take(feeds: Feeds, inputs: list[onnx.ValueInfoProto], count: int) -> Feeds:

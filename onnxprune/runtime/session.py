@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -14,6 +13,7 @@ from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds
 from onnxprune.model.draws import draws, seeded
 from onnxprune.model.loaded import Model
+from onnxprune.runtime.refusal import first_line, refusal
 from onnxprune.runtime.values import as_arrays
 
 ort.set_default_logger_severity(4)
@@ -81,7 +81,7 @@ class Session:
         try:
             self._session = self._make()
         except Exception as error:  # onnxruntime raises many unrelated types
-            raise BadInputError(_refusal(what, error)) from None
+            raise BadInputError(refusal(model.proto, what, error)) from None
         if not self.draws:
             del self._make
         self._is_fresh = True
@@ -112,31 +112,6 @@ class Session:
         except BadInputError:
             return False
         return True
-
-
-UNKNOWN = re.compile(
-    r"(?:Fatal error: |for )?(?P<domain>[\w.\-]+):(?P<op>[\w.\-]+)\(-?\d+\) is not a registered function/op"
-)
-
-
-def _refusal(what: str, error: BaseException) -> str:
-    """Why a model was not loaded; an operator of a domain of its own needs the library that implements it."""
-    found = UNKNOWN.search(str(error))
-    if found is not None and found["domain"] != "ai.onnx":
-        return (
-            f"Operator {found['op']} of domain {found['domain']} is not known to ONNX Runtime {VERSION}; "
-            "give the library that implements it with --custom-ops LIBRARY."
-        )
-    return f"ONNX Runtime {VERSION} cannot load {what}: {first_line(error)} Give a model that it can load."
-
-
-def first_line(error: BaseException) -> str:
-    """The gist of a runtime error: its first line, without the status prefix."""
-    text = str(error).strip().splitlines() or [type(error).__name__]
-    line = text[0].split("] : ")[-1]
-    if " : " in line and line.startswith("[ONNXRuntimeError]"):
-        line = line.split(" : ", 3)[-1]
-    return line[:300].rstrip(". ") + "."
 
 
 def latency(
