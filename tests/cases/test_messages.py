@@ -134,3 +134,43 @@ def test_data_with_an_axis_too_many(declared: str, shape: tuple[int, ...], way: 
     arguments = ["prune", "m.onnx", "-o", "s.onnx", "--ratio", "0.5", "--data", "x.npz"]
     result = CliRunner().invoke(main, [str(tmp_path / a) if a.endswith((".onnx", ".npz")) else a for a in arguments])
     assert result.exit_code == 2 and way in result.stderr and not (tmp_path / "s.onnx").exists()
+
+
+def reasons(text: str, **constants: np.ndarray) -> list[str]:
+    found = onnxprune.inspect(net(text, constants=constants))["groups"]
+    return [p["reason"] for g in found for p in g["pins"]]
+
+
+def test_what_hangs_together_is_named() -> None:
+    found = reasons(
+        """g (float[N,8] x) => (float[N,5] y) <float[8,24] w, float[24,5] v, int64[3] a, int64[3] b, int64[2] back> {
+            h = MatMul(x, w)
+            three = Reshape(h, a)
+            p = Softmax(three)
+            four = Reshape(h, b)
+            q = Softmax(four)
+            pr = Reshape(p, back)
+            qr = Reshape(q, back)
+            z = Add(pr, qr)
+            y = MatMul(z, v)
+        }""",
+        a=np.array([0, 3, 8]),
+        b=np.array([0, 4, 6]),
+        back=np.array([0, 24]),
+    )
+    assert "all positions of an axis of MatMul 'h' hang together" in found
+
+
+def test_rows_that_do_not_line_up_are_named() -> None:
+    found = reasons(
+        """g (float[N,24,4,4] x) => (float[N,5,4,4] y)
+            <float[24,24,1,1] w, float[24,8,1,1] three, float[24,6,1,1] four, float[5,24,1,1] v> {
+            h = Conv(x, w)
+            a = Conv<group=3>(h, three)
+            b = Conv<group=4>(a, four)
+            c = Add(b, h)
+            y = Conv(c, v)
+        }"""
+    )
+    assert "the rows of Conv 'h' do not line up with those of input 1 of Conv 'b'" in found
+    assert all("'" in reason for reason in found), "every reason names a node or a tensor"
