@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
 from onnxprune import cli
+from onnxprune.model import save
 from tests import oracle
 from tests.oracle import dims, net
 
@@ -752,13 +753,12 @@ def test_plans_that_are_no_json(here: Path, text: str) -> None:
         ("-o", "m.onnx"),
         ("-o", "./m.onnx"),
         ("-o", "link.onnx"),
-        ("-o", "nowhere/s.onnx"),
         ("-o", "."),
         ("-o", "m.onnx/s.onnx"),
         ("-o", "s.onnx", "--plan", "m.onnx"),
-        ("-o", "s.onnx", "--plan", "nowhere/p.json"),
+        ("-o", "s.onnx", "--plan", "m.onnx/new/p.json"),
         ("-o", "s.onnx", "--plan", "s.onnx"),
-        ("-o", "s.onnx", "--report", "nowhere/r.md"),
+        ("-o", "new/s.onnx", "--report", "m.onnx/r.md"),
         ("-o", "r.md", "--report", "r.md"),
         ("-o", "s.onnx", "--plan", "r.json", "--report", "r.json"),
         ("-o", ""),
@@ -770,6 +770,25 @@ def test_plans_that_are_no_json(here: Path, text: str) -> None:
 def test_bad_output_paths(here: Path, paths: tuple[str, ...]) -> None:
     (here / "link.onnx").symlink_to(here / "m.onnx")
     refused(here, 2, "prune", "m.onnx", *paths, "--ratio", "0.5")
+
+
+def test_missing_output_folders_are_made_once_all_is_well(here: Path) -> None:
+    paths = ("-o", "new/dir/s.onnx", "--plan", "new/plans/p.json", "--report", "reports/r.md")
+    refused(here, 3, "prune", "m.onnx", *paths, "--macs", "0.001")
+    assert not (here / "new").exists() and not (here / "reports").exists()
+    assert run("prune", "m.onnx", *paths, "--ratio", "0.5", "-q").exit_code == 0
+    assert run("verify", "m.onnx", "new/dir/s.onnx", "--plan", "new/plans/p.json").exit_code == 0
+    assert [p.name for p in (here / "new" / "dir").iterdir()] == ["s.onnx"] and (here / "reports" / "r.md").is_file()
+    assert run("sparsify", "m.onnx", "-o", "sparse/a/s.onnx", "--sparsity", "0.5", "-q").exit_code == 0
+
+
+def test_folders_that_were_made_go_again_where_writing_fails(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(save, "_settle", full)
+    refused(here, 2, "prune", "m.onnx", "-o", "new/dir/s.onnx", "--plan", "plans/p.json", "--ratio", "0.5")
+    assert not (here / "new").exists() and not (here / "plans").exists()
 
 
 def test_unwritable_output_folder(here: Path) -> None:

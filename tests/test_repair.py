@@ -21,6 +21,7 @@ from scipy.special import rel_entr, softmax
 
 import onnxprune
 from onnxprune import BadInputError, Budget, VerificationError
+from onnxprune.analyse.batch import Batch, first_axes
 from onnxprune.analyse.feeds import merged, portions, samples_of
 from onnxprune.analyse.observe import analysis_of
 from onnxprune.analyse.scope import Scope
@@ -591,40 +592,50 @@ def numbered(count: int, *shape: int, first: int = 0) -> Array:
     )
 
 
+def cut(feeds: Sequence[Feeds], inputs: Sequence[onnx.ValueInfoProto]) -> Batch:
+    found = first_axes(feeds, inputs)
+    assert found is not None
+    return found
+
+
 def test_single_feeds_are_merged_where_the_batch_is_dynamic() -> None:
     inputs = declared(x=["N", 3], m=["N", "T"])
     each = [{"x": numbered(1, 3, first=k), "m": numbered(1, 4 + k % 2, first=k)} for k in range(6)]
-    found = merged(each, inputs)
+    found = merged(each, cut(each, inputs))
     assert [f["x"][:, 0].tolist() for f in found] == [[0, 2, 4], [1, 3, 5]]
     assert [f["m"].shape for f in found] == [(3, 4), (3, 5)]
     fixed = declared(x=[1, 3], m=["N", "T"])
-    assert merged(each, fixed) is each
+    alone = merged(each, cut(each, fixed))
+    assert [(f["x"][0, 0], f["m"].shape) for f in alone] == [(f["x"][0, 0], f["m"].shape) for f in each]
     scalar = [{"x": np.float32(k)} for k in range(3)]
-    assert merged(scalar, declared(x=[])) is scalar
+    assert merged(scalar, cut(scalar, declared(x=[]))) is scalar
 
 
 @pytest.mark.parametrize(
     "count, size, total", [(128, 16, 128), (64, 16, 64), (30, 7, 30), (8, 2, 8), (3, 1, 3), (200, 16, 200)]
 )
 def test_dynamic_batches_are_cut_into_portions(count: int, size: int, total: int) -> None:
-    found = portions([{"x": numbered(count, 3)}], declared(x=["N", 3]))
+    given = [{"x": numbered(count, 3)}]
+    found = portions(given, cut(given, declared(x=["N", 3])))
     assert {len(f["x"]) for f in found[:-1]} <= {size} and 1 <= len(found[-1]["x"]) <= size
     assert np.concatenate([f["x"] for f in found])[:, 0].tolist() == list(range(total))
 
 
 def test_fixed_batches_are_cut_where_they_must() -> None:
-    found = portions([{"x": numbered(10, 3)}], declared(x=[2, 3]))
+    given = [{"x": numbered(10, 3)}]
+    found = portions(given, cut(given, declared(x=[2, 3])))
     assert [f["x"][:, 0].tolist() for f in found] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
-    both = portions([{"x": numbered(6, 3), "s": numbered(4, 2)}], declared(x=[1, 3], s=[4, 2]))
+    given = [{"x": numbered(6, 3), "s": numbered(4, 2)}]
+    both = portions(given, cut(given, declared(x=[1, 3], s=[4, 2])))
     assert len(both) == 6 and all(np.array_equal(f["s"], numbered(4, 2)) for f in both), "what is no batch goes along"
     single = [{"x": numbered(2, 3)}]
-    assert portions(single, declared(x=[2, 3])) == single
+    assert portions(single, cut(single, declared(x=[2, 3]))) == single
 
 
 @pytest.mark.parametrize("limit", [1, 5, 12, 99])
 def test_portions_are_limited(limit: int) -> None:
     each = [{"x": numbered(8, 3, first=8 * k)} for k in range(5)]
-    found = portions(each, declared(x=["N", 3]), limit)
+    found = portions(each, cut(each, declared(x=["N", 3])), limit)
     values = [v for f in found for v in f["x"][:, 0].tolist()]
     assert values == sorted(set(values)) and len(values) == min(limit, 40)
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import helper
 
+from onnxprune.analyse.batch import Batch, Runner, accepts, find_batch, first_axes
 from onnxprune.analyse.samples import Samples
 from onnxprune.errors import BadInputError
-from onnxprune.groups.observation import Array, Feeds, batch_of
+from onnxprune.groups.observation import Array, Feeds
 from onnxprune.runtime import declared_batch
 
 
@@ -66,7 +67,30 @@ def _read(path: Path, inputs: list[onnx.ValueInfoProto], labels: bool = False) -
                 f"--data {path} has no array '{value.name}' ({has}); name arrays like the model's inputs."
             )
         feeds[value.name] = _fit(arrays[value.name], value, path)
+    empty = _without_samples(feeds, inputs)
+    if empty is not None:
+        shape = list(feeds[empty].shape)
+        raise BadInputError(f"--data {path}: '{empty}' has shape {shape} and so no samples; give some.")
     return (arrays if labels else {}) | feeds
+
+
+def _without_samples(feeds: Feeds, inputs: list[onnx.ValueInfoProto]) -> str | None:
+    """An input whose batch axis is empty; an axis of another meaning may be (a past of length 0, a graph without edges).
+
+    Empty is a first axis that must hold whole batches, one that has a size in another input, and the first axis of all inputs.
+    """
+    sizes: dict[str, int] = {}
+    for value in inputs:
+        for dim, size in zip(value.type.tensor_type.shape.dim, feeds[value.name].shape, strict=False):
+            sizes[dim.dim_param] = max(size, sizes.get(dim.dim_param, 0))
+    first = [v for v in inputs if feeds[v.name].ndim]
+    empty = [v for v in first if not feeds[v.name].shape[0]]
+    for value in empty:
+        dims = value.type.tensor_type.shape.dim
+        symbol = dims[0].dim_param if dims else ""
+        if len(empty) == len(first) or declared_batch(value) or (symbol and sizes[symbol]):
+            return str(value.name)
+    return None
 
 
 def _fit(array: Array, value: onnx.ValueInfoProto, path: Path) -> Array:
@@ -77,10 +101,6 @@ def _fit(array: Array, value: onnx.ValueInfoProto, path: Path) -> Array:
                 f"--data {path}: '{value.name}' is {array.dtype}, the model wants {want}; convert it first."
             )
         array = array.astype(want)
-    if 0 in array.shape:
-        raise BadInputError(
-            f"--data {path}: '{value.name}' has shape {list(array.shape)} and so no samples; give some."
-        )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise BadInputError(f"--data {path}: '{value.name}' contains NaN or infinity; remove or repair those samples.")
     dims = value.type.tensor_type.shape.dim
@@ -94,9 +114,22 @@ def _fit(array: Array, value: onnx.ValueInfoProto, path: Path) -> Array:
         if not fits:
             shown = [d if d is not None else "?" for d in declared]
             raise BadInputError(
-                f"--data {path}: '{value.name}' has shape {list(array.shape)}, the model wants {shown}."
+                f"--data {path}: '{value.name}' has shape {list(array.shape)}, the model wants {shown}{_way(array, declared)}."
             )
     return array
+
+
+def _way(array: Array, declared: list[int | None]) -> str:
+    """What to do where only the batch axis is one too many, or missing."""
+
+    def fits(wanted: list[int | None], shape: tuple[int, ...]) -> bool:
+        return len(wanted) == len(shape) and all(d in (None, n) for d, n in zip(wanted, shape, strict=True))
+
+    if fits(declared, array.shape[1:]):
+        return ", one input without a batch axis; give a folder with one file per input"
+    if fits(declared[1:], array.shape):
+        return f"; put a batch axis first: {[declared[0] or 1, *array.shape]}"
+    return ""
 
 
 def take(feeds: Feeds, inputs: list[onnx.ValueInfoProto], count: int) -> Feeds:
@@ -105,10 +138,10 @@ def take(feeds: Feeds, inputs: list[onnx.ValueInfoProto], count: int) -> Feeds:
     for value in inputs:
         array = feeds[value.name]
         dims = value.type.tensor_type.shape.dim
-        if not dims:
+        if not array.ndim:
             taken[value.name] = array
             continue
-        fixed = dims[0].dim_value if dims[0].HasField("dim_value") and dims[0].dim_value > 0 else None
+        fixed = dims[0].dim_value if dims and dims[0].HasField("dim_value") and dims[0].dim_value > 0 else None
         taken[value.name] = array[: fixed or count]
     return taken
 
@@ -120,65 +153,36 @@ FOLDS = 4
 PATCH = 0.5
 
 
-def merged(feeds: list[Feeds], inputs: list[onnx.ValueInfoProto]) -> list[Feeds]:
-    """Single feeds of equal shapes stacked along the batch axis, where every input has a dynamic one."""
-    if any(declared_batch(v) or feeds[0][v.name].ndim == 0 for v in inputs):
+def merged(feeds: list[Feeds], batch: Batch) -> list[Feeds]:
+    """Feeds of equal shapes stacked along the batch axis, where that is dynamic."""
+    if batch.is_fixed or not batch.axes:
         return feeds
-    alike: dict[tuple[tuple[int, ...], ...], list[Feeds]] = {}
+    alike: dict[tuple[object, ...], list[Feeds]] = {}
     for feed in feeds:
-        alike.setdefault(tuple(feed[v.name].shape[1:] for v in inputs), []).append(feed)
-    return [{name: np.concatenate([_rows(f[name]) for f in some]) for name in some[0]} for some in alike.values()]
+        alike.setdefault(batch.kind(feed), []).append(feed)
+    return [batch.joined(some) for some in alike.values()]
 
 
-def _rows(array: Array) -> Array:
-    """A single label counts as a row."""
-    return array if array.ndim else array[None]
-
-
-def portions(
-    feeds: list[Feeds], inputs: list[onnx.ValueInfoProto], limit: int | None = None, parts: int = FOLDS
-) -> list[Feeds]:
+def portions(feeds: list[Feeds], batch: Batch, limit: int | None = None, parts: int = FOLDS) -> list[Feeds]:
     """The user's feeds cut along the batch axis into portions that the model accepts, at most `limit` samples.
 
     parts: cut a feed into at least so many, if it has as many samples.
-
-    Arrays whose first axis is dynamic or a multiple of the declared size are cut; all others go with every portion.
     """
     result: list[Feeds] = []
     left = limit if limit is not None else 1 << 60
     for feed in feeds:
-        sizes = {v.name: _step(feed[v.name], v) for v in inputs}
-        batched = {n: feed[n].shape[0] // step for n, step in sizes.items() if step}
-        count = min(batched.values(), default=1)
-        for name in feed.keys() - sizes.keys():  # labels
-            if feed[name].ndim and feed[name].shape[0] == count:
-                sizes[name], batched[name] = 1, count
-        if len(set(batched.values())) > 1 or count <= 1 or left <= 0:
+        count = batch.count(feed)
+        if count <= 1 or left <= 0:
             if left > 0:
                 result.append(feed)
-                left -= max(count, 1)
+                left -= 1
             continue
-        fixed = any(declared_batch(v) for v in inputs if sizes[v.name])
+        elements = sum(feed[n].size // count for n in batch.axes)
         count = min(count, left)
         left -= count
-        elements = sum(feed[v.name].size // feed[v.name].shape[0] * sizes[v.name] for v in inputs if sizes[v.name])
-        portion = 1 if fixed else max(1, min(BATCH, count // parts, PORTION // max(elements, 1)))
-        for first in range(0, count, portion):
-            result.append(
-                {
-                    n: a[first * sizes[n] : min(first + portion, count) * sizes[n]] if n in batched else a
-                    for n, a in feed.items()
-                }
-            )
+        portion = 1 if batch.is_fixed else max(1, min(BATCH, count // parts, PORTION // max(elements, 1)))
+        result += [batch.part(feed, k, min(k + portion, count)) for k in range(0, count, portion)]
     return result
-
-
-def _step(array: Array, value: onnx.ValueInfoProto) -> int:
-    """Rows of one sample; 0 for an array that has no batch axis or is one sample already."""
-    declared = declared_batch(value)
-    if array.ndim == 0 or array.shape[0] <= declared:
-        return 0
-    return declared or 1
 
 
 def samples_of(
@@ -187,21 +191,23 @@ def samples_of(
     limit: int | None = None,
     wanted: int = 0,
     seed: int = 0,
-    accepts: Callable[[Feeds], bool] = lambda feeds: True,
+    model: Runner | None = None,
     aside: bool = False,
 ) -> Samples:
     """Calibration samples: every fourth portion is held out; where there are less than `wanted`, patched ones are added.
 
-    accepts: does the model run on such feeds? A first axis may be dynamic without being the batch. aside: a fifth of the portions
+    model: to run, to see which axis holds samples (`analyse/batch.py`); without it, first axes do. aside: a fifth of the portions
     takes no part in any of this.
     """
     known = {v.name for v in inputs}
+    nothing = Batch({}, {}, frozenset(known))
+    batch = (first_axes(feeds, inputs) or nothing) if model is None else find_batch(feeds, inputs, model)
     parts = ASIDE if aside else FOLDS
-    for whole in (portions(merged(feeds, inputs), inputs, limit, parts), portions(feeds, inputs, limit, parts)):
-        if accepts({n: a for n, a in whole[0].items() if n in known}):
+    for whole in (portions(merged(feeds, batch), batch, limit, parts), portions(feeds, batch, limit, parts)):
+        if model is None or accepts(model, {n: a for n, a in whole[0].items() if n in known}):
             break
     else:
-        whole = feeds[:limit]
+        whole, batch = feeds[:limit], nothing
     given = [{n: a for n, a in f.items() if n in known} for f in whole]
     labels = tuple({n: a for n, a in f.items() if n not in known} for f in whole)
     unseen = None
@@ -212,17 +218,17 @@ def samples_of(
             )
         last = range(ASIDE // 2, len(given), ASIDE)
         feeds_aside = tuple(given[k] for k in last)
-        sizes_aside = tuple(batch_of(f) for f in feeds_aside)
+        sizes_aside = tuple(batch.size(f) for f in feeds_aside)
         unseen = Samples(feeds_aside, (True,) * len(last), sizes_aside, len(last), tuple(labels[k] for k in last))
         given = [f for k, f in enumerate(given) if k not in last]
         labels = tuple(n for k, n in enumerate(labels) if k not in last)
     fold = FOLDS if len(given) >= FOLDS else 2
-    sizes = [batch_of(f) for f in given]
+    sizes = [batch.size(f) for f in given]
     held = [k % fold == fold - 1 for k in range(len(given))]
     made: list[Feeds] = []
     rng = np.random.default_rng(seed)
     count = sum(sizes)
-    while count and count + len(made) * max(sizes) < wanted and all(_patchable(f) for f in given):
+    while count and count + len(made) * max(sizes) < wanted and all(_patchable(f, batch) for f in given):
         for k, feed in enumerate(given):
             others = [f for f, h in zip(given, held, strict=True) if h == held[k]]
             made.append(_patched(feed, others[int(rng.integers(len(others)))], rng))
@@ -230,9 +236,10 @@ def samples_of(
     return Samples(tuple(given + made), tuple(held * (1 + more)), tuple(sizes * (1 + more)), len(given), labels, unseen)
 
 
-def _patchable(feed: Feeds) -> bool:
-    """Is there one input to cut a patch from, with space or time?"""
-    return _picture(feed) is not None
+def _patchable(feed: Feeds, batch: Batch) -> bool:
+    """Is there one input to cut a patch from, with space or time behind the batch?"""
+    name = _picture(feed)
+    return name is not None and (batch.axes.get(name) == 0 or batch.each > 1 or feed[name].shape[0] == 1)
 
 
 def _picture(feed: Feeds) -> str | None:

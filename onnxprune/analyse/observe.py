@@ -54,7 +54,7 @@ def feeds_of(
         session.run(first)
     shapes = {k: v.shape for k, v in first.items()}
     try:
-        found = runtime.vary(session, loaded.proto, shapes, scope.seed)
+        found = runtime.vary(session, inputs, shapes, scope.seed)
     except BadInputError:
         found = None
     if found is None and others:  # random values will not do: of the user's own, what differs most

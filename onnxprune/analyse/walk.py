@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def analyse(
     constants = [f for _, maps in walk.uses.values() for f in maps]
     rounded = np.concatenate([np.empty(0, np.int64), *walk.rounded])
     included = None if include is None else np.concatenate([np.empty(0, np.int64), *walk.included])
-    solution = solve(walk.units, activations, constants, rounded, include_inexact, included)
+    solution = solve(walk.units, activations, constants, rounded, include_inexact, included, name=walk.name)
     solution = guarded(solution, [*activations, *constants, *walk.units.boxes])
     return Analysis(
         model=model,
@@ -253,6 +254,25 @@ class _Walk:
             if facet.ndim != len(shape) or any(n not in (1, s) for n, s in zip(facet.shape, shape, strict=True)):
                 raise ValueError(f"{what} got a facet of shape {facet.shape} for a tensor of shape {shape}")
 
+    def name(self, facet: Facet) -> str:
+        """A tensor that has these units, by the node that makes it, or reads it where it is a constant; for messages."""
+        facet = _squeezed(facet)
+        found = self._places[facet.shape, facet.flat[0], facet.flat[-1]] if facet.size else []
+        return next((name for other, name in found if np.array_equal(facet, other)), "")
+
+    @cached_property
+    def _places(self) -> dict[tuple[object, ...], list[tuple[Facet, str]]]:
+        """Every tensor's maps and name, by shape and ends of the map."""
+        nodes = {n.key: str(n) for n in self.view.graph.walk()}
+        makers = {key: str(n) for n in self.view.graph.walk() for key in n.outputs if key}
+        named = [(makers.get(key, f"'{name_of(key)}'"), maps) for key, maps in self.state.items()]
+        named += [(f"input {i} of {nodes.get(key, key)}", maps) for (key, i), (_, maps) in self.uses.items()]
+        places: dict[tuple[object, ...], list[tuple[Facet, str]]] = defaultdict(list)
+        for name, maps in named:
+            for facet in (_squeezed(f) for f in maps if f.size):
+                places[facet.shape, facet.flat[0], facet.flat[-1]].append((facet, name))
+        return places
+
     def readers(self) -> dict[str, set[Use]]:
         """Per constant, all (node, input) that read it; a graph output that is a constant counts as a reader."""
         readers: dict[str, set[Use]] = defaultdict(set)
@@ -333,6 +353,10 @@ class _Walk:
                 context.pin(
                     list(self.state.get(key, ())), f"gives '{key}', which is excluded", "change --include / --exclude"
                 )
+
+
+def _squeezed(facet: Facet) -> Facet:
+    return facet.reshape([n for n in facet.shape if n > 1])
 
 
 def _dtype(constant: object) -> np.dtype[np.generic]:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from onnxprune import runtime
-from onnxprune.analyse.feeds import load_data, merged, read_arrays
+from onnxprune.analyse.feeds import load_data, read_arrays
 from onnxprune.api.finetune import FinetuneResult
 from onnxprune.calibrate.damage import METRICS
 from onnxprune.calibrate.judging import judged_by, showing
@@ -61,10 +61,11 @@ class Tuning:
         self.names = [v.name for v in self.inputs]
         progress("check")
         session = Session(student, optimized=True, threads=self.threads)
-        self.pool: Pool = pool(feeds, self.inputs, session.accepts)
+        self.pool: Pool = pool(feeds, self.inputs, session, settings.samples)
         if len(self.pool.units) < 2:
             raise BadInputError(
-                "Fine-tuning needs at least two samples, to train on one and judge by another; give more --data."
+                "Fine-tuning needs at least two samples, to train on one and judge by another, and the data holds one; give more --data, "
+                "stacked along the batch axis in one file, or a folder with a file for each."
             )
         self.training, self.held = split(len(self.pool.units), settings.seed)
         self.network = Network(student)
@@ -74,7 +75,8 @@ class Tuning:
         self.judging = judged_by(teacher or student, partial(_is_alike, student, teacher or student, first))
         self.teacher = self._teacher(teacher, first)
         self.objective = self._objective(first)
-        self.augmentation = Augmentation() if settings.augment and self.pool.joins else NONE
+        is_plain = self.pool.joins and not any(self.pool.axes.values())  # samples are rows of every array
+        self.augmentation = Augmentation() if settings.augment and is_plain else NONE
         self.judged = self._judged()
         names = self.judging.names
         self.wanted = [self.teacher.answers(self._fed(j), names) for j in self.judged] if self.teacher else []
@@ -284,15 +286,7 @@ def data_of(
         for label in labels:
             if any(label in f and f[label].dtype.kind == "f" and not np.isfinite(f[label]).all() for f in feeds):
                 raise BadInputError(f"Labels '{label}' contain NaN or infinity; remove or repair those samples.")
-    feeds = merged(feeds, inputs)
-    if settings.samples is not None:
-        feeds = [_first(f, settings.samples) for f in feeds]
     return feeds, labels
-
-
-def _first(feeds: Feeds, count: int) -> Feeds:
-    rows = batch_of(feeds)
-    return {n: a[:count] if a.ndim and a.shape[0] == rows else a for n, a in feeds.items()}
 
 
 def _labels_of(path: Path, feeds: list[Feeds], inputs: set[str]) -> Feeds:

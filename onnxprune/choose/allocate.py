@@ -228,7 +228,12 @@ def _unreachable(work: _Work, cost: Cost, share: float, reached: float) -> Targe
 
 
 def _nothing(analysis: Analysis) -> str:
-    reasons = list(dict.fromkeys(p.reason for g in analysis.groups for p in g.pins))
+    """Why, the reasons that something can be done about first; each remedy once."""
+    pins = sorted((p for g in analysis.groups for p in g.pins), key=lambda p: not p.remedy)
+    told: dict[str, str] = {}
+    for p in pins:
+        told.setdefault(p.remedy or p.reason, f"{p.reason} [{p.remedy}]" if p.remedy else p.reason)
+    reasons = list(told.values())
     shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
     if not analysis.groups:
         return "Nothing can be removed: the graph has no weights whose outputs could shrink (run 'onnxprune inspect' for details)."

@@ -73,7 +73,7 @@ def samples_for(
     macs = costs.macs() / batch_of(analysis.feeds[0])
     wanted = int(min(AUGMENTED, AUGMENTED_MACS / max(macs, 1))) if augmented else 0
     session = runtime.Session(analysis.model)
-    return feeding.samples_of(given, inputs, settings.samples, wanted, settings.seed, session.accepts, aside)
+    return feeding.samples_of(given, inputs, settings.samples, wanted, settings.seed, session, aside)
 
 
 def decider(

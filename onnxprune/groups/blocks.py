@@ -17,7 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from onnxprune.groups.classes import Relations, distinct_rows, representatives
-from onnxprune.groups.maps import shrink, varying
+from onnxprune.groups.maps import Facet, shrink, varying
 from onnxprune.groups.units import Ids, Pin
 
 
@@ -29,17 +29,20 @@ class Boxes:
     tensor to stay a box, every row has to lose equally many positions.
 
     classes: the class id at each place. units: the unit id there. grids: the sizes of the axes that make the rows.
+    facets: the tensors' maps.
     """
 
     classes: list[Ids]
     units: list[Ids]
     grids: list[tuple[int, ...]]
+    facets: list[Facet]
 
 
 def find_boxes(work: Relations) -> Boxes:
     classes: list[Ids] = []
     arrays: list[Ids] = []
     grids: list[tuple[int, ...]] = []
+    facets: list[Facet] = []
     seen: set[tuple[tuple[int, ...], bytes]] = set()
     for facet in work.facets:
         if facet.ndim < 2:
@@ -62,7 +65,8 @@ def find_boxes(work: Relations) -> Boxes:
         classes.append(small.reshape(-1, line))
         arrays.append(units.reshape(-1, line))
         grids.append(small.shape[:-1])
-    return Boxes(classes, arrays, grids)
+        facets.append(facet)
+    return Boxes(classes, arrays, grids, facets)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ same offset of aligned rows, which leave together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,6 +34,7 @@ class Relations:
     atoms [classes]: number of the atom that each class is in.
     is_column [classes]: the class stands for one offset of every row. is_offset [classes]: for one of those that rows can lose singly.
     slabs: rows on a grid of several axes that were tied already, as shape and bytes.
+    name: of a tensor that has a facet, for people.
     """
 
     units: UnitTable
@@ -48,6 +50,7 @@ class Relations:
     is_column: Bools = field(default_factory=lambda: np.empty(0, bool))
     is_offset: Bools = field(default_factory=lambda: np.empty(0, bool))
     slabs: set[tuple[tuple[int, ...], bytes]] = field(default_factory=set)
+    name: Callable[[Facet], str] = lambda facet: ""
 
 
 def distinct(facets: list[Facet]) -> list[Facet]:

@@ -12,6 +12,7 @@ along both axes), the rows are aligned: the same offset leaves every row.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +23,9 @@ from onnxprune.groups.blocks import Blocks, Boxes, align_degenerate, find_blocks
 from onnxprune.groups.classes import Bools, Relations, distinct, find_atoms, merge
 from onnxprune.groups.maps import Facet, shrink, varying
 from onnxprune.groups.units import Ids, Pin, UnitTable
+
+Lines = list[tuple[Ids, Facet | None]]
+"""Class arrays `[rows, line]` of which no row may lose a part, with the map that each is of."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +121,16 @@ def solve(
     rounded: Ids,
     include_inexact: bool = False,
     included: Ids | None = None,
+    *,
+    name: Callable[[Facet], str] = lambda facet: "",
 ) -> Solution:
     """Classes, blocks and groups of everything collected while walking the graph.
 
     activations, constants: all facets of all tensors; rounded: units whose groups are worth rounding; included: units that the user named
-    (None: all).
+    (None: all). name: of a tensor that has a facet, for messages.
     """
     facets = distinct([*activations, *constants, *units.boxes, *units.aligned])
-    work = Relations(units, facets, distinct(activations))
+    work = Relations(units, facets, distinct(activations), name=name)
     stuck: set[int] = set()
     for attempt in range(20):
         merge(work)
@@ -150,7 +156,7 @@ def _solution(
 ) -> Solution:
     units, classes = work.units, work.classes
     count = int(classes.max(initial=-1)) + 1
-    pinned, approximate, in_part = (np.zeros(count, bool) for _ in range(3))
+    pinned, approximate, in_part, alone = (np.zeros(count, bool) for _ in range(4))
     reasons: dict[int, list[Pin]] = defaultdict(list)
     for ids, pin in units.pins:
         found = np.unique(classes[ids])
@@ -160,12 +166,15 @@ def _solution(
                 reasons[int(c)].append(pin)
     for c in stuck:
         pinned[c] = True
-        reasons[c].append(Pin("", "its rows share no common step"))
+        reasons[c].append(Pin("", f"the rows of {_box_of(c, boxes, work)} share no common step"))
     for facet in work.facets:
         found = work.classes[facet].ravel()
         if found[0] >= 0 and (found == found[0]).all():
-            pinned[found[0]] = True
-            reasons[int(found[0])].append(Pin("", "all positions of an axis hang together"))
+            if alone[found[0]]:
+                continue  # said once
+            alone[found[0]] = pinned[found[0]] = True
+            tensor = work.name(facet) or "a tensor"
+            reasons[int(found[0])].append(Pin("", f"all positions of an axis of {tensor} hang together"))
     whole: list[Ids] = []
     for ids, pin in units.approximations:
         rows = classes[ids]
@@ -205,7 +214,8 @@ def _solution(
     axes = _single_axes(work)
     instances = (work.instance, work.instance_child, work.instance_parent)
     draft = Solution(classes, count, (work.child, work.parent), pinned, approximate, (), axes, instances)
-    groups = _groups(work, [*boxes.classes, *whole], blocks, draft, reasons, rounded, pinned | offsets)
+    lines: Lines = [*zip(boxes.classes, boxes.facets, strict=True), *((rows, None) for rows in whole)]
+    groups = _groups(work, lines, blocks, draft, reasons, rounded, pinned | offsets)
     return Solution(classes, count, (work.child, work.parent), pinned, approximate, groups, axes, instances)
 
 
@@ -223,7 +233,7 @@ def _single_axes(work: Relations) -> tuple[Ids, ...]:
 
 def _groups(
     work: Relations,
-    boxes: list[Ids],
+    boxes: Lines,
     blocks: Blocks,
     draft: Solution,
     reasons: dict[int, list[Pin]],
@@ -324,7 +334,7 @@ def _make(
     reasons: dict[int, list[Pin]],
     origin: dict[int, str],
     is_rounded: Bools,
-    boxes: list[Ids],
+    boxes: Lines,
 ) -> Group | None:
     pinned = draft.pinned if rows else staying
     if lone:
@@ -332,10 +342,15 @@ def _make(
         taken: tuple[int, ...] = (1,)
         if rows:
             pinned = pinned.copy()
-            bad = _illegal_rows(ids, draft, boxes)
-            pinned[bad] = True
-            for c in bad:
-                reasons[int(c)].append(Pin("", "its rows do not line up with those of another tensor"))
+            for c, held in _illegal_rows(ids, draft, boxes).items():
+                pinned[c] = True
+                if isinstance(held, list):
+                    reasons[c] += [pin for k in held for pin in reasons.get(k, [])[:2] if pin not in reasons[c]]
+                else:
+                    apart = "share positions with other rows"
+                    if held is not None:
+                        apart = f"do not line up with those of {work.name(held) or 'another tensor'}"
+                    reasons[c].append(Pin("", f"the rows of {origin.get(c, 'its tensor')} {apart}"))
     else:
         label = int(blocks.linked[work.atoms[ids[0]]])
         inside = np.flatnonzero(blocks.linked == label)
@@ -387,21 +402,34 @@ def _atoms(work: Relations, atoms: Ids) -> Ids:
     return atoms_of
 
 
-def _illegal_rows(ids: Ids, draft: Solution, boxes: list[Ids]) -> Ids:
-    """Row classes whose removal would take a part of some row of a box (class arrays `[rows, line]`)."""
+def _illegal_rows(ids: Ids, draft: Solution, boxes: Lines) -> dict[int, Facet | list[int] | None]:
+    """Row classes whose removal would take a part of some row of a box.
+
+    With each, that box's map; or the classes that would leave with it and have to stay; or None.
+    """
     label = np.full(draft.count + 1, -1, np.int64)
-    bad: set[int] = set()
-    for c in ids:
+    bad: dict[int, Facet | list[int] | None] = {}
+    for c in ids.tolist():
         gone = np.zeros(draft.count, bool)
         gone[c] = True
         found = np.flatnonzero(draft.closure(gone))
-        clash = label[found][label[found] >= 0]
-        if clash.size or draft.pinned[found].any():
-            bad.add(int(c))
-            continue
-        label[found] = c
-    for array in boxes:
+        held = found[draft.pinned[found]]
+        if held.size:
+            bad[c] = held.tolist()
+        elif (label[found] >= 0).any():
+            bad[c] = None
+        else:
+            label[found] = c
+    for array, facet in boxes:
         marks = label[array]
         whole = (marks == marks[:, :1]).all(axis=1)
-        bad.update(int(m) for m in np.unique(marks[~whole]) if m >= 0)
-    return np.array(sorted(bad), np.int64)
+        for m in np.unique(marks[~whole]).tolist():
+            if m >= 0:
+                bad.setdefault(m, facet)
+    return bad
+
+
+def _box_of(c: int, boxes: Boxes, work: Relations) -> str:
+    """A tensor that a class lies in."""
+    found = (f for f, array in zip(boxes.facets, boxes.classes, strict=True) if (array == c).any())
+    return next((name for f in found if (name := work.name(f))), "a tensor")

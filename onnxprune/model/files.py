@@ -15,9 +15,10 @@ def check_writable(path: Path, option: str, inputs: tuple[Path, ...] = ()) -> No
     """Fail early, before any work, when `path` could not be written or is one of the inputs."""
     if path.is_dir():
         raise BadInputError(f"{option} {path} is a folder; give a file name.")
-    if not path.parent.is_dir():
-        raise BadInputError(f"{option} {path}: the folder {path.parent} does not exist; create it first.")
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+    folder = next(p for p in (path.parent, *path.parent.parents) if p.exists())  # what is missing below it is made
+    if not folder.is_dir():
+        raise BadInputError(f"{option} {path}: {folder} is a file and no folder; choose another place.")
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise BadInputError(f"{option} {path} cannot be written; choose another place.")
     for other in inputs:
         if path.resolve() == other.resolve():
@@ -34,19 +35,35 @@ def check_outputs(outputs: Mapping[str, str | os.PathLike[str] | None], inputs: 
 
 
 @contextlib.contextmanager
+def folder_of(path: Path) -> Iterator[None]:
+    """The folder of a file to write is made where it is missing, with those around it, and goes again where the block fails."""
+    missing = [p for p in (path.parent, *path.parent.parents) if not p.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for made in missing:
+            with contextlib.suppress(OSError):  # something else lies there by now
+                made.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def staged(texts: dict[Path, str]) -> Iterator[None]:
     """Texts are written beside their places first; they move there when the block ends well, or vanish."""
     temporary: dict[str, Path] = {}
-    try:
-        for path, text in texts.items():
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-            temporary[name] = path
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(name, 0o644)
-        yield
-        for name, path in temporary.items():
-            os.replace(name, path)
-    finally:
-        for name in temporary:
-            Path(name).unlink(missing_ok=True)
+    with contextlib.ExitStack() as folders:
+        try:
+            for path, text in texts.items():
+                folders.enter_context(folder_of(path))
+                handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+                temporary[name] = path
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    file.write(text)
+                os.chmod(name, 0o644)
+            yield
+            for name, path in temporary.items():
+                os.replace(name, path)
+        finally:
+            for name in temporary:
+                Path(name).unlink(missing_ok=True)

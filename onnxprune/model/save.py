@@ -22,6 +22,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
 from onnx.external_data_helper import load_external_data_for_model
 
 from onnxprune.errors import BadInputError, quoted
+from onnxprune.model.files import folder_of
 from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.model.protobuf import copy_fields, copy_unknown_fields
 from onnxprune.model.tensors import external_region, is_external, n_bytes, read_bytes
@@ -44,6 +45,7 @@ def save_model(
 
     apart: large tensors go to a data file in any case.
     model: its external tensors are copied from its folder; nothing that the new model says refers to the old files.
+    path: its folder is made where it is missing.
     spared: files that must not be overwritten, though the model does not read them (`LoadedModel.data_files`).
 
     Raises: BadInputError if the place cannot be written to or external data is gone.
@@ -57,13 +59,14 @@ def save_model(
         spared = {*map(_real, spared), *data_files(model)}
         if _real(path) in spared:
             raise BadInputError(f"{quoted(path)} holds weights of the original; choose another output path.")
-        if not is_apart:
+        with folder_of(path):
+            if is_apart:
+                return _save_apart(model, path, spared)
             with _beside(path) as (file, temporary):
                 file.write(proto.SerializeToString())
                 _settle(file)
                 os.replace(temporary, path)
             return [path]
-        return _save_apart(model, path, spared)
     except OSError as e:
         reason = e.strerror or type(e).__name__
         raise BadInputError(f"Cannot write {quoted(path)} ({reason}); choose another output path.") from None

@@ -16,13 +16,17 @@ Kind = int  # an AttributeProto.AttributeType
 
 @dataclass(frozen=True)
 class Schema:
-    """inputs, outputs: least and most; needed: inputs that may not be skipped; types, required: of attributes."""
+    """inputs, outputs: least and most; needed: inputs that may not be skipped; types, required: of attributes.
+
+    switch: the input that says whether the operator trains, where it has one.
+    """
 
     inputs: tuple[int, int]
     outputs: tuple[int, int]
     needed: tuple[int, ...]
     types: dict[str, Kind]
     required: tuple[str, ...]
+    switch: int | None = None
 
     def fault(self, node: NodeProto) -> str | None:
         """What is wrong with a node, as the end of a sentence that begins with its name."""
@@ -71,4 +75,5 @@ def schema_of(op: str, domain: str, version: int) -> Schema | None:
         tuple(i for i, p in enumerate(schema.inputs) if p.option == single),
         {name: int(a.type) for name, a in schema.attributes.items()},
         tuple(name for name, a in schema.attributes.items() if a.required),
+        next((i for i, p in enumerate(schema.inputs) if p.name == "training_mode"), None),
     )

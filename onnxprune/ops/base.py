@@ -53,7 +53,7 @@ class Rule:
     adds: the output is the sum of its two inputs.
     coded: the output is a quantized code, or decoded from one: behind it a constant is not stored as the numbers it is.
     encode: the codes that decode to (about) a value, from the decoder's attributes and inputs; None where there are none.
-    random: the output is drawn anew in every run.
+    random: the output is drawn anew in every run, or may be.
     weights: gets a `LinearContext`; returns `(input, contracted axis)` of each operand that it multiplies by, where `linear` does not
         cover it.
     idle: gets an `IdleContext`; returns True where the node certainly gives its first input back, and may be taken out.

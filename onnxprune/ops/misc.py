@@ -14,19 +14,30 @@ from onnxprune.ops.growing import pad, pad_adjust
 from onnxprune.ops.indexing import gather_nd, grid_sample, triangle
 from onnxprune.ops.labelled import combine, flatten, operand, unnamed
 from onnxprune.ops.movement import reshaped
-from onnxprune.ops.pointwise import unary
+from onnxprune.ops.pointwise import RANDOM, unary
 
 
-def keeps(reason: str) -> Callable[[MapContext], list[Maps]]:
+def keeps(reason: str, remedy: str = "") -> Callable[[MapContext], list[Maps]]:
     """A rule that pins all positions of all inputs."""
 
     def rule(ctx: MapContext) -> list[Maps]:
         for i in range(len(ctx.node.inputs)):
             if ctx.has(i) and not ctx.is_lazy(i):
-                ctx.pin(ctx.maps(i), reason)
+                ctx.pin(ctx.maps(i), reason, remedy)
         return ctx.nothing()
 
     return rule
+
+
+def blocked(ctx: MapContext) -> list[Maps]:
+    """Of a file that was optimized for one machine: channels lie in blocks of its registers' size. Named, so that somebody sees why."""
+    remedy = "prune the file that this one was made from, before ONNX Runtime optimized it"
+    keeps(MACHINE, remedy)(ctx)
+    if not (ctx.has(1) and ctx.is_lazy(1) and len(ctx.out_shape()) > 1):
+        return ctx.nothing()
+    channels = ctx.fresh(ctx.out_shape(), (1,), origin=True)
+    ctx.pin([channels], MACHINE, remedy)
+    return [(channels,)]
 
 
 def _pin_others(ctx: MapContext, first: int, reason: str) -> None:
@@ -158,7 +169,12 @@ def scaled(ctx: MapContext) -> list[Maps]:
 
 OPTIONAL = "puts tensors into optionals, whose shapes are not followed"
 STRINGS = "works on strings"
-RANDOM = "draws random numbers position by position: removing some would change the others"
+MACHINE = "is laid out for one kind of processor"
+OPTIMIZED = (
+    "com.microsoft.nchwc::Conv com.microsoft.nchwc::MaxPool com.microsoft.nchwc::AveragePool com.microsoft.nchwc::GlobalMaxPool "
+    "com.microsoft.nchwc::GlobalAveragePool com.microsoft.nchwc::ReorderInput com.microsoft.nchwc::ReorderOutput "
+    "com.microsoft.nchwc::Upsample"
+)
 PINNED = {
     "AffineGrid": "makes a grid of it",
     "BlackmanWindow HammingWindow HannWindow MelWeightMatrix": "makes a table of this size",
@@ -226,6 +242,7 @@ RULES = [
     Rule(("com.microsoft::GatherND",), "indexing", gather_nd),
     Rule(("com.microsoft::ExpandDims",), "movement", reshaped, params=(1,)),
     Rule(("com.microsoft::Pad",), "movement", pad, params=(1, 2), adjust=pad_adjust),
+    Rule(tuple(OPTIMIZED.split()), "pins", blocked, note=MACHINE),
     *[
         Rule(tuple(names.split()), "pins", keeps(reason), note=reason, random=reason == RANDOM)
         for names, reason in PINNED.items()

@@ -29,6 +29,7 @@ NARY = (
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
 WIDE = {"float16", "bfloat16", "float32", "float64"}
+RANDOM = "draws random numbers position by position: removing some would change the others"
 SLICED = "per-axis scales are sliced too"
 
 
@@ -68,6 +69,11 @@ def first_input(ctx: MapContext) -> list[Maps]:
 
 
 def dropout(ctx: MapContext) -> list[Maps]:
+    """Nothing happens at inference; in training, a mask is drawn position by position."""
+    training = ctx.value(2)
+    if ctx.has(2) and (training is None or training.any()):
+        ctx.pin(ctx.maps(0), RANDOM)
+        return ctx.nothing()
     maps = ctx.pass_through()
     return [maps for _ in ctx.node.outputs]
 
@@ -156,7 +162,9 @@ RULES = [
     Rule(("Div", "Mul"), "pointwise", unary, mixing="scale"),
     Rule(tuple(NARY), "pointwise", unary),
     Rule(("Clip", "CastLike"), "pointwise", first_input, params=(1, 2)),
-    Rule(("Dropout",), "pointwise", dropout, params=(1, 2), step=unchanged, idle=is_inference, mixing="sum"),
+    Rule(
+        ("Dropout",), "pointwise", dropout, params=(1, 2), step=unchanged, idle=is_inference, random=True, mixing="sum"
+    ),
     Rule(("Add",), "pointwise", unary, adds=True, mixing="sum"),
     Rule(("QuantizeLinear",), "pointwise", quantize, note=SLICED, coded=True),
     Rule(("DequantizeLinear",), "pointwise", quantize, note=SLICED, coded=True, encode=encode),

@@ -13,11 +13,13 @@ from onnxprune.errors import BadInputError, VerificationError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.observation import Feeds
+from onnxprune.model.draws import seeded
 from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.model.save import embedded
 from onnxprune.proof.compare import deviation, error, is_vacuous, not_compared, tolerance_of, verdict
 from onnxprune.proof.interface import check_interface
 from onnxprune.proof.masked import masked_keys, masked_original, standing_in
+from onnxprune.proof.steady import check_steady
 from onnxprune.proof.verdict import Verdict
 
 SCALES = (0.1, 10.0, 0.01)
@@ -41,7 +43,9 @@ def proved(
         _check_shapes(pruned)
     types = runtime.observe(model, analysis.feeds, set(), masked_keys(analysis, removed)).dtypes
     try:
-        base = replace(original, proto=standing_in(original.proto, bypasses)) if original and bypasses else None
+        base = replace(model, proto=seeded(model.proto))
+        if original and bypasses:
+            base = replace(original, proto=standing_in(seeded(original.proto), bypasses))
         masked = masked_original(analysis, removed, types, base)
         reference = runtime.Session(model.beside(masked), what="the masked original")
         plain = runtime.Session(pruned, what="the pruned model")
@@ -72,6 +76,8 @@ def proved(
             noise = max(error(*(s.run(feeds) for s in sessions)) for feeds in pair)
             if found <= tolerance_of(model.proto, noise, apart):
                 break
+        else:
+            check_steady(model, analysis.feeds[0])
     except BadInputError as problem:
         raise VerificationError(f"The comparison does not run: {problem} Please report this model.") from None
     return verdict(analysis, removed, found, noise, apart, silent=silent)

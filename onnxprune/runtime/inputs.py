@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -19,6 +19,7 @@ from onnxprune.runtime.session import Session
 SIZES = (16, 32, 64, 48, 128, 96, 224, 320, 512, 576, 1024, 8, 4, 2, 1)
 MAX_ELEMENTS = 1 << 30
 IMAGE_SIZES = (64, 128, 96, 48, 224, 256, 320, 32, 512, 640, 16, 1)
+RANKS = (2, 3, 4, 1, 5, 0)  # to try where an input declares none, likeliest first
 
 
 def graph_inputs(proto: ModelProto) -> list[onnx.ValueInfoProto]:
@@ -44,17 +45,57 @@ def symbols(value: onnx.ValueInfoProto) -> list[int | str]:
     return dims
 
 
+def has_rank(value: onnx.ValueInfoProto) -> bool:
+    """Does an input declare how many axes it has?"""
+    return bool(value.type.tensor_type.HasField("shape"))
+
+
+def ranked(inputs: Sequence[onnx.ValueInfoProto], ranks: dict[str, int]) -> list[onnx.ValueInfoProto]:
+    """The inputs, each with a rank: those that declare none get that of `ranks`, all of their axes dynamic."""
+    result = []
+    for value in inputs:
+        if value.type.HasField("tensor_type") and not has_rank(value):
+            copy = onnx.ValueInfoProto()
+            copy.CopyFrom(value)
+            copy.type.tensor_type.shape.SetInParent()
+            for _ in range(ranks[value.name]):
+                copy.type.tensor_type.shape.dim.add()
+            value = copy
+        result.append(value)
+    return result
+
+
+def _candidate_ranks(
+    inputs: Sequence[onnx.ValueInfoProto], shapes: dict[str, tuple[int, ...]]
+) -> Iterator[dict[str, int]]:
+    """Ranks worth trying for inputs that declare none: as in `shapes`, else all inputs alike, else one by one."""
+    given = {v.name: len(shapes[v.name]) for v in inputs if v.name in shapes}
+    free = [v.name for v in inputs if v.type.HasField("tensor_type") and not has_rank(v) and v.name not in given]
+    if not free:
+        yield given
+        return
+    for rank in RANKS:
+        yield given | dict.fromkeys(free, rank)
+    if 1 < len(free) <= 3:
+        for ranks in itertools.product(RANKS, repeat=len(free)):
+            if len(set(ranks)) > 1:
+                yield given | dict(zip(free, ranks, strict=True))
+
+
 def random_feeds(
-    proto: ModelProto,
+    inputs: Sequence[onnx.ValueInfoProto],
     sizes: dict[str, int],
     seed: int = 0,
     high: int = 100,
     shapes: dict[str, tuple[int, ...]] | None = None,
 ) -> Feeds:
-    """Random inputs: normal floats, integers in [1, high), True; `sizes` gives every symbol's size, `shapes` whole shapes."""
+    """Random inputs: normal floats, integers in [1, high), True; `sizes` gives every symbol's size, `shapes` whole shapes.
+
+    inputs: with a rank each, see `ranked`.
+    """
     rng = np.random.default_rng(seed)
     feeds: Feeds = {}
-    for value in graph_inputs(proto):
+    for value in inputs:
         if not value.type.HasField("tensor_type"):
             raise BadInputError(f"Input '{value.name}' is not a tensor; onnxprune feeds tensors only.")
         given = (shapes or {}).get(value.name)
@@ -95,10 +136,10 @@ def rescaled(pair: tuple[Feeds, Feeds], seed: int, scale: float) -> tuple[Feeds,
     return redraw(pair[0]), redraw(pair[1])
 
 
-def candidate_sizes(proto: ModelProto) -> Iterator[dict[str, int]]:
+def candidate_sizes(inputs: Sequence[onnx.ValueInfoProto]) -> Iterator[dict[str, int]]:
     """Sizes worth trying for the dynamic dimensions, likeliest first; the batch is 2, else 1."""
     names: dict[str, tuple[int, ...]] = {}
-    for value in graph_inputs(proto):
+    for value in inputs:
         dims = symbols(value)
         for axis, dim in enumerate(dims):
             if isinstance(dim, str):
@@ -129,63 +170,86 @@ def find_feeds(
     `shapes` fixes the shape of the inputs it names (as `--input-shape` does); `session` runs the model (by default a new
     one). Raises `BadInputError` with ONNX Runtime's own words when nothing runs.
     """
-    proto = model.proto
-    for name in shapes or {}:
-        if name not in {v.name for v in graph_inputs(proto)}:
-            known = ", ".join(v.name for v in graph_inputs(proto))
+    inputs, shapes = graph_inputs(model.proto), shapes or {}
+    known = [v.name for v in inputs]
+    for name in shapes:
+        if name not in known:
             raise BadInputError(
-                f"--input-shape names '{name}', which is no input of the model; its inputs are: {known}."
+                f"--input-shape names '{name}', which is no input of the model; its inputs are: {', '.join(known)}."
             )
     session = session or Session(model)
     error: BadInputError | None = None
-    for high in (100, 10, 2, 1):
-        for sizes in candidate_sizes(proto):
-            first = random_feeds(proto, sizes, seed, high, shapes)
-            try:
-                session.run(first)
-            except BadInputError as failure:
-                error = error or failure
-                continue
-            observed = {name: array.shape for name, array in first.items()}
-            return first, vary(session, proto, observed, seed, high) or first
-        if all(v.dtype.kind not in "iu" for v in random_feeds(proto, sizes, seed, 2, shapes).values()):
-            break
+    for ranks in _candidate_ranks(inputs, shapes):
+        declared = ranked(inputs, ranks)
+        for high in (100, 10, 2, 1):
+            for sizes in candidate_sizes(declared):
+                first = random_feeds(declared, sizes, seed, high, shapes)
+                try:
+                    session.run(first)
+                except BadInputError as failure:
+                    error = error or failure
+                    continue
+                observed = {name: array.shape for name, array in first.items()}
+                return first, vary(session, inputs, observed, seed, high) or first
+            if all(v.dtype.kind not in "iu" for v in random_feeds(declared, sizes, seed, 2, shapes).values()):
+                break
     hint = "" if shapes else " Give working shapes with --input-shape name:1,3,224,224 or inputs with --data."
     raise BadInputError(f"No random input runs through the model. {error}{hint}")
 
 
 def vary(
-    session: Session | Probe, proto: ModelProto, shapes: dict[str, tuple[int, ...]], seed: int, high: int = 100
+    session: Session | Probe,
+    inputs: Sequence[onnx.ValueInfoProto],
+    shapes: dict[str, tuple[int, ...]],
+    seed: int,
+    high: int = 100,
 ) -> Feeds | None:
     """Random feeds that differ from `shapes` in the dynamic dimensions, as far as the model accepts them.
 
     Other values are needed in any case: what is equal in both runs passes for independent of the inputs.
     """
-    sizes: dict[str, int] = {}
-    for value in graph_inputs(proto):
-        for dim, size in zip(symbols(value), shapes[value.name], strict=True):
-            if isinstance(dim, str):
-                sizes.setdefault(dim, size)
+    inputs, sizes = _named(ranked(inputs, {name: len(shape) for name, shape in shapes.items()}), shapes)
     # integers below `high`, or below less where those are out of some table's range
-    integers = any(v.dtype.kind in "iu" for v in random_feeds(proto, sizes, seed, 2).values())
+    integers = any(v.dtype.kind in "iu" for v in random_feeds(inputs, sizes, seed, 2).values())
     for bound in [h for h in (high, high // 2, 10, 4, 2, 1) if 1 <= h <= high] if integers else [high]:
-        found = _second_feeds(session, proto, sizes, seed, bound)
+        found = _second_feeds(session, inputs, sizes, seed, bound)
         if found is not None:
             return found
     return None
 
 
+def _named(
+    inputs: Sequence[onnx.ValueInfoProto], shapes: dict[str, tuple[int, ...]]
+) -> tuple[list[onnx.ValueInfoProto], dict[str, int]]:
+    """The inputs with every dynamic axis named, and the size of each name; axes of one symbol but two sizes get names of their own."""
+    named: list[onnx.ValueInfoProto] = []
+    sizes: dict[str, int] = {}
+    for value in inputs:
+        copy = onnx.ValueInfoProto()
+        copy.CopyFrom(value)
+        places = zip(symbols(value), shapes[value.name], copy.type.tensor_type.shape.dim, strict=True)
+        for axis, (symbol, size, dim) in enumerate(places):
+            if isinstance(symbol, str):
+                dim.dim_param = symbol if sizes.get(symbol, size) == size else f"{value.name}:{axis}"
+                sizes[dim.dim_param] = size
+        named.append(copy)
+    return named, sizes
+
+
 def _second_feeds(
     session: Session | Probe,
-    proto: ModelProto,
+    inputs: Sequence[onnx.ValueInfoProto],
     sizes: dict[str, int],
     seed: int,
     high: int,
 ) -> Feeds | None:
-    """Feeds that differ in as many dynamic dimensions as the model accepts: all at once, else one after the other."""
+    """Feeds that differ in as many dynamic dimensions as the model accepts: all at once, else one after the other.
+
+    Dimensions of one size that cannot change alone are tried together: inputs may share one that has no name.
+    """
 
     def works(trial: dict[str, int]) -> Feeds | None:
-        feeds = random_feeds(proto, trial, seed + 1, high)
+        feeds = random_feeds(inputs, trial, seed + 1, high)
         try:
             session.run(feeds)
         except BadInputError:
@@ -200,10 +264,28 @@ def _second_feeds(
         if feeds is not None:
             return feeds
     current, found = dict(sizes), None
+    stuck = []
     for name, n in sizes.items():
-        for other in (2 * n if n > 2 else n + 1, max(1, n // 2), n + 32, n + 1024, n + 1):
-            feeds = works(current | {name: other})
-            if feeds is not None:
-                current[name], found = other, feeds
-                break
+        changed = _changed(works, current, [name], n)
+        if changed is None:
+            stuck.append(name)
+        else:
+            current, found = changed
+    for n in sorted({sizes[name] for name in stuck}):
+        alike = [name for name in stuck if sizes[name] == n]
+        changed = _changed(works, current, alike, n) if len(alike) > 1 else None
+        if changed is not None:
+            current, found = changed
     return works(sizes) if found is None else found
+
+
+def _changed(
+    works: Callable[[dict[str, int]], Feeds | None], current: dict[str, int], names: list[str], n: int
+) -> tuple[dict[str, int], Feeds] | None:
+    """`current` with another size than `n` for these, and feeds of it that work."""
+    for other in (2 * n if n > 2 else n + 1, max(1, n // 2), n + 32, n + 1024, n + 1):
+        trial = current | dict.fromkeys(names, other)
+        feeds = works(trial) if other != n else None
+        if feeds is not None:
+            return trial, feeds
+    return None

@@ -17,7 +17,8 @@ from onnxprune.model.branches import subgraphs
 from onnxprune.model.loaded import Model
 from onnxprune.model.save import embedded, save_model
 from onnxprune.model.tensors import StoredSparseValues
-from onnxprune.runtime.session import VERSION, Session, first_line
+from onnxprune.runtime.refusal import first_line
+from onnxprune.runtime.session import VERSION, Session
 
 
 def quantize(model: Model, samples: Sequence[Feeds], what: str = "the model") -> ModelProto:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import onnxruntime as ort
 
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds
+from onnxprune.model.draws import draws, seeded
 from onnxprune.model.loaded import Model
+from onnxprune.runtime.refusal import first_line, refusal
 from onnxprune.runtime.values import as_arrays
 
 ort.set_default_logger_severity(4)
@@ -48,6 +50,9 @@ class Session:
     threads: of one operator; 0 for a thread per core. spinning: ONNX Runtime's default, its idle threads keep their cores busy until
     they are wanted again. That is what a deployed model does and so what is timed (`latency`); elsewhere it takes the cores from
     the linear algebra between two runs.
+
+    draws: the model draws random numbers. Unless it is timed, they are the same in every run and in every model that was made of it
+    (`model/draws.py`).
     """
 
     def __init__(
@@ -69,16 +74,24 @@ class Session:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
         for library in _custom_ops:
             options.register_custom_ops_library(library)
-        data = model.proto.SerializeToString()
+        self.draws = not spinning and draws(model.proto)
+        data = (seeded(model.proto) if self.draws else model.proto).SerializeToString()
+        self._make = partial(ort.InferenceSession, data, options, providers=["CPUExecutionProvider"])
         try:
-            self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self._session = self._make()
         except Exception as error:  # onnxruntime raises many unrelated types
-            raise BadInputError(_refusal(what, error)) from None
+            raise BadInputError(refusal(model.proto, what, error)) from None
+        if not self.draws:
+            del self._make
+        self._is_fresh = True
         self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
         self.output_types: dict[str, str] = {o.name: o.type for o in self._session.get_outputs()}
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> list[Array]:
         """The values of `outputs` (all by default)."""
+        if self.draws and not self._is_fresh:  # a session goes on drawing where its last run stopped
+            self._session = self._make()
+        self._is_fresh = False
         try:
             return list(self._session.run(outputs, feeds))
         except Exception as error:
@@ -98,28 +111,3 @@ class Session:
         except BadInputError:
             return False
         return True
-
-
-UNKNOWN = re.compile(
-    r"(?:Fatal error: |for )?(?P<domain>[\w.\-]+):(?P<op>[\w.\-]+)\(-?\d+\) is not a registered function/op"
-)
-
-
-def _refusal(what: str, error: BaseException) -> str:
-    """Why a model was not loaded; an operator of a domain of its own needs the library that implements it."""
-    found = UNKNOWN.search(str(error))
-    if found is not None and found["domain"] != "ai.onnx":
-        return (
-            f"Operator {found['op']} of domain {found['domain']} is not known to ONNX Runtime {VERSION}; "
-            "give the library that implements it with --custom-ops LIBRARY."
-        )
-    return f"ONNX Runtime {VERSION} cannot load {what}: {first_line(error)} Give a model that it can load."
-
-
-def first_line(error: BaseException) -> str:
-    """The gist of a runtime error: its first line, without the status prefix."""
-    text = str(error).strip().splitlines() or [type(error).__name__]
-    line = text[0].split("] : ")[-1]
-    if " : " in line and line.startswith("[ONNXRuntimeError]"):
-        line = line.split(" : ", 3)[-1]
-    return line[:300].rstrip(". ") + "."

@@ -45,7 +45,7 @@ class Mixture:
 
 def target(feeds: Feeds) -> str | None:
     """The one floating input with a batch axis."""
-    names = [n for n, v in feeds.items() if v.dtype.kind == "f" and v.ndim >= 2]
+    names = [n for n, v in feeds.items() if v.dtype.kind == "f" and v.ndim >= 2 and v.size]
     return names[0] if len(names) == 1 else None
 
 

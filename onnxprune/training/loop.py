@@ -234,6 +234,7 @@ class Checkpoint:
                 arrays[f"{name} {k}"] = value.numpy()
         text = {"run": self.run, "step": state.step, "before": state.before, "best_loss": state.best_loss}
         text |= {"best_step": state.best_step, "history": state.history, "seconds": state.seconds}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as file:

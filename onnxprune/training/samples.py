@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from onnx import ValueInfoProto
 
+from onnxprune.analyse.batch import Runner, accepts, find_batch
+from onnxprune.analyse.feeds import merged
 from onnxprune.groups.observation import Feeds
-from onnxprune.runtime import declared_batch
 
 HELD = 0.1
 MAX_HELD = 1024
@@ -19,11 +20,12 @@ MAX_HELD = 1024
 class Pool:
     """units: single samples (or whole batches, where the model fixes the batch), labels included.
 
-    cut: arrays with one part per sample; all others go with every batch. joins: may several units run at once?
+    axes: of the arrays that have one part per sample, the axis along which they are joined; all others go with every batch.
+    joins: may several units run at once?
     """
 
     units: tuple[Feeds, ...]
-    cut: frozenset[str]
+    axes: Mapping[str, int]
     joins: bool
 
     def joined(self, indices: Sequence[int]) -> Feeds:
@@ -31,14 +33,17 @@ class Pool:
         parts = [self.units[i] for i in indices]
         if len(parts) == 1:
             return parts[0]
-        return {n: np.concatenate([p[n] for p in parts]) if n in self.cut else parts[0][n] for n in parts[0]}
+        return {
+            n: np.concatenate([p[n] for p in parts], axis=self.axes[n]) if n in self.axes else parts[0][n]
+            for n in parts[0]
+        }
 
     def bundles(self, indices: Sequence[int], most: int) -> list[list[int]]:
         """Indices in groups that can be joined: of equal shapes, at most `most` each; in order of appearance."""
         most = most if self.joins else 1
         groups: dict[tuple[tuple[int, ...], ...], list[list[int]]] = {}
         for i in indices:
-            shapes = tuple(self.units[i][n].shape for n in sorted(self.cut))
+            shapes = tuple(self.units[i][n].shape for n in sorted(self.axes))
             rows = groups.setdefault(shapes, [[]])
             if len(rows[-1]) == most:
                 rows.append([])
@@ -46,37 +51,26 @@ class Pool:
         return [b for rows in groups.values() for b in rows]
 
 
-def pool(feeds: Sequence[Feeds], inputs: Sequence[ValueInfoProto], accepts: Callable[[Feeds], bool]) -> Pool:
-    """accepts: does the model run on these? A first axis that is dynamic may be something else than the batch."""
-    names = [v.name for v in inputs]
+def pool(feeds: Sequence[Feeds], inputs: Sequence[ValueInfoProto], model: Runner, most: int | None = None) -> Pool:
+    """model: to run, to see which axis holds samples (`analyse/batch.py`). most: samples to take."""
+    batch = find_batch(feeds, inputs, model)
     units: list[Feeds] = []
-    cut: set[str] = set()
-    for feed in feeds:
-        parts, names_cut = _cut(feed, inputs)
-        units += parts
-        cut |= names_cut
-    fixed = any(declared_batch(v) for v in inputs)
-    if not accepts({n: units[0][n] for n in names}):
-        units, cut, fixed = list(feeds), set(names), True
-    found = Pool(tuple(units), frozenset(cut), not fixed and len(units) > 1)
+    axes: dict[str, int] = {}
+    for feed in merged(list(feeds), batch):
+        units += [batch.part(feed, k, k + 1) for k in range(batch.count(feed))]
+        axes |= {n: axis for n, (axis, _) in batch.cut(feed).items()}
+    units = units[:most]
+
+    def fits(feed: Feeds) -> bool:
+        return accepts(model, {n: a for n, a in feed.items() if n in batch.names})
+
+    if not fits(units[0]):
+        return Pool(tuple(feeds[:most]), dict.fromkeys(batch.names, 0), False)
+    found = Pool(tuple(units), axes, bool(batch.axes) and not batch.is_fixed and len(units) > 1)
     first = found.bundles(range(len(units)), 2)[0] if found.joins else []
-    if len(first) == 2 and not accepts({n: a for n, a in found.joined(first).items() if n in names}):
-        return Pool(found.units, found.cut, False)
+    if len(first) == 2 and not fits(found.joined(first)):
+        return Pool(found.units, found.axes, False)
     return found
-
-
-def _cut(feed: Feeds, inputs: Sequence[ValueInfoProto]) -> tuple[list[Feeds], set[str]]:
-    """One feed per sample, and the arrays that were cut."""
-    rows = {v.name: declared_batch(v) or 1 for v in inputs if feed[v.name].ndim}
-    counts = {feed[n].shape[0] // r for n, r in rows.items()}
-    if len(counts) != 1:
-        return [feed], set(rows)
-    count = counts.pop()
-    for name in feed.keys() - {v.name for v in inputs}:
-        if feed[name].ndim and count and feed[name].shape[0] % count == 0:
-            rows[name] = feed[name].shape[0] // count
-    parts = [{n: a[k * rows[n] : (k + 1) * rows[n]] if n in rows else a for n, a in feed.items()} for k in range(count)]
-    return parts, set(rows)
 
 
 def split(count: int, seed: int) -> tuple[list[int], list[int]]:
