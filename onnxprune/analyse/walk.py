@@ -47,8 +47,10 @@ def analyse(
     observation = observer(wanted, typed)
     walk = _Walk(graph, observation, exclude, include)
     walk.graph(graph.graph, top=True)
-    activations = [f for maps in walk.state.values() for f in maps]
-    constants = [f for _, maps in walk.uses.values() for f in maps]
+    fixed = fixed_tensors(graph)
+    activations = [f for key, maps in walk.state.items() if key not in fixed for f in maps]
+    computed = [f for key, maps in walk.state.items() if key in fixed for f in maps]
+    constants = [*computed, *(f for _, maps in walk.uses.values() for f in maps)]
     rounded = np.concatenate([np.empty(0, np.int64), *walk.rounded])
     included = None if include is None else np.concatenate([np.empty(0, np.int64), *walk.included])
     solution = solve(walk.units, activations, constants, rounded, include_inexact, included)
@@ -100,6 +102,15 @@ def guarded(solution: Solution, facets: list[Facet]) -> Solution:
             gone = trial
         groups.append(group)
     return replace(solution, groups=tuple(groups))
+
+
+def fixed_tensors(graph: View) -> set[str]:
+    """Keys of tensors that depend on no input: constants, and what is computed of nothing else."""
+    fixed = set(graph.constants)
+    for node in graph.graph.walk():
+        if node.inputs and not node.subgraphs and all(k in fixed for k in node.inputs if k) and not rule(node).random:
+            fixed.update(k for k in node.outputs if k)
+    return fixed
 
 
 def rule(node: Node) -> Rule:

@@ -52,7 +52,10 @@ class Rule:
         `[]` or `[C]`.
     adds: the output is the sum of its two inputs.
     coded: the output is a quantized code, or decoded from one: behind it a constant is not stored as the numbers it is.
-    encode: the codes that decode to (about) a value, from the decoder's attributes and inputs; None where there are none.
+    rounds: the output is the first input, rounded to codes. What is decoded behind it is still stored as the numbers it is (fake
+        quantization).
+    encode: what the first input has to be for the output to become (about) a value, from attributes and inputs: codes for a decoder,
+        the value moved back for a movement; None where there is none.
     random: the output is drawn anew in every run.
     weights: gets a `LinearContext`; returns `(input, contracted axis)` of each operand that it multiplies by, where `linear` does not
         cover it.
@@ -79,6 +82,7 @@ class Rule:
     step: Callable[[dict[str, Any], list[Array]], Array] | None = None
     adds: bool = False
     coded: bool = False
+    rounds: bool = False
     encode: Callable[[dict[str, Any], Array, list[Array]], Array | None] | None = None
     random: bool = False
     weights: Callable[[LinearContext], list[tuple[int, int]]] | None = None

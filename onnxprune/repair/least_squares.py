@@ -153,15 +153,16 @@ class _Repairs:
             shift = _bias_for(train, w)
             best = min(best, (float(held.error(w, shift).sum()), np.inf, w), key=lambda x: x[0])
         for ridge, fitted in _ridges(train, w, can_bias) if refit else ():
-            error = float(held.error(fitted, _bias_for(train, fitted) if can_bias else bias).sum())
+            read = self._as_read(layer, fitted)
+            error = float(held.error(read, _bias_for(train, read) if can_bias else bias).sum())
             best = min(best, (error, ridge, fitted), key=lambda x: x[0])
         error, chosen, w = best
         if chosen is None or before - error <= ROUNDING * scale:
             return Fit(layer.key, float(before) / scale, float(before) / scale, None)
+        if can_bias:
+            self._set_bias(layer, _bias_for(train, self._as_read(layer, w)), weight.dtype)
         if np.isfinite(chosen):
             self._set(layer.node, layer.key, linear.w, linear.kernel(w), weight.dtype)
-        if can_bias:
-            self._set_bias(layer, _bias_for(train, w), weight.dtype)
         return Fit(layer.key, float(before) / scale, error / scale, chosen)
 
     # -- what is fitted to what
@@ -263,6 +264,11 @@ class _Repairs:
         old = self.new.constant(layer.b)
         key = next(o for o in self.new.nodes[node].output if o)
         self._set(node, key, i, old + bias.reshape(-1).astype(old.dtype), old.dtype)
+
+    def _as_read(self, layer: LinearLayer, w: Floats) -> Floats:
+        """The weights as the layer reads them: rounded, where they are kept in codes."""
+        kernel = self.new.as_read(layer.w, layer.linear.kernel(w))
+        return w if kernel is None else layer.linear.matrix(kernel.astype(np.float64))
 
     def _set(self, node: int, key: str, i: int, value: Array, dtype: np.dtype[np.generic]) -> None:
         tensor = self.new.nodes[node].input[i] if i < len(self.new.nodes[node].input) else ""

@@ -31,7 +31,7 @@ def warnings(
     found += [text for text in failures.seen() if text not in analysis.crashed]
     found += _of_samples(calibration, repair) if calibration is not None else ()
     if repair is not None:
-        if not repair.changed and is_quantized(analysis.model.proto.graph):
+        if not repair.fits and is_quantized(analysis.model.proto.graph):
             found.append("no layer could be fitted, as the weights are integer codes; prune before quantizing")
         if repair.after is not None and not repair.after <= FAR:
             found.append(

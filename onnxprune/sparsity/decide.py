@@ -285,6 +285,8 @@ class _Surgeon:
         matrix = weight.matrix(self.sparse.values[weight.tensor]) * getattr(layer.linear, "alpha", 1.0)
         old = self.new.constant(layer.w)
         kernel = np.ascontiguousarray(layer.linear.kernel(matrix).astype(old.dtype))
+        read = self.new.as_read(layer.w, kernel)
+        kernel = kernel if read is None else read
         self.new.replace(self.new.maker[layer.key], {layer.linear.w: kernel})
 
 
