@@ -57,6 +57,8 @@ class Rule:
     encode: what the first input has to be for the output to become (about) a value, from attributes and inputs: codes for a decoder,
         the value moved back for a movement; None where there is none.
     random: the output is drawn anew in every run.
+    picks: inputs whose values decide which positions of the others the outputs have (indices, conditions); -1, -2, … stand for outputs
+        that say so. places: whatever is written there, positions of the output are those of the first input.
     weights: gets a `LinearContext`; returns `(input, contracted axis)` of each operand that it multiplies by, where `linear` does not
         cover it.
     idle: gets an `IdleContext`; returns True where the node certainly gives its first input back, and may be taken out.
@@ -85,6 +87,8 @@ class Rule:
     rounds: bool = False
     encode: Callable[[dict[str, Any], Array, list[Array]], Array | None] | None = None
     random: bool = False
+    picks: tuple[int, ...] = ()
+    places: bool = False
     weights: Callable[[LinearContext], list[tuple[int, int]]] | None = None
     idle: Callable[[IdleContext], bool] | None = None
     mixing: Mixing | Callable[[dict[str, Any]], Mixing | None] | None = None

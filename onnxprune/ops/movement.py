@@ -341,8 +341,17 @@ RULES = [
     Rule(("Transpose",), "movement", transposed, idle=same_axes, mixing="copy", encode=order_back),
     Rule(("Concat",), "movement", concat, idle=of_one, mixing="copy"),
     Rule(("Split",), "movement", split, params=(1,), adjust=split_adjust, mixing="copy"),
-    Rule(("Slice",), "movement", sliced, params=(1, 2, 3, 4), adjust=slice_adjust, idle=whole_slice, mixing="copy"),
-    Rule(("Gather",), "movement", gather, params=(1,), adjust=gather_adjust, mixing="copy"),
+    Rule(
+        ("Slice",),
+        "movement",
+        sliced,
+        params=(1, 2, 3, 4),
+        adjust=slice_adjust,
+        idle=whole_slice,
+        mixing="copy",
+        picks=(1, 2, 3, 4),
+    ),
+    Rule(("Gather",), "movement", gather, params=(1,), adjust=gather_adjust, mixing="copy", picks=(1,)),
 ]
 
 __all__ = ["RULES", "expand_axes", "follow_target"]

@@ -25,6 +25,7 @@ from onnx import helper
 from onnxprune import ops
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.moments import Moments
+from onnxprune.calibrate.pairing import Pairing
 from onnxprune.calibrate.positions import allotted, pick
 from onnxprune.calibrate.stepwise import Stepwise, flat_model
 from onnxprune.cut.bypass import Bypass
@@ -71,7 +72,8 @@ def compensate(
         if fit is not None:
             fits.append(fit)
         progress((k + 1) / len(run.layers))
-    return Repaired(with_constants(pruned, run.changes), Repair(recover, tuple(fits), tuple(run.changes)))
+    made = Repair(recover, tuple(fits), tuple(run.changes), unpaired=tuple(run.unpaired))
+    return Repaired(with_constants(pruned, run.changes), made)
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class _Repairs:
         found = find_layers(self.flat, shape, self.new.is_plain)
         known = {x.key for x in calibration.layers}
         self.layers = [x for x in found if x.key in known and not self.new.is_constant(x.x)]
+        self.pairing = Pairing(self.new, self.old, self.layers)
+        self.unpaired: list[str] = []
         self.changes: dict[tuple[str, int], Array] = {}
         self.outputs = {o.name for o in self.flat.graph.output}
         self.readers: dict[str, list[int]] = {}
@@ -141,6 +145,8 @@ class _Repairs:
         can_bias = linear.b is not None or layer.adder is not None
         train, held = self._moments(layer, w)
         self.pending.discard(layer.node)
+        if not train.count and self.pairing.is_picked(layer.x):
+            self.unpaired.append(layer.key)
         if not train.count or not np.isfinite(train.xx).all() or not np.isfinite(train.xy).all():
             return None
         if not held.count:
@@ -175,13 +181,15 @@ class _Repairs:
         parts = [Moments.empty(*w.shape), Moments.empty(*w.shape)]
         maps = self.analysis.maps.get(layer.y, ())
         count = allotted(w.shape[1], w.shape[0], self.new.count)
-        samples = zip(self.new.values(layer.x), self.old.values(layer.y), missing, strict=False)
-        for k, (x, y, lack) in enumerate(samples):
+        rows = self.pairing.rows(layer)
+        samples = zip(self.new.values(layer.x), self.old.values(layer.y), missing, rows, strict=False)
+        for k, (x, y, lack, same) in enumerate(samples):
             y = compress(y, maps, self.gone)
             for part in lack:
                 y = y + part.astype(y.dtype)
-            chosen = pick(linear.positions(y.shape), count, (self.seed, layer.node, k))
-            parts[self.held[k]].unfold(linear, x, y.shape, chosen, y)
+            shape, mine, theirs = same.positions(layer, x, y)
+            chosen = pick(mine.size, count, (self.seed, layer.node, k))
+            parts[self.held[k]].unfold(linear, x, shape, mine[chosen], y, theirs[chosen])
         self.new.release(layer.x)
         self.old.release(layer.y)
         later = {x.y for x in self.layers if x.node in self.pending and x.node != layer.node}
@@ -205,6 +213,8 @@ class _Repairs:
         nodes, tensor = self.new.nodes, layer.y
         scale: Array = np.ones(())
         found: list[_Lack] = []
+        if self.pairing.is_picked(layer.y):  # its rows may be others than those of what is missing
+            return found
         for _ in range(6):
             readers = self.readers.get(tensor, [])
             if len(readers) != 1 or tensor in self.outputs:
@@ -242,7 +252,12 @@ class _Repairs:
     def _is_ready(self, layer: LinearLayer, other: str, mine: str) -> bool:
         """Can the other operand be had without this layer and layers that are still to be repaired?"""
         shapes = self.analysis.observation.shapes
-        if other not in self.old.maker or shapes.get(other) != shapes.get(mine) or not self.old.can(other):
+        if (
+            self.pairing.is_picked(other)
+            or other not in self.old.maker
+            or shapes.get(other) != shapes.get(mine)
+            or not self.old.can(other)
+        ):
             return False
         return not self.pending & self.new.before(other, self.pending.__contains__)
 

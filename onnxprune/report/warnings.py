@@ -33,6 +33,12 @@ def warnings(
     if repair is not None:
         if not repair.fits and is_quantized(analysis.model.proto.graph):
             found.append("no layer could be fitted, as the weights are integer codes; prune before quantizing")
+        if repair.unpaired:
+            names = ", ".join(f"'{x}'" for x in repair.unpaired[:3])
+            found.append(
+                f"{len(repair.unpaired)} layers were not fitted ({names}): values decide which rows they see, and in the pruned model "
+                "these are others"
+            )
         if repair.after is not None and not repair.after <= FAR:
             found.append(
                 f"the result is far from the original (divergence {repair.after:.2g}); keep more, or fine-tune it"
