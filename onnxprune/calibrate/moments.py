@@ -55,11 +55,24 @@ class Moments:
             self.xy += turned @ y
             self.yy += np.square(y, dtype=np.float64).sum(axis=1)
 
-    def unfold(self, linear: Linear, x: Array, shape: Shape, picks: Picks, y: Array | None = None) -> None:
-        """Add a layer's inputs, and outputs of that shape, at picked positions; in parts, as unfolding multiplies them."""
+    def unfold(
+        self,
+        linear: Linear,
+        x: Array,
+        shape: Shape,
+        picks: Picks,
+        y: Array | None = None,
+        theirs: Picks | None = None,
+    ) -> None:
+        """Add a layer's inputs, and outputs of that shape, at picked positions; in parts, as unfolding multiplies them.
+
+        theirs: the positions in `y`, where they are others there.
+        """
         groups, inputs = self.x.shape
-        for part in np.array_split(picks, max(1, picks.size * inputs * groups // CHUNK)):
-            self.add(linear.rows(x, shape, part), None if y is None else linear.targets(y, part))
+        count = max(1, picks.size * inputs * groups // CHUNK)
+        halves = (np.array_split(p, count) for p in (picks, picks if theirs is None else theirs))
+        for mine, of_y in zip(*halves, strict=True):
+            self.add(linear.rows(x, shape, mine), None if y is None else linear.targets(y, of_y))
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(

@@ -30,6 +30,7 @@ from onnxprune.model.constants import tensor_in
 from onnxprune.model.loaded import Model
 from onnxprune.model.tensors import StoredSparseValues
 from onnxprune.ops import failures, rule_for
+from onnxprune.ops.base import Rule
 from onnxprune.runtime import Session
 
 MEMORY = 1 << 28
@@ -81,6 +82,7 @@ class Stepwise:
         for reads in self.reads:
             for name in reads:
                 self._left[name] += 1
+        self._shared = {n for n, count in self._left.items() if count > 1} | {o.name for o in proto.graph.output}
         self._done = np.zeros(len(self.nodes), bool)
         self._kept: dict[str, list[Array | Path]] = {
             name: [s[name] for s in samples]
@@ -108,7 +110,7 @@ class Stepwise:
         return name in self._fixed
 
     def is_plain(self, name: str) -> bool:
-        """A constant that can be written: stored as the numbers it is, made of such by moving them about, or decoded from stored codes."""
+        """A constant that can be written: stored as the numbers it is, made of such by moving or rounding them, or decoded from codes."""
         return self._is_stored(name) or (name in self._fixed and self.encoded(name, self.constant(name)) is not None)
 
     def _is_stored(self, name: str) -> bool:
@@ -120,19 +122,72 @@ class Stepwise:
         return all(self._is_stored(n) for n in self.reads[at])
 
     def encoded(self, name: str, value: Array) -> tuple[int, Array] | None:
-        """The node that decodes a constant, and the codes that give `value`; None where it is not decoded from stored ones."""
-        at = self.maker.get(name)
-        if at is None:
+        """The node that reads what a constant is decoded and moved from, and what it has to read there for the constant to become `value`.
+
+        None where there is no such node, or where what it reads is not stored.
+        """
+        chain = self._from_storage(name)
+        if not chain or not self._is_stored(self.nodes[chain[-1]].input[0]):
             return None
-        node = self.nodes[at]
-        rule = rule_for(node.op_type, node.domain)
-        encode = rule.encode
-        if encode is None or not all(n in self.initializers for n in node.input if n):
+        coder = next((self.nodes[k] for k in chain if self._rule(k).rounds), None)
+        for k in chain:
+            node, rule = self.nodes[k], self._rule(k)
+            if rule.rounds or (coder is not None and rule.coded):
+                if coder is None or not self._decodes(node, coder):
+                    return None
+                continue  # what is rounded is stored as the numbers it is
+            attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            inputs = [self.constant(n) for n in node.input if n]
+            assert rule.encode is not None
+            found = failures.attempt(
+                rule, "encode", failures.label(node), partial(rule.encode, attrs, value, inputs), None
+            )
+            if found is None:
+                return None
+            value = found
+        return chain[-1], value.astype(self.constant(self.nodes[chain[-1]].input[0]).dtype)
+
+    def as_read(self, name: str, value: Array) -> Array | None:
+        """What a constant becomes once `value` is written where it is stored; None where it is not kept in codes."""
+        found = self.encoded(name, value) if any(self._rule(k).coded for k in self._from_storage(name)) else None
+        if found is None:
             return None
-        attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        inputs = [self.constant(n) for n in node.input if n]
-        codes = failures.attempt(rule, "encode", failures.label(node), partial(encode, attrs, value, inputs), None)
-        return None if codes is None else (at, codes)
+        node, stored = found
+        old, trial = self.nodes[node].input[0], f"{name}__trial"
+        self.initializers[trial] = numpy_helper.from_array(np.ascontiguousarray(stored), trial)
+        self._fixed.add(trial)
+        try:
+            self._read(node, trial)
+            return next(self._run(self._ancestors(name, set()), [name], iter([{}])))[0]
+        finally:
+            self._read(node, old)
+
+    def _read(self, node: int, name: str) -> None:
+        self.nodes[node].input[0] = name
+        self.reads[node] = read_by(self.nodes[node])
+
+    def _rule(self, node: int) -> Rule:
+        return rule_for(self.nodes[node].op_type, self.nodes[node].domain)
+
+    def _from_storage(self, name: str) -> list[int]:
+        """Nodes that a constant passes from where it is stored, the last one first; none where other nodes read what lies between."""
+        chain: list[int] = []
+        at = self.maker.get(name) if name in self._fixed else None
+        while at is not None and (self._rule(at).rounds or self._rule(at).encode is not None):
+            chain.append(at)
+            source = self.nodes[at].input[0]
+            at = None if source in self._shared else self.maker.get(source)
+        return chain
+
+    def _decodes(self, decoder: NodeProto, coder: NodeProto) -> bool:
+        """Does one node take the numbers that the other one rounds to codes: the same scales and zero points?"""
+        own = [np.sort(self.constant(n).astype(np.float64), axis=None) for n in coder.input[1:] if n]
+
+        def has(name: str) -> bool:
+            value = np.sort(self.constant(name).astype(np.float64), axis=None)
+            return any(np.array_equal(value, x) for x in own)
+
+        return all(not n or n in coder.input or has(n) for n in decoder.input[1:])
 
     def constant(self, name: str) -> Array:
         """The value of a constant tensor."""
@@ -293,9 +348,9 @@ class Stepwise:
                 self.nodes[node].input.append("")
             self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
             self._fixed.add(name)
-            for stale in (name, *self.nodes[node].output):
-                self._constants.pop(stale, None)
+            self._constants.pop(name, None)
             self.nodes[node].input[i] = name
+        self._constants = {n: v for n, v in self._constants.items() if n in self.initializers}
         self.reads[node] = read_by(self.nodes[node])
 
 

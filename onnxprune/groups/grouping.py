@@ -268,6 +268,8 @@ def _groups(
     live = np.zeros(count + 1, bool)  # between two constants there is nothing to remove
     for facet in [*work.activations, *units.boxes]:
         live[classes[facet.ravel()]] = True
+    for _ in range(3):  # what lies in a row (of rows) that lives
+        live[work.child[live[work.parent]]] = True
     offered &= live[:-1] | is_parent
     linked_of = blocks.linked[work.atoms]
     for c in np.flatnonzero(offered & ~work.is_column):

@@ -52,8 +52,13 @@ class Rule:
         `[]` or `[C]`.
     adds: the output is the sum of its two inputs.
     coded: the output is a quantized code, or decoded from one: behind it a constant is not stored as the numbers it is.
-    encode: the codes that decode to (about) a value, from the decoder's attributes and inputs; None where there are none.
+    rounds: the output is the first input, rounded to codes. What is decoded behind it is still stored as the numbers it is (fake
+        quantization).
+    encode: what the first input has to be for the output to become (about) a value, from attributes and inputs: codes for a decoder,
+        the value moved back for a movement; None where there is none.
     random: the output is drawn anew in every run, or may be.
+    picks: inputs whose values decide which positions of the others the outputs have (indices, conditions); -1, -2, … stand for outputs
+        that say so. places: whatever is written there, positions of the output are those of the first input.
     weights: gets a `LinearContext`; returns `(input, contracted axis)` of each operand that it multiplies by, where `linear` does not
         cover it.
     idle: gets an `IdleContext`; returns True where the node certainly gives its first input back, and may be taken out.
@@ -81,8 +86,11 @@ class Rule:
     step: Callable[[dict[str, Any], list[Array]], Array] | None = None
     adds: bool = False
     coded: bool = False
+    rounds: bool = False
     encode: Callable[[dict[str, Any], Array, list[Array]], Array | None] | None = None
     random: bool = False
+    picks: tuple[int, ...] = ()
+    places: bool = False
     weights: Callable[[LinearContext], list[tuple[int, int]]] | None = None
     idle: Callable[[IdleContext], bool] | None = None
     mixing: Mixing | Callable[[dict[str, Any]], Mixing | None] | None = None
@@ -157,6 +165,7 @@ class MapContext:
         units: UnitTable,
         opset: int,
         walk: Callable[[Graph, dict[str, Maps]], list[tuple[Maps, Shape | None]] | None],
+        share: Callable[[list[Graph], Pin], None],
         indices: set[str],
         is_dynamic: Callable[[str, int], bool],
     ) -> None:
@@ -170,6 +179,7 @@ class MapContext:
         self._parts = parts
         self._values = values
         self._walk = walk
+        self._share = share
         self._indices = indices
         self._is_dynamic = is_dynamic
         self.given: dict[int, Maps] = {}
@@ -287,6 +297,10 @@ class MapContext:
     def subgraph(self, name: str, inputs: dict[str, Maps]) -> list[tuple[Maps, Shape | None]] | None:
         """Maps and shapes of a subgraph's outputs after walking it; None where it was not observed."""
         return self._walk(self.node.subgraphs[name], inputs) if name in self.node.subgraphs else None
+
+    def share_constants(self, names: tuple[str, ...], reason: str) -> None:
+        """A constant that several of these subgraphs read, each in the same place of its own, is cut in all of them alike."""
+        self._share([self.node.subgraphs[n] for n in names if n in self.node.subgraphs], self.because(reason))
 
     def pass_through(self, i: int = 0) -> Maps:
         """The maps of input `i`, brought to the rank of the output."""

@@ -140,12 +140,12 @@ def roi_align(ctx: MapContext) -> list[Maps]:
 
 
 RULES = [
-    Rule(("GatherElements",), "indexing", gather_elements),
-    Rule(("GatherND",), "indexing", gather_nd, params=(1,), adjust=follow_rows),
-    Rule(("ScatterND",), "indexing", scatter_nd, params=(1,), adjust=follow_rows),
-    Rule(("ScatterElements", "Scatter"), "indexing", scatter_elements),
+    Rule(("GatherElements",), "indexing", gather_elements, picks=(1,)),
+    Rule(("GatherND",), "indexing", gather_nd, params=(1,), adjust=follow_rows, picks=(1,)),
+    Rule(("ScatterND",), "indexing", scatter_nd, params=(1,), adjust=follow_rows, places=True),
+    Rule(("ScatterElements", "Scatter"), "indexing", scatter_elements, places=True),
     Rule(("Trilu",), "indexing", triangle, params=(1,)),
     Rule(("GridSample",), "indexing", grid_sample),
-    Rule(("ReverseSequence",), "indexing", reverse_sequence, params=(1,)),
-    Rule(("RoiAlign",), "indexing", roi_align),
+    Rule(("ReverseSequence",), "indexing", reverse_sequence, params=(1,), picks=(1,)),
+    Rule(("RoiAlign",), "indexing", roi_align, picks=(1, 2)),
 ]

@@ -175,16 +175,18 @@ OPTIMIZED = (
     "com.microsoft.nchwc::GlobalAveragePool com.microsoft.nchwc::ReorderInput com.microsoft.nchwc::ReorderOutput "
     "com.microsoft.nchwc::Upsample"
 )
+BOXES, COMPARES = "selects boxes by comparing all of them", "compares all positions"
+SELECTS = (BOXES, COMPARES)
 PINNED = {
     "AffineGrid": "makes a grid of it",
     "BlackmanWindow HammingWindow HannWindow MelWeightMatrix": "makes a table of this size",
     "Bernoulli Multinomial RandomNormalLike RandomUniformLike": RANDOM,
     "ImageDecoder": "decodes an image",
     "MaxUnpool": "writes to flat positions, which count channels",
-    "NonMaxSuppression": "selects boxes by comparing all of them",
+    "NonMaxSuppression": BOXES,
     "STFT": "transforms the whole signal",
     "TfIdfVectorizer": "counts n-grams over all positions",
-    "Unique com.microsoft::Unique": "compares all positions",
+    "Unique com.microsoft::Unique": COMPARES,
     "Optional OptionalGetElement OptionalHasElement": OPTIONAL,
     "SequenceMap": "runs a function on each tensor of a sequence",
     "RegexFullMatch StringConcat StringNormalizer StringSplit": STRINGS,
@@ -218,7 +220,7 @@ RULES = [
     Rule(("BitCast",), "pointwise", unary),
     Rule(("CenterCropPad",), "movement", center_crop_pad, params=(1,), adjust=follow_crop),
     Rule(("Col2Im",), "movement", col2im, params=(1, 2)),
-    Rule(("Compress",), "indexing", compress),
+    Rule(("Compress",), "indexing", compress, picks=(1,)),
     Rule(("DFT",), "pins the axis", dft, params=(2,)),
     Rule(("Det",), "pins the axis", determinant),
     Rule(("com.microsoft::Inverse",), "pins the axis", matrices),
@@ -232,19 +234,26 @@ RULES = [
         weights=weights_at((1, 1)),
     ),
     Rule(("MaxRoiPool",), "pooling", max_roi_pool),
-    Rule(("TensorScatter",), "indexing", tensor_scatter),
+    Rule(("TensorScatter",), "indexing", tensor_scatter, places=True),
     Rule(("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"), "pins", class_loss, note="compares all classes"),
     Rule(("com.microsoft::CropAndResize",), "pooling", resized_channels),
     Rule(("com.microsoft::CDist",), "contraction", distances, reference=silence_operands),
     Rule(("com.microsoft::ScaledSiLU",), "pointwise", scaled),
     Rule(("com.microsoft::Trilu",), "indexing", triangle, params=(1,)),
     Rule(("com.microsoft::GridSample",), "indexing", grid_sample),
-    Rule(("com.microsoft::GatherND",), "indexing", gather_nd),
+    Rule(("com.microsoft::GatherND",), "indexing", gather_nd, picks=(1,)),
     Rule(("com.microsoft::ExpandDims",), "movement", reshaped, params=(1,)),
     Rule(("com.microsoft::Pad",), "movement", pad, params=(1, 2), adjust=pad_adjust),
     Rule(tuple(OPTIMIZED.split()), "pins", blocked, note=MACHINE),
     *[
-        Rule(tuple(names.split()), "pins", keeps(reason), note=reason, random=reason == RANDOM)
+        Rule(
+            tuple(names.split()),
+            "pins",
+            keeps(reason),
+            note=reason,
+            random=reason == RANDOM,
+            picks=(-1,) if reason in SELECTS else (),
+        )
         for names, reason in PINNED.items()
     ],
 ]

@@ -6,6 +6,7 @@ Head splits, packed projections, channel shuffles, window partitions, halves of 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -302,6 +303,18 @@ def gather_adjust(edit: Edit) -> None:
         edit.set_input(1, positions_left(edit, axis, index).astype(index.dtype))
 
 
+# ---------------------------------------------------------------- back to where a constant is stored
+
+
+def shape_back(attrs: dict[str, Any], value: Array, inputs: list[Array]) -> Array:
+    return value.reshape(inputs[0].shape)
+
+
+def order_back(attrs: dict[str, Any], value: Array, inputs: list[Array]) -> Array:
+    order = attrs.get("perm")
+    return value.transpose(None if order is None else np.argsort(order))
+
+
 # ---------------------------------------------------------------- nodes that move nothing
 
 
@@ -323,15 +336,42 @@ def whole_slice(ctx: IdleContext) -> bool:
 
 
 RULES = [
-    Rule(("Reshape",), "movement", reshaped, params=(1,), adjust=follow_target, idle=same_shape, mixing="copy"),
-    Rule(("Flatten",), "movement", reshaped, idle=same_shape, mixing="copy"),
-    Rule(("Squeeze",), "movement", reshaped, params=(1,), adjust=squeeze_adjust, idle=same_shape, mixing="copy"),
-    Rule(("Unsqueeze",), "movement", reshaped, params=(1,), idle=same_shape, mixing="copy"),
-    Rule(("Transpose",), "movement", transposed, idle=same_axes, mixing="copy"),
+    Rule(
+        ("Reshape",),
+        "movement",
+        reshaped,
+        params=(1,),
+        adjust=follow_target,
+        idle=same_shape,
+        mixing="copy",
+        encode=shape_back,
+    ),
+    Rule(("Flatten",), "movement", reshaped, idle=same_shape, mixing="copy", encode=shape_back),
+    Rule(
+        ("Squeeze",),
+        "movement",
+        reshaped,
+        params=(1,),
+        adjust=squeeze_adjust,
+        idle=same_shape,
+        mixing="copy",
+        encode=shape_back,
+    ),
+    Rule(("Unsqueeze",), "movement", reshaped, params=(1,), idle=same_shape, mixing="copy", encode=shape_back),
+    Rule(("Transpose",), "movement", transposed, idle=same_axes, mixing="copy", encode=order_back),
     Rule(("Concat",), "movement", concat, idle=of_one, mixing="copy"),
     Rule(("Split",), "movement", split, params=(1,), adjust=split_adjust, mixing="copy"),
-    Rule(("Slice",), "movement", sliced, params=(1, 2, 3, 4), adjust=slice_adjust, idle=whole_slice, mixing="copy"),
-    Rule(("Gather",), "movement", gather, params=(1,), adjust=gather_adjust, mixing="copy"),
+    Rule(
+        ("Slice",),
+        "movement",
+        sliced,
+        params=(1, 2, 3, 4),
+        adjust=slice_adjust,
+        idle=whole_slice,
+        mixing="copy",
+        picks=(1, 2, 3, 4),
+    ),
+    Rule(("Gather",), "movement", gather, params=(1,), adjust=gather_adjust, mixing="copy", picks=(1,)),
 ]
 
 __all__ = ["RULES", "expand_axes", "follow_target"]

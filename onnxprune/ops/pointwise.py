@@ -117,6 +117,10 @@ def encode(attrs: dict[str, Any], value: Array, inputs: list[Array]) -> Array | 
     return np.clip(found, limits.min, limits.max).astype(codes.dtype)
 
 
+def same_value(attrs: dict[str, Any], value: Array, inputs: list[Array]) -> Array:
+    return value
+
+
 def as_stored(attrs: dict[str, Any], value: Array, inputs: list[Array]) -> Array | None:
     """A Cast: the value in the type of what is stored, if that holds numbers as large."""
     stored = inputs[0].dtype
@@ -153,7 +157,7 @@ def cast_mixing(attrs: dict[str, Any]) -> Mixing | None:
 
 
 RULES = [
-    Rule(("Identity",), "pointwise", unary, alias=True, step=unchanged, idle=always, mixing="copy"),
+    Rule(("Identity",), "pointwise", unary, alias=True, step=unchanged, idle=always, mixing="copy", encode=same_value),
     Rule(("Cast",), "pointwise", unary, idle=has_type, mixing=cast_mixing, encode=as_stored),
     Rule(tuple(UNARY), "pointwise", unary),
     Rule(("Max", "Min"), "pointwise", unary, idle=of_one),
@@ -166,6 +170,6 @@ RULES = [
         ("Dropout",), "pointwise", dropout, params=(1, 2), step=unchanged, idle=is_inference, random=True, mixing="sum"
     ),
     Rule(("Add",), "pointwise", unary, adds=True, mixing="sum"),
-    Rule(("QuantizeLinear",), "pointwise", quantize, note=SLICED, coded=True),
+    Rule(("QuantizeLinear",), "pointwise", quantize, note=SLICED, coded=True, rounds=True),
     Rule(("DequantizeLinear",), "pointwise", quantize, note=SLICED, coded=True, encode=encode),
 ]

@@ -21,7 +21,7 @@ from onnxprune.ops.base import CostContext, Edit, MapContext, MaskEdit, Rule
 from onnxprune.ops.conv import convolved, follow_groups
 from onnxprune.ops.labelled import Operand, combine, named, operand, unnamed
 from onnxprune.ops.movement import joined
-from onnxprune.ops.pointwise import broadcast, quantize
+from onnxprune.ops.pointwise import broadcast, encode, quantize
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,8 @@ RULES = [
         reference=silence,
     ),
     Rule(("DynamicQuantizeLinear",), "pointwise", dynamic_quantize, coded=True),
-    Rule(("com.microsoft::QuantizeLinear", "com.microsoft::DequantizeLinear"), "pointwise", quantize, coded=True),
+    Rule(("com.microsoft::QuantizeLinear",), "pointwise", quantize, coded=True, rounds=True),
+    Rule(("com.microsoft::DequantizeLinear",), "pointwise", quantize, coded=True, encode=encode),
     Rule(("com.microsoft::QLinearSigmoid", "com.microsoft::QLinearLeakyRelu"), "pointwise", quantized_unary),
     Rule(("com.microsoft::QLinearAdd", "com.microsoft::QLinearMul"), "pointwise", quantized_binary),
     Rule(("com.microsoft::QLinearWhere",), "pointwise", quantized_where),

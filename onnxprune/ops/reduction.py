@@ -294,7 +294,7 @@ RULES = [
     Rule(("LpPool", "GlobalMaxPool", "GlobalLpPool"), "pooling", pooled),
     Rule(("Softmax", "LogSoftmax", "Hardmax"), "pins the axis", single_axis),
     Rule(("ArgMax", "ArgMin"), "pins the axis", arg),
-    Rule(("TopK",), "pins the axis", top_k, params=(1,)),
+    Rule(("TopK",), "pins the axis", top_k, params=(1,), picks=(-2,)),
     Rule(("CumSum", "CumProd"), "pins the axis", cumulative, params=(1,)),
     Rule(("LRN",), "pins the channels", local_response),
     Rule(("LpNormalization",), "normalization (exact)", lp_normalization),

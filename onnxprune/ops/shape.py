@@ -59,5 +59,6 @@ RULES = [
     Rule(("Range",), "shape", none, params=(0, 1, 2)),
     Rule(("Constant",), "source (no units)", none),
     Rule(("RandomNormal", "RandomUniform"), "source (no units)", none, random=True),
-    Rule(("EyeLike", "OneHot", "NonZero"), "pins", positions, note="makes a tensor of positions"),
+    Rule(("EyeLike", "OneHot"), "pins", positions, note="makes a tensor of positions"),
+    Rule(("NonZero",), "pins", positions, note="makes a tensor of positions", picks=(-1,)),
 ]

@@ -20,10 +20,14 @@ class Fit:
 
 @dataclass(frozen=True)
 class Repair:
-    """recover: how; changed: (node key, input) of every constant that was fitted; before, after: damage on held-out samples."""
+    """recover: how; changed: (node key, input) of every constant that was fitted; before, after: damage on held-out samples.
+
+    unpaired: layers that were left out, as other values pick other rows for them than in the original.
+    """
 
     recover: str
     fits: tuple[Fit, ...]
     changed: tuple[tuple[str, int], ...]
     before: float | None = None
     after: float | None = None
+    unpaired: tuple[str, ...] = ()

@@ -25,6 +25,7 @@ from onnx import helper
 from onnxprune import ops
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.moments import Moments
+from onnxprune.calibrate.pairing import Pairing
 from onnxprune.calibrate.positions import allotted, pick
 from onnxprune.calibrate.stepwise import Stepwise, flat_model
 from onnxprune.cut.bypass import Bypass
@@ -71,7 +72,8 @@ def compensate(
         if fit is not None:
             fits.append(fit)
         progress((k + 1) / len(run.layers))
-    return Repaired(with_constants(pruned, run.changes), Repair(recover, tuple(fits), tuple(run.changes)))
+    made = Repair(recover, tuple(fits), tuple(run.changes), unpaired=tuple(run.unpaired))
+    return Repaired(with_constants(pruned, run.changes), made)
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class _Repairs:
         found = find_layers(self.flat, shape, self.new.is_plain)
         known = {x.key for x in calibration.layers}
         self.layers = [x for x in found if x.key in known and not self.new.is_constant(x.x)]
+        self.pairing = Pairing(self.new, self.old, self.layers)
+        self.unpaired: list[str] = []
         self.changes: dict[tuple[str, int], Array] = {}
         self.outputs = {o.name for o in self.flat.graph.output}
         self.readers: dict[str, list[int]] = {}
@@ -141,6 +145,8 @@ class _Repairs:
         can_bias = linear.b is not None or layer.adder is not None
         train, held = self._moments(layer, w)
         self.pending.discard(layer.node)
+        if not train.count and self.pairing.is_picked(layer.x):
+            self.unpaired.append(layer.key)
         if not train.count or not np.isfinite(train.xx).all() or not np.isfinite(train.xy).all():
             return None
         if not held.count:
@@ -153,15 +159,16 @@ class _Repairs:
             shift = _bias_for(train, w)
             best = min(best, (float(held.error(w, shift).sum()), np.inf, w), key=lambda x: x[0])
         for ridge, fitted in _ridges(train, w, can_bias) if refit else ():
-            error = float(held.error(fitted, _bias_for(train, fitted) if can_bias else bias).sum())
+            read = self._as_read(layer, fitted)
+            error = float(held.error(read, _bias_for(train, read) if can_bias else bias).sum())
             best = min(best, (error, ridge, fitted), key=lambda x: x[0])
         error, chosen, w = best
         if chosen is None or before - error <= ROUNDING * scale:
             return Fit(layer.key, float(before) / scale, float(before) / scale, None)
+        if can_bias:
+            self._set_bias(layer, _bias_for(train, self._as_read(layer, w)), weight.dtype)
         if np.isfinite(chosen):
             self._set(layer.node, layer.key, linear.w, linear.kernel(w), weight.dtype)
-        if can_bias:
-            self._set_bias(layer, _bias_for(train, w), weight.dtype)
         return Fit(layer.key, float(before) / scale, error / scale, chosen)
 
     # -- what is fitted to what
@@ -174,13 +181,15 @@ class _Repairs:
         parts = [Moments.empty(*w.shape), Moments.empty(*w.shape)]
         maps = self.analysis.maps.get(layer.y, ())
         count = allotted(w.shape[1], w.shape[0], self.new.count)
-        samples = zip(self.new.values(layer.x), self.old.values(layer.y), missing, strict=False)
-        for k, (x, y, lack) in enumerate(samples):
+        rows = self.pairing.rows(layer)
+        samples = zip(self.new.values(layer.x), self.old.values(layer.y), missing, rows, strict=False)
+        for k, (x, y, lack, same) in enumerate(samples):
             y = compress(y, maps, self.gone)
             for part in lack:
                 y = y + part.astype(y.dtype)
-            chosen = pick(linear.positions(y.shape), count, (self.seed, layer.node, k))
-            parts[self.held[k]].unfold(linear, x, y.shape, chosen, y)
+            shape, mine, theirs = same.positions(layer, x, y)
+            chosen = pick(mine.size, count, (self.seed, layer.node, k))
+            parts[self.held[k]].unfold(linear, x, shape, mine[chosen], y, theirs[chosen])
         self.new.release(layer.x)
         self.old.release(layer.y)
         later = {x.y for x in self.layers if x.node in self.pending and x.node != layer.node}
@@ -204,6 +213,8 @@ class _Repairs:
         nodes, tensor = self.new.nodes, layer.y
         scale: Array = np.ones(())
         found: list[_Lack] = []
+        if self.pairing.is_picked(layer.y):  # its rows may be others than those of what is missing
+            return found
         for _ in range(6):
             readers = self.readers.get(tensor, [])
             if len(readers) != 1 or tensor in self.outputs:
@@ -241,7 +252,12 @@ class _Repairs:
     def _is_ready(self, layer: LinearLayer, other: str, mine: str) -> bool:
         """Can the other operand be had without this layer and layers that are still to be repaired?"""
         shapes = self.analysis.observation.shapes
-        if other not in self.old.maker or shapes.get(other) != shapes.get(mine) or not self.old.can(other):
+        if (
+            self.pairing.is_picked(other)
+            or other not in self.old.maker
+            or shapes.get(other) != shapes.get(mine)
+            or not self.old.can(other)
+        ):
             return False
         return not self.pending & self.new.before(other, self.pending.__contains__)
 
@@ -263,6 +279,11 @@ class _Repairs:
         old = self.new.constant(layer.b)
         key = next(o for o in self.new.nodes[node].output if o)
         self._set(node, key, i, old + bias.reshape(-1).astype(old.dtype), old.dtype)
+
+    def _as_read(self, layer: LinearLayer, w: Floats) -> Floats:
+        """The weights as the layer reads them: rounded, where they are kept in codes."""
+        kernel = self.new.as_read(layer.w, layer.linear.kernel(w))
+        return w if kernel is None else layer.linear.matrix(kernel.astype(np.float64))
 
     def _set(self, node: int, key: str, i: int, value: Array, dtype: np.dtype[np.generic]) -> None:
         tensor = self.new.nodes[node].input[i] if i < len(self.new.nodes[node].input) else ""

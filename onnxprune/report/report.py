@@ -150,4 +150,5 @@ def _repair(repair: Repair) -> RepairSummary:
         fits=tuple(
             FitRow(f.layer, Pair(f.before, f.after), "bias" if f.ridge == inf else f.ridge) for f in repair.fits
         ),
+        unpaired=repair.unpaired,
     )

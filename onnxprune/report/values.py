@@ -135,6 +135,7 @@ class RepairSummary:
     fitted: how many were.
     damage: divergence of the model's outputs from the original's on held-out samples, before and after.
     fits: layer by layer.
+    unpaired: layers that were left out: which rows they see depends on values, and in the pruned model they see others.
     """
 
     recover: str
@@ -142,6 +143,7 @@ class RepairSummary:
     fitted: int
     damage: Pair[float | None]
     fits: tuple[FitRow, ...]
+    unpaired: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,14 @@ def warnings(
     found += [text for text in failures.seen() if text not in analysis.crashed]
     found += _of_samples(calibration, repair) if calibration is not None else ()
     if repair is not None:
-        if not repair.changed and is_quantized(analysis.model.proto.graph):
+        if not repair.fits and is_quantized(analysis.model.proto.graph):
             found.append("no layer could be fitted, as the weights are integer codes; prune before quantizing")
+        if repair.unpaired:
+            names = ", ".join(f"'{x}'" for x in repair.unpaired[:3])
+            found.append(
+                f"{len(repair.unpaired)} layers were not fitted ({names}): values decide which rows they see, and in the pruned model "
+                "these are others"
+            )
         if repair.after is not None and not repair.after <= FAR:
             found.append(
                 f"the result is far from the original (divergence {repair.after:.2g}); keep more, or fine-tune it"

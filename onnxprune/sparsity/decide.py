@@ -19,6 +19,7 @@ import numpy as np
 
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.moments import Moments
+from onnxprune.calibrate.pairing import Pairing
 from onnxprune.calibrate.positions import allotted, pick
 from onnxprune.calibrate.stepwise import Stepwise, flat_model
 from onnxprune.groups.analysis import Analysis, Use
@@ -176,6 +177,7 @@ class _Surgeon:
         self.flat = flat_model(model.beside(base), samples[0])
         self.new = Stepwise(model.beside(self.flat), samples)
         self.old = Stepwise(model.beside(calibration.flat), samples)
+        self.pairing = Pairing(self.new, self.old, calibration.layers)
         self.keys = [next((o for o in n.output if o), "") for n in calibration.flat.graph.node]
 
     def run(self, progress: Progress) -> None:
@@ -192,20 +194,24 @@ class _Surgeon:
         values = np.asarray(self.constants[weight.tensor].values)
         scale = getattr(layer.linear, "alpha", 1.0)
         w0 = weight.matrix(values).astype(np.float64) * scale
-        if len(weight.uses) + weight.shared > 1:
-            moments = self.moments[weight.tensor]
-            assert moments is not None
-            second = _second(moments, centred=False)
-            w = refined(self._cut(w0, w0, factor(second), weight), w0, damped(second, DAMPING))
-        else:
-            w = self._fitted(layer, weight, w0)
+        is_shared = len(weight.uses) + weight.shared > 1
+        w = self._alone(weight, w0) if is_shared else self._fitted(layer, weight, w0)
         if not np.isfinite(w.astype(values.dtype)).all():  # nothing was learned: by magnitude
             w = self._cut(w0, w0, np.broadcast_to(np.eye(w0.shape[1]), (w0.shape[0], *[w0.shape[1]] * 2)), weight)
         self.sparse.values[weight.tensor] = weight.stored(values, w / scale)
 
+    def _alone(self, weight: SparseWeight, w0: Floats) -> Array:
+        """Cut and repaired on what the layer reads in the original."""
+        moments = self.moments[weight.tensor]
+        assert moments is not None
+        second = _second(moments, centred=False)
+        return refined(self._cut(w0, w0, factor(second), weight), w0, damped(second, DAMPING))
+
     def _fitted(self, layer: LinearLayer, weight: SparseWeight, w0: Floats) -> Array:
         """Fit, cut, and keep the ridge that held-out samples like best; the bias follows. NaN where the inputs teach nothing."""
         train, held = self._look(layer, w0)
+        if not train.count:  # no input of it is one of the original's
+            return self._alone(weight, w0)
         held = held if held.count else train
         old_bias = self._bias(layer, w0)
         free = old_bias is not None
@@ -253,9 +259,11 @@ class _Surgeon:
         linear = layer.linear
         parts = [Moments.empty(*w.shape), Moments.empty(*w.shape)]
         count = allotted(w.shape[1], w.shape[0], self.new.count)
-        for k, (x, y) in enumerate(zip(self.new.values(layer.x), self.old.values(layer.y), strict=True)):
-            chosen = pick(linear.positions(y.shape), count, (self.seed, layer.node, k))
-            parts[self.calibration.samples.held[k]].unfold(linear, x, y.shape, chosen, y)
+        samples = zip(self.new.values(layer.x), self.old.values(layer.y), self.pairing.rows(layer), strict=True)
+        for k, (x, y, same) in enumerate(samples):
+            shape, mine, theirs = same.positions(layer, x, y)
+            chosen = pick(mine.size, count, (self.seed, layer.node, k))
+            parts[self.calibration.samples.held[k]].unfold(linear, x, shape, mine[chosen], y, theirs[chosen])
         self.new.release(layer.x)
         self.old.release(layer.y)
         return parts[0], parts[1]
@@ -285,6 +293,8 @@ class _Surgeon:
         matrix = weight.matrix(self.sparse.values[weight.tensor]) * getattr(layer.linear, "alpha", 1.0)
         old = self.new.constant(layer.w)
         kernel = np.ascontiguousarray(layer.linear.kernel(matrix).astype(old.dtype))
+        read = self.new.as_read(layer.w, kernel)
+        kernel = kernel if read is None else read
         self.new.replace(self.new.maker[layer.key], {layer.linear.w: kernel})
 
 

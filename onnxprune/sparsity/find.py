@@ -4,7 +4,7 @@
     Gemm, MatMul           the contracted axis, transposed or not
     LSTM, GRU, RNN         the last axis of W and R
 
-A weight may lie behind nodes that only move or cast it (`moved`). What is stored once is found once.
+A weight may lie behind nodes that only move or cast it (`moved`), or round it to codes and back. What is stored once is found once.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ class _Finder:
     def _stored(self, key: str) -> Stored | Left | None:
         """None where it depends on inputs."""
         moves: list[Move] = []
+        decoder: Node | None = None
         at = key
         while at not in self.view.constants:
             node = self.makers.get(at)
@@ -144,13 +145,15 @@ class _Finder:
             rule = ops.rule_for(node.op, node.domain)
             source = node.inputs[0] if node.inputs else ""
             if rule.coded:
-                held = source if source in self.view.constants else at
-                return Left(held, "", f"is quantized (it comes from {node})")
+                decoder, at = decoder or node, source
+                continue
             if not source or node.domain not in ("", "ai.onnx") or node.op not in SAME | RESHAPES | {"Transpose"}:
                 return Left(at, "", f"is computed by {node}, not stored")
             if node.op not in SAME:
                 moves.insert(0, self._move(node, at))
             at = source
+        if decoder is not None and self._kind(at) != "f":
+            return Left(at, "", f"is quantized (it comes from {decoder})")
         return Stored(at, tuple(moves))
 
     def _move(self, node: Node, output: str) -> Move:

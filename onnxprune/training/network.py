@@ -49,6 +49,7 @@ class Network:
         self.parameters: dict[str, Tensor] = {k: self.constants[k].clone().requires_grad_() for k in self.weights}
         self.opaque: dict[str, Step] = {}
         self._sessions: dict[str, Session] = {}
+        self._stored = {k: helper.np_dtype_to_tensor_dtype(v.dtype) for k, v in self.program.constants.items()}
         self._attrs = {id(s): self._tensors(s.attrs) for s in self.program.walk()}
         self._last = _last_reads(self.program.body)
         self._types: dict[str, int] | None = None
@@ -141,7 +142,8 @@ class Network:
         inputs = tuple(values[k] if k else None for k in step.inputs)
         if step.function.blocked:
             inputs = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in inputs)
-        call = Call(inputs, self._attrs[id(step)], step.opset, len(step.outputs), self.precision)
+        types = tuple(self._stored.get(k) for k in step.inputs)
+        call = Call(inputs, self._attrs[id(step)], step.opset, len(step.outputs), self.precision, types)
         try:
             result = step.function.run(call)
         except (Unsupported, RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError):
@@ -185,7 +187,7 @@ class Network:
                 graph = proto.graph
             known = [*graph.value_info, *graph.input, *graph.output]
             self._types = {v.name: v.type.tensor_type.elem_type for v in known if v.type.tensor_type.elem_type}
-            self._types |= {k: helper.np_dtype_to_tensor_dtype(v.dtype) for k, v in self.program.constants.items()}
+            self._types |= self._stored
         return self._types
 
     def _tensors(self, attrs: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,8 @@ class Unsupported(Exception):
 class Call:
     """One node on its way: `inputs` (None where skipped), decoded `attrs`, its domain's `opset`, number of `outputs`.
 
-    float: what every floating type is computed in (float32; float64 to check gradients).
+    float: what every floating type is computed in (float32; float64 to check gradients). types: element types of inputs that are
+    constants, None for the others.
     """
 
     inputs: tuple[Tensor | None, ...]
@@ -42,6 +43,7 @@ class Call:
     opset: int
     outputs: int
     float: Any = torch.float32
+    types: tuple[int | None, ...] = ()
 
     def get(self, i: int) -> Tensor | None:
         return self.inputs[i] if i < len(self.inputs) else None
