@@ -115,14 +115,16 @@ class _Walk:
     def _pass(self, node: onnx.NodeProto) -> None:
         reads = _reads(node)
         outputs = [o for o in node.output if o]
-        by_size = rule_for(node.op_type, node.domain).carries_shape
+        rule = rule_for(node.op_type, node.domain)
+        by_size = rule.carries_shape
         if any((n in self.sizes) if by_size else (n in self.values) for n in reads) or _is_random(node):
             self.values.update(outputs)
         if by_size:
             return
         decided = [i for i, n in enumerate(node.input) if n in self.values and decides_size(node.op_type, i)]
         found = f"{node.op_type} '{node.name or outputs[0]}'" if decided else ""
-        found = found or next((self.sizes[n] for n in reads if n in self.sizes), "")
+        sized_by = node.input[:1] if rule.places else reads  # what is written somewhere changes no size
+        found = found or next((self.sizes[n] for n in sized_by if n in self.sizes), "")
         if found:
             self.sizes.update(dict.fromkeys(outputs, found))
 
