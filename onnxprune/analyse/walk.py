@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 
@@ -177,6 +178,38 @@ class _Walk:
         self.state |= inputs
         return self.graph(graph)
 
+    def share(self, graphs: list[Graph], pin: Pin) -> None:
+        """Tie what these subgraphs, of which a run takes one, read of the same constants: the first use in each, the second, …"""
+        reads: list[dict[str, list[Maps]]] = []
+        for graph in graphs:
+            mine: dict[str, list[Maps]] = defaultdict(list)
+            for node in graph.walk():
+                for i, key in enumerate(node.inputs):
+                    source = self.lazy.get(key)
+                    is_alias = rule(node).alias and i == 0
+                    if source is not None and source not in self.no_units and not is_alias:
+                        mine[source].append(self.uses.get((node.key, i), (source, ()))[1])
+            reads.append(mine)
+        for source in reads[0]:
+            each = [mine[source] for mine in reads if source in mine]
+            in_order = len({len(x) for x in each}) == 1
+            for first, *others in zip(*each, strict=True) if in_order else [tuple(chain.from_iterable(each))]:
+                for other in others:
+                    self._tie_alike(first, other, pin)
+
+    def _tie_alike(self, first: Maps, second: Maps, pin: Pin) -> None:
+        """Two index maps of one constant: facets along the same axes are tied, others stay."""
+        left = list(second)
+        for facet in first:
+            partner = next((f for f in left if f.shape == facet.shape), None)
+            if partner is None:
+                self.units.pin(facet.ravel(), pin)
+            else:
+                self.units.tie(facet, partner, pin)
+                left = [f for f in left if f is not partner]
+        for facet in left:
+            self.units.pin(facet.ravel(), pin)
+
     def node(self, node: Node) -> None:
         found = rule(node)
         if found is ops.UNKNOWN:
@@ -206,6 +239,7 @@ class _Walk:
             units=self.units,
             opset=self.view.opsets.get(domain, 1),
             walk=self.subgraph,
+            share=self.share,
             indices=self.no_units,
             is_dynamic=self.observation.is_dynamic,
         )

@@ -159,6 +159,7 @@ class MapContext:
         units: UnitTable,
         opset: int,
         walk: Callable[[Graph, dict[str, Maps]], list[tuple[Maps, Shape | None]] | None],
+        share: Callable[[list[Graph], Pin], None],
         indices: set[str],
         is_dynamic: Callable[[str, int], bool],
     ) -> None:
@@ -171,6 +172,7 @@ class MapContext:
         self._state = state
         self._values = values
         self._walk = walk
+        self._share = share
         self._indices = indices
         self._is_dynamic = is_dynamic
         self.given: dict[int, Maps] = {}
@@ -279,6 +281,10 @@ class MapContext:
     def subgraph(self, name: str, inputs: dict[str, Maps]) -> list[tuple[Maps, Shape | None]] | None:
         """Maps and shapes of a subgraph's outputs after walking it; None where it was not observed."""
         return self._walk(self.node.subgraphs[name], inputs) if name in self.node.subgraphs else None
+
+    def share_constants(self, names: tuple[str, ...], reason: str) -> None:
+        """A constant that several of these subgraphs read, each in the same place of its own, is cut in all of them alike."""
+        self._share([self.node.subgraphs[n] for n in names if n in self.node.subgraphs], self.because(reason))
 
     def pass_through(self, i: int = 0) -> Maps:
         """The maps of input `i`, brought to the rank of the output."""

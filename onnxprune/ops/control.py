@@ -11,8 +11,9 @@ from onnxprune.ops.labelled import Operand, combine, named, unnamed
 
 
 def branches(ctx: MapContext) -> list[Maps]:
-    """If: outputs of both branches are tied position by position where their shapes agree."""
+    """If: outputs of both branches are tied position by position where their shapes agree, and so are constants that both read."""
     then, other = ctx.subgraph("then_branch", {}), ctx.subgraph("else_branch", {})
+    ctx.share_constants(("then_branch", "else_branch"), "reads it in both branches, in one of which it has to stay")
     if then is None or other is None:
         for side in (then, other):
             for maps, _ in side or []:
