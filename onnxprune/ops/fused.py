@@ -9,12 +9,13 @@ from math import prod
 
 import numpy as np
 
-from onnxprune.groups.maps import Maps, simplify
+from onnxprune.groups.maps import Facet, Maps, simplify, varying
+from onnxprune.groups.units import Ids
 from onnxprune.ops.base import CostContext, Edit, MapContext, Rule
 from onnxprune.ops.labelled import Label, Named, Operand, bind, combine, named, operand, unnamed
 from onnxprune.ops.linear import LinearContext
 from onnxprune.ops.matmul import gemm, gemm_macs, gemm_weights
-from onnxprune.ops.pointwise import broadcast
+from onnxprune.ops.pointwise import broadcast, tie_blocks
 
 
 def _labels(
@@ -73,29 +74,75 @@ def fused_matmul_weights(ctx: LinearContext) -> list[tuple[int, int]]:
 def block_matmul(ctx: MapContext) -> list[Maps]:
     """MatMulNBits(A, B, scales, zero_points, g_idx, bias): y = A dequantize(B)'.
 
-    K is quantized in blocks, so it stays; N, one row of every table, can be pruned.
+    N, one row of every table, can be pruned, and of K whole blocks (where zero points are packed, as many as share a byte).
     """
     n, last = int(ctx.attr("N")), ctx.rank() - 1
-    kept = ctx.pin_axes(
-        0, (last,), f"quantizes its weights in blocks of {ctx.attr('block_size')} along the contracted axis"
-    )
     tables = [i for i in (1, 2, 3, 5) if ctx.has(i)]
     if ctx.attr("weight_prepacked", 0) or any(not ctx.is_lazy(i) or prod(ctx.shape(i)) % n for i in tables):
-        return [kept]
+        return [ctx.pin_axes(0, (last,), "has weights that are packed or computed")]
+    blocks = _contracted_blocks(ctx, last)
     ids = ctx.units.issue(n, str(ctx.node))
     for i in tables:
-        shape = ctx.shape(i)
+        shape, rest = ctx.shape(i), prod(ctx.shape(i)) // n
+        mine: list[Facet] = []
+        for block in blocks if i != 5 else ():
+            if len(shape) == 3:
+                mine.append(block.reshape(1, -1, 1))
+                continue
+            of_row = np.repeat(block, rest // block.size) if rest >= block.size else block[:: block.size // rest]
+            mine.append(np.tile(of_row, n) if shape[0] != n else of_row.reshape(1, -1))
         if shape[0] == n:
-            ctx.give(i, [ids.reshape(n, *[1] * (len(shape) - 1))])
+            ctx.give(i, [ids.reshape(n, *[1] * (len(shape) - 1)), *mine])
         else:  # the rows of all N, one after the other
-            ctx.give(i, [np.repeat(ids, shape[0] // n).reshape(shape[0], *[1] * (len(shape) - 1))])
+            ctx.give(i, [np.repeat(ids, rest), *mine])
+    kept = [f for f in ctx.maps(0) if f.shape[last] == 1]
     return [simplify([*kept, ids.reshape(*[1] * last, n)])]
 
 
-def follow_n(edit: Edit) -> None:
-    before, after = edit.old_out()[-1], edit.new_out()[-1]
-    if before != after:
-        edit.set_attr("N", after)
+def _contracted_blocks(ctx: MapContext, last: int) -> list[Ids]:
+    """Units of the blocks along the contracted axis, per facet of A; those that have to stay are pinned."""
+    k, size, bits = int(ctx.attr("K")), int(ctx.attr("block_size")), int(ctx.attr("bits", 4))
+    facets = [f for f in ctx.maps(0) if f.shape[last] > 1]
+    is_packed = ctx.has(3) and prod(ctx.shape(3)) != int(ctx.attr("N")) * (k // size)
+    together = size * (8 // bits if is_packed else 1)
+    if ctx.has(4) or k % together or any(varying(f) != (last,) for f in facets):
+        ctx.pin(facets, f"quantizes its weights in blocks of {together} along the contracted axis (of {k})")
+        return []
+    found = []
+    for facet in facets:
+        tie_blocks(ctx, facet.ravel(), together)
+        found.append(facet.ravel()[::size])
+    return found
+
+
+def gather_blocks(ctx: MapContext) -> list[Maps]:
+    """GatherBlockQuantized(table, indices, scales, zero_points): rows of a table whose width is quantized in blocks; whole blocks go."""
+    size, tables = int(ctx.attr("block_size", 128)), [i for i in (0, 2, 3) if ctx.has(i)]
+    width, last = ctx.out_shape()[-1], len(ctx.out_shape()) - 1
+    by_row = ctx.axis(0, "gather_axis") == 0 and ctx.axis(1, "quantize_axis") == ctx.rank() - 1 == 1
+    entries = [ctx.shape(i)[-1] for i in tables]
+    count = width // size
+    fits = width % size == 0 and all(n % count == 0 or count % n == 0 for n in entries)
+    if not by_row or not fits or any(not ctx.is_lazy(i) or ctx.rank(i) != 2 for i in tables):
+        for i in tables:
+            ctx.pin(ctx.maps(i) if not ctx.is_lazy(i) else (), f"quantizes its table in blocks of {size}")
+        return ctx.nothing()
+    ids = ctx.units.issue(count, str(ctx.node))
+    shared = max(count // n for n in entries) if min(entries) < count else 1  # blocks whose zero points share a byte
+    if shared > 1:
+        tie_blocks(ctx, ids, shared)
+    for i, n in zip(tables, entries, strict=True):
+        ctx.give(i, [(np.repeat(ids, n // count) if n >= count else ids[:: count // n]).reshape(1, n)])
+    return [(np.repeat(ids, size).reshape(*[1] * last, width),)]
+
+
+def follow_blocks(edit: Edit) -> None:
+    for name, before, after in (
+        ("N", edit.old_out()[-1], edit.new_out()[-1]),
+        ("K", edit.old(0)[-1], edit.new(0)[-1]),
+    ):
+        if before != after:
+            edit.set_attr(name, after)
 
 
 def block_macs(cost: CostContext) -> int:
@@ -182,10 +229,11 @@ RULES = [
         ("com.microsoft::MatMulNBits",),
         "contraction",
         block_matmul,
-        adjust=follow_n,
+        adjust=follow_blocks,
         macs=block_macs,
-        note="the contracted axis stays: it is quantized in blocks",
+        note="of the contracted axis, whole blocks go",
     ),
+    Rule(("com.microsoft::GatherBlockQuantized",), "movement", gather_blocks, note="of the width, whole blocks go"),
     Rule(("com.microsoft::EmbedLayerNormalization",), "normalization (approximate)", embed_layer_norm),
     Rule(("com.microsoft::BiasAdd",), "pointwise", bias_add),
     Rule(("com.microsoft::BiasSplitGelu",), "pointwise", bias_split_gelu),

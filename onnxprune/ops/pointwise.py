@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from onnx import TensorProto
 
-from onnxprune.groups.maps import Maps, per_axis
+from onnxprune.groups.maps import Facet, Maps, per_axis, varying
 from onnxprune.groups.observation import Array
+from onnxprune.groups.units import Ids
 from onnxprune.ops.base import IdleContext, MapContext, Mixing, Rule
 from onnxprune.ops.labelled import Operand, combine, named, operand, unnamed
 
@@ -85,17 +87,42 @@ def quantize(ctx: MapContext) -> list[Maps]:
     if ctx.is_lazy(0) and not ctx.offers(0):  # a bias of 32-bit integers: what is dequantized is no index
         ctx.give(0, per_axis(ctx.shape(0), lambda n: ctx.units.issue(n, str(ctx.node))))
     if ctx.attr("block_size", 0):
-        kept = ctx.pin_axes(0, (ctx.axis(1),), f"quantizes blocks of {ctx.attr('block_size')} along axis {ctx.axis(1)}")
-        for i in (1, 2):
-            if ctx.has(i):
-                ctx.pin(list(ctx.maps(i)), "quantizes in blocks")
-        return [kept]
+        return [in_blocks(ctx, ctx.axis(1), int(ctx.attr("block_size")))]
     result = Operand(labels, ctx.shape(0), named(ctx.maps(0), labels))
     for i in (1, 2):
         if ctx.has(i) and ctx.rank(i) == 1 and ctx.shape(i)[0] > 1:
             vector = operand(ctx, i, (labels[ctx.axis(1)],))
             result = Operand(labels, ctx.shape(0), combine(ctx, result, vector, labels, what=f"its input {i}"))
     return [unnamed(result.facets, labels)]
+
+
+def in_blocks(ctx: MapContext, axis: int, size: int) -> Maps:
+    """Scales and zero points stand for `size` positions along `axis` each: whole blocks go, with their scales."""
+    maps, whole = ctx.maps(0), ctx.shape(0)[axis]
+    tables = [i for i in (1, 2) if ctx.has(i)]
+    along = [f for f in maps if f.shape[axis] > 1]
+    others = [f for f in maps if f.shape[axis] == 1]
+    reason = f"quantizes blocks of {size} along axis {axis} (of {whole})"
+    if not all(ctx.is_lazy(i) for i in tables):
+        for i in (0, *tables):
+            ctx.pin(ctx.maps(i), f"{reason}, with scales that are computed")
+        return maps
+    firsts: list[Facet] = []
+    if whole % size or any(varying(f) != (axis,) for f in along):
+        ctx.pin(along, reason)
+    else:
+        side = [whole // size if a == axis else 1 for a in range(ctx.rank())]
+        firsts = [tie_blocks(ctx, f.ravel(), size).reshape(side) for f in along]
+    for i in tables:
+        ctx.give(i, [*firsts, *others])
+    return maps
+
+
+def tie_blocks(ctx: MapContext, ids: Ids, size: int) -> Ids:
+    """Positions of one block go together; the first unit of each block."""
+    blocks = ids.reshape(-1, size)
+    ctx.units.tie(blocks[:, :1], blocks)
+    return blocks[:, 0]
 
 
 def unchanged(attrs: dict[str, Any], constants: list[Array]) -> Array:
@@ -106,14 +133,23 @@ def unchanged(attrs: dict[str, Any], constants: list[Array]) -> Array:
 def encode(attrs: dict[str, Any], value: Array, inputs: list[Array]) -> Array | None:
     """Codes for DequantizeLinear: round(value / scale) + zero point, within the range of the codes' type."""
     codes, scale = inputs[:2]
-    if attrs.get("block_size") or codes.dtype.kind not in "iu" or codes.shape != value.shape or not (scale != 0).all():
+    is_whole = codes.dtype.kind in "iu" or codes.dtype.name in ("int4", "uint4")
+    if not is_whole or codes.shape != value.shape or not (scale != 0).all():
         return None
-    side = [1] * value.ndim
-    if scale.size > 1:
-        side[int(attrs.get("axis", 1))] = scale.size
-    zero = inputs[2].astype(np.float64).reshape(side if inputs[2].size > 1 else 1) if len(inputs) > 2 else 0.0
-    found = np.rint(value / scale.astype(np.float64).reshape(side)) + zero
-    limits = np.iinfo(codes.dtype)
+    axis, block = int(attrs.get("axis", 1)), int(attrs.get("block_size") or 0)
+    if block and scale.ndim != value.ndim:
+        return None
+
+    def spread(table: Array) -> Array:
+        if block:
+            return np.repeat(table.astype(np.float64), block, axis).take(range(value.shape[axis]), axis)
+        side = [1] * value.ndim
+        if table.size > 1:
+            side[axis] = table.size
+        return table.astype(np.float64).reshape(side)
+
+    found = np.rint(value / spread(scale)) + (spread(inputs[2]) if len(inputs) > 2 else 0.0)
+    limits = ml_dtypes.iinfo(codes.dtype)  # type: ignore[no-untyped-call]
     return np.clip(found, limits.min, limits.max).astype(codes.dtype)
 
 
