@@ -77,7 +77,8 @@ def _read(path: Path, inputs: list[onnx.ValueInfoProto], labels: bool = False) -
 def _without_samples(feeds: Feeds, inputs: list[onnx.ValueInfoProto]) -> str | None:
     """An input whose batch axis is empty; an axis of another meaning may be (a past of length 0, a graph without edges).
 
-    Empty is a first axis that must hold whole batches, one that has a size in another input, and the first axis of all inputs.
+    Empty is a first axis that must hold whole batches, one that has a size in another input, and the first axis of all inputs; and
+    all is where no input holds anything.
     """
     sizes: dict[str, int] = {}
     for value in inputs:
@@ -85,6 +86,8 @@ def _without_samples(feeds: Feeds, inputs: list[onnx.ValueInfoProto]) -> str | N
             sizes[dim.dim_param] = max(size, sizes.get(dim.dim_param, 0))
     first = [v for v in inputs if feeds[v.name].ndim]
     empty = [v for v in first if not feeds[v.name].shape[0]]
+    if first and not any(feeds[v.name].size for v in first):
+        return str(first[0].name)
     for value in empty:
         dims = value.type.tensor_type.shape.dim
         symbol = dims[0].dim_param if dims else ""

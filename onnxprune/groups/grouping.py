@@ -156,7 +156,7 @@ def _solution(
 ) -> Solution:
     units, classes = work.units, work.classes
     count = int(classes.max(initial=-1)) + 1
-    pinned, approximate, in_part, alone = (np.zeros(count, bool) for _ in range(4))
+    pinned, approximate, in_part = (np.zeros(count, bool) for _ in range(3))
     reasons: dict[int, list[Pin]] = defaultdict(list)
     for ids, pin in units.pins:
         found = np.unique(classes[ids])
@@ -167,14 +167,9 @@ def _solution(
     for c in stuck:
         pinned[c] = True
         reasons[c].append(Pin("", f"the rows of {_box_of(c, boxes, work)} share no common step"))
-    for facet in work.facets:
-        found = work.classes[facet].ravel()
-        if found[0] >= 0 and (found == found[0]).all():
-            if alone[found[0]]:
-                continue  # said once
-            alone[found[0]] = pinned[found[0]] = True
-            tensor = work.name(facet) or "a tensor"
-            reasons[int(found[0])].append(Pin("", f"all positions of an axis of {tensor} hang together"))
+    for c, pin in _alone(work).items():
+        pinned[c] = True
+        reasons[c].append(pin)
     whole: list[Ids] = []
     for ids, pin in units.approximations:
         rows = classes[ids]
@@ -217,6 +212,17 @@ def _solution(
     lines: Lines = [*zip(boxes.classes, boxes.facets, strict=True), *((rows, None) for rows in whole)]
     groups = _groups(work, lines, blocks, draft, reasons, rounded, pinned | offsets)
     return Solution(classes, count, (work.child, work.parent), pinned, approximate, groups, axes, instances)
+
+
+def _alone(work: Relations) -> dict[int, Pin]:
+    """Classes that are all of some tensor's axis, each with one such tensor."""
+    held: dict[int, Pin] = {}
+    for facet in work.facets:
+        found = work.classes[facet].ravel()
+        c = int(found[0])
+        if c >= 0 and c not in held and (found == c).all():
+            held[c] = Pin("", f"all positions of an axis of {work.name(facet) or 'a tensor'} hang together")
+    return held
 
 
 def _single_axes(work: Relations) -> tuple[Ids, ...]:

@@ -190,6 +190,14 @@ def test_an_empty_batch_holds_no_samples(shapes: dict[str, tuple[int, ...]], tmp
         onnxprune.prune(decoder(), Budget("macs", 0.5), data=tmp_path / "d.npz", benchmark=False)
 
 
+def test_an_empty_batch_behind_the_steps_holds_no_samples(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", feats=np.zeros((8, 0, 20), np.float32), lens=np.zeros(0, np.int32))
+    with pytest.raises(BadInputError, match="no samples"):
+        onnxprune.prune(
+            net(SPEECH, constants={"join": np.array([0, 0, 32])}), Budget("ratio", 0.5), data=tmp_path / "d.npz"
+        )
+
+
 # ---------------------------------------------------------------- which axis holds samples
 
 SPEECH = """g (float[T,B,20] feats, int32[B] lens) => (float[T,B,7] y)
