@@ -200,6 +200,8 @@ def plan_groups(analysis: Analysis, removed: Bools) -> tuple[PlanGroup, ...]:
         if types.get(key, "") not in NUMBERS:  # flags and quantized values cannot be multiplied by a mask
             continue
         for facet in maps:
+            if any(analysis.observation.is_dynamic(key, a) for a in varying(facet)):
+                continue  # positions there change with the number of samples
             for group, axis, positions in _slices(facet, unit_owner):
                 members[group].append(Member(name_of(key), axis, positions))
     found = []
