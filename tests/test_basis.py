@@ -184,9 +184,9 @@ def test_grouped_queries() -> None:
 def test_queries_and_keys_in_one_tensor() -> None:
     analysis, chosen = found(VIT, DATA)
     products = [b for b in chosen if b.block.product]
-    assert len(products) == 3 and len(chosen) == 15
+    assert len(products) == 12 and len(chosen) == 24  # 4 heads in each of 3 layers
     sides = {c.sides for b in products for c in b.block.constants}
-    assert sides in ({(0,) * 4 + (1,) * 4}, {(1,) * 4 + (0,) * 4}), "queries are mixed by one map, keys by its inverse"
+    assert sides in ({(0, 1)}, {(1, 0)}), "queries are mixed by one map, keys by its inverse"
     assert apart(analysis, mixed(analysis, chosen)) < 1e-4
 
 
@@ -459,7 +459,7 @@ def test_plan_replay_and_verify(halved: tuple[onnxprune.PruneResult, Path, Path]
     onnxprune.verify(VIT, out, plan, data=DATA)
     onnxprune.prune(VIT, apply=plan, data=DATA, output=again, benchmark=False)
     assert out.read_bytes() == again.read_bytes()
-    assert "15 blocks of units mixed into principal directions" in markdown(result.report)
+    assert "24 blocks of units mixed into principal directions" in markdown(result.report)
 
 
 def test_mixed_tensors_are_no_features_to_imitate(halved: tuple[onnxprune.PruneResult, Path, Path]) -> None:
@@ -529,4 +529,4 @@ def test_a_mixture_that_changes_the_outputs_is_left_out(monkeypatch: pytest.Monk
     settings = completed(Options(data=DATA), Target("macs", 0.5))
     monkeypatch.setattr(basis, "_principal", wrong)
     subject = whole(analysis_of(load(VIT), settings.scope), settings, SILENT)
-    assert subject.blocks == 14
+    assert subject.blocks == 23

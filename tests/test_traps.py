@@ -238,8 +238,8 @@ def test_spatial_axes_flattened_behind_the_channels(target: list[int]) -> None:
     check(model, [8])
 
 
-def test_channels_that_merge_with_a_dynamic_batch_stay() -> None:
-    """[N, 8, 4] -> [N*8, 4]: the row count follows the inputs, so it is no axis of which a plan could name positions."""
+def test_channels_that_merge_with_a_dynamic_batch() -> None:
+    """[N, 8, 4] -> [N*8, 4]: channel c is every 8th row, of which a plan names no positions; where rows leave the graph, they stay."""
     model = net(
         """g (float[N,3,4] x) => (float[1,5] y) <float[8,3,1] w, float[4,5] v> {
         c = Conv(x, w)
@@ -249,8 +249,18 @@ def test_channels_that_merge_with_a_dynamic_batch_stay() -> None:
     }""",
         constants={"target": np.array([-1, 4]), "zero": np.array([0])},
     )
-    check(model)
-    assert "axis 0, whose size changes with the inputs" in pins(model)
+    result = check(model, [8])
+    assert not any(m.tensor == "r" for g in result.plan.groups for m in g.members)
+    rows = net(
+        """g (float[N,3,4] x) => (float[R,5] y) <float[8,3,1] w, float[4,5] v> {
+        c = Conv(x, w)
+        r = Reshape(c, target)
+        y = MatMul(r, v)
+    }""",
+        constants={"target": np.array([-1, 4])},
+    )
+    check(rows)
+    assert "graph output 'y' keeps its shape" in pins(rows)
 
 
 # ---------------------------------------------------------------- 3. sizes read from Shape, tables, per-head constants

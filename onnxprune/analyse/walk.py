@@ -18,7 +18,7 @@ from onnxprune import ops
 from onnxprune.groups.analysis import Analysis, NotABoxError, Use, settle
 from onnxprune.groups.classes import distinct
 from onnxprune.groups.grouping import Solution, solve
-from onnxprune.groups.maps import Facet, Maps, Shape, simplify
+from onnxprune.groups.maps import Facet, Maps, Shape, period, simplify
 from onnxprune.groups.observation import Array, Observation
 from onnxprune.groups.units import Pin, UnitTable
 from onnxprune.model.graph import Graph, Node, View, name_of, view
@@ -233,6 +233,8 @@ class _Walk:
             if source in self.no_units:
                 self.no_units.add(node.outputs[0])
             return
+        if found.adjust is not None and found.repeats is None:
+            self._hold_repeats(node)
         if self._computes_shapes(node, found):
             self.skipped.add(node.key)
             return
@@ -252,6 +254,7 @@ class _Walk:
             share=self.share,
             indices=self.no_units,
             is_dynamic=self.observation.is_dynamic,
+            entries=self.observation.entries,
         )
         if found.sequences is None:
             reason = "takes a sequence of tensors as a whole, and does not follow what is in it"
@@ -359,24 +362,66 @@ class _Walk:
                 continue
             dynamic = tuple(a for a, n in enumerate(facet.shape) if n > 1 and self.observation.is_dynamic(key, a))
             if dynamic:
-                facet = self._without(context, facet, dynamic)
+                whole = self._repeated(context, key, facet, dynamic)
+                if whole is None:
+                    whole = self._without(context.because(self._reason(dynamic)), facet, dynamic)
+                facet = whole
                 if facet.size == 1:
                     continue
             good.append(facet)
         return tuple(good)
 
-    def _without(self, context: MapContext, facet: Facet, dynamic: tuple[int, ...]) -> Facet:
+    def _repeated(self, context: MapContext, key: str, facet: Facet, dynamic: tuple[int, ...]) -> Facet | None:
+        """The facet, if it lies along a dynamic axis once per sample, and the node does not name the size of that axis.
+
+        Units that the rule issued there are tied from sample to sample, as those of the inputs are.
+        """
+        node, axis, found = context.node, dynamic[0], rule(context.node)
+        allowed = found.adjust is None if found.repeats is None else found.repeats(context, axis)
+        if len(dynamic) > 1 or not allowed:
+            return None
+        size, other = sizes = self.observation.sizes(key, axis)
+        length = period(facet, axis)
+        if length == size:
+            seen = ((k, f) for k in node.inputs for f in self.state.get(k, ()))
+            there = [
+                (f, a)
+                for k, f in seen
+                for a, n in enumerate(f.shape)
+                if n > 1 and self.observation.sizes(k, a) == sizes
+            ]
+            length = min((period(f, a) for f, a in there), default=size)
+        if length == size or other % length:
+            return None
+        one = facet.take(range(length), axis=axis)
+        whole = np.concatenate([one] * (size // length), axis=axis)
+        self.units.tie(whole, facet)
+        return whole
+
+    def _hold_repeats(self, node: Node) -> None:
+        """What lies along a dynamic axis once per sample stays, where the node may name the size of that axis."""
+        for key in node.inputs:
+            for facet in self.state.get(key, ()):
+                dynamic = tuple(a for a, n in enumerate(facet.shape) if n > 1 and self.observation.is_dynamic(key, a))
+                if dynamic:
+                    self._without(
+                        Pin(node.key, f"{node} has them in axis {dynamic[0]}, whose size changes"), facet, dynamic
+                    )
+
+    def _reason(self, dynamic: tuple[int, ...]) -> str:
+        return f"makes them part of axis {dynamic[0]}, whose size changes with the inputs"
+
+    def _without(self, pin: Pin, facet: Facet, dynamic: tuple[int, ...]) -> Facet:
         """Units that became part of a dynamic axis stay there; what varies along other axes too may lose the same offsets."""
-        reason = f"makes them part of axis {dynamic[0]}, whose size changes with the inputs"
         rest = tuple(a for a, n in enumerate(facet.shape) if n > 1 and a not in dynamic)
         if not rest or (facet < 0).any():
-            context.pin([facet], reason)
+            self.units.pin(facet.ravel(), pin)
             return np.full((1,) * facet.ndim, -1, np.int64)
-        rows = context.units.issue(int(np.prod([facet.shape[a] for a in dynamic])))
+        rows = self.units.issue(int(np.prod([facet.shape[a] for a in dynamic])))
         rows = rows.reshape([n if a in dynamic else 1 for a, n in enumerate(facet.shape)])
-        context.units.row(facet, rows)
-        context.pin([rows], reason)
-        return context.units.column(facet, dynamic)
+        self.units.row(facet, rows)
+        self.units.pin(rows.ravel(), pin)
+        return self.units.column(facet, dynamic)
 
     def _user_pins(self, context: MapContext) -> None:
         node = context.node

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnxprune import ops
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.groups.analysis import Analysis, Use
-from onnxprune.groups.maps import Facet, Shape
+from onnxprune.groups.maps import Facet, Shape, period
 from onnxprune.groups.observation import Array
 from onnxprune.groups.units import Ids
 from onnxprune.model.graph import Node
@@ -110,9 +110,16 @@ class _Finder:
         self.tensors: dict[int, dict[str, Carried]] = defaultdict(dict)
         self.constants: dict[int, dict[Use, Carried]] = defaultdict(dict)
         for key, maps in analysis.maps.items():
-            self._note(self.tensors, key, maps)
+            self._note(self.tensors, key, [self._of_one_sample(key, f) for f in maps])
         for use, (_, maps) in analysis.uses.items():
             self._note(self.constants, use, maps)  # type: ignore[arg-type]
+
+    def _of_one_sample(self, key: str, facet: Facet) -> Facet:
+        """What lies along an axis once per sample, once."""
+        for axis, size in enumerate(facet.shape):
+            if size > 1 and self.analysis.observation.is_dynamic(key, axis):
+                facet = facet.take(range(period(facet, axis)), axis=axis)
+        return facet
 
     def _note(self, into: dict[int, dict[str, Carried]], key: str, maps: Sequence[Facet]) -> None:
         for facet in maps:

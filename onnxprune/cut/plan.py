@@ -214,6 +214,8 @@ def plan_groups(analysis: Analysis, removed: Bools) -> tuple[PlanGroup, ...]:
         if types.get(key, "") not in NUMBERS:  # flags and quantized values cannot be multiplied by a mask
             continue
         for facet in maps:
+            if any(analysis.observation.is_dynamic(key, a) for a in varying(facet)):
+                continue  # positions there change with the number of samples
             table = unit_owner[facet]
             for group in _groups_in(table):
                 for axis, positions, _ in _slice_of(table == group):

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.grouping import Group, Solution
-from onnxprune.groups.maps import Facet, Maps, Shape, clusters, varying
+from onnxprune.groups.maps import Facet, Maps, Shape, clusters, repeated, varying
 from onnxprune.groups.observation import Array, Feeds, Observation
 from onnxprune.groups.units import Ids
 from onnxprune.model.graph import View
@@ -56,6 +56,10 @@ class Analysis:
     def view_uses(self, constant: str) -> set[Use]:
         """Every (node, input) that reads a constant, also through aliases of it; graph outputs count as well."""
         return self.readers.get(constant, set())
+
+    def maps_at(self, tensor: str, shape: Shape) -> Maps:
+        """The index map of an activation in a run in which it has `shape`."""
+        return tuple(repeated(f, shape) for f in self.maps.get(tensor, ()))
 
     def along(self, tensor: str, axis: int) -> list[Ids]:
         """Units along one axis of an activation, per facet that varies along no other: `[size]` each."""

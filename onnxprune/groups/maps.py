@@ -101,6 +101,27 @@ def reshape(facet: Facet, source: Shape, target: Shape) -> Facet:
     return shrink(np.broadcast_to(facet, expanded).reshape(shape))
 
 
+def period(facet: Facet, axis: int) -> int:
+    """The shortest length after which `facet` repeats itself along `axis`."""
+    size = int(facet.shape[axis])
+    lines = np.moveaxis(facet, axis, 0)
+    for length in range(1, size):
+        if size % length == 0:
+            parts = lines.reshape(size // length, length, -1)
+            if (parts == parts[:1]).all():
+                return length
+    return size
+
+
+def repeated(facet: Facet, shape: Shape) -> Facet:
+    """`facet` of a tensor that has `shape` now: what lies along an axis once per sample, as often as there are samples."""
+    for axis in varying(facet):
+        if facet.shape[axis] != shape[axis]:
+            one = facet.take(range(period(facet, axis)), axis=axis)
+            facet = np.concatenate([one] * (shape[axis] // one.shape[axis]), axis=axis)
+    return facet
+
+
 def expand_axes(facet: Facet, shape: Shape, axes: Sequence[int]) -> Facet:
     """`facet` at its tensor's full size along `axes`."""
     full = list(facet.shape)

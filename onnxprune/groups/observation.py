@@ -33,6 +33,18 @@ class Observation:
         a, b = self.shapes.get(key), self.other_shapes.get(key)
         return a is not None and b is not None and (len(a) != len(b) or a[axis] != b[axis])
 
+    def sizes(self, key: str, axis: int) -> tuple[int, int]:
+        """The size of an axis in both feeds, 1 where there is none."""
+        a, b = self.shapes.get(key, ()), self.other_shapes.get(key, ())
+        return a[axis] if axis < len(a) else 1, b[axis] if len(a) == len(b) else 1
+
+    def entries(self, key: str) -> list[int | None]:
+        """The numbers of a tensor, None where the feeds gave different ones; [] where it was not observed."""
+        a, b = self.values.get(key), self.other_values.get(key)
+        if a is None or b is None or a.shape != b.shape:
+            return []
+        return [int(x) if x == y else None for x, y in zip(a.ravel(), b.ravel(), strict=True)]
+
     def is_static_value(self, key: str) -> bool:
         """True when both feeds gave this tensor the same value."""
         a, b = self.values.get(key), self.other_values.get(key)

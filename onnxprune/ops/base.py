@@ -67,6 +67,8 @@ class Rule:
         apart), `product` (of matrices). It holds whatever the attributes are; else it is a function of them.
     sequences: the outputs that are sequences of tensors, for rules that follow their parts (`ctx.parts`, `ctx.build`); None where the
         operator takes and gives tensors only, and whatever lies in a sequence that it reads stays.
+    repeats: True where nothing of the node names the size of an axis, so that what lies there once per sample may leave it (heads behind
+        a dynamic batch); by default so where there is no `adjust`. Else a function of the context and an axis of the output.
     registered: set by `onnxprune.register`; not part of a rule that one writes.
     """
 
@@ -95,6 +97,7 @@ class Rule:
     idle: Callable[[IdleContext], bool] | None = None
     mixing: Mixing | Callable[[dict[str, Any]], Mixing | None] | None = None
     sequences: tuple[int, ...] | None = None
+    repeats: Callable[[MapContext, int], bool] | None = None
     registered: bool = False
 
     def mixing_of(self, attrs: dict[str, Any]) -> Mixing | None:
@@ -168,6 +171,7 @@ class MapContext:
         share: Callable[[list[Graph], Pin], None],
         indices: set[str],
         is_dynamic: Callable[[str, int], bool],
+        entries: Callable[[str], list[int | None]],
     ) -> None:
         self.node = node
         self.attrs = node.attrs
@@ -182,6 +186,7 @@ class MapContext:
         self._share = share
         self._indices = indices
         self._is_dynamic = is_dynamic
+        self._entries = entries
         self.given: dict[int, Maps] = {}
         self.built: dict[int, Parts] = {}
 
@@ -205,6 +210,11 @@ class MapContext:
     def value(self, i: int) -> Array | None:
         """The value of a parameter input: constant, or observed and equal for both feeds."""
         return self._values(self.node.inputs[i]) if self.has(i) else None
+
+    def entries(self, i: int) -> list[int | None]:
+        """The numbers of a parameter input, None where they change with the inputs; [] where unknown."""
+        found = self.value(i)
+        return self._entries(self.node.inputs[i]) if found is None else [int(x) for x in found.ravel()]
 
     def axis(self, default: int = 0, name: str = "axis", rank: int | None = None) -> int:
         axis = int(self.attr(name, default))

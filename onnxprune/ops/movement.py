@@ -25,6 +25,12 @@ def reshaped(ctx: MapContext) -> list[Maps]:
     return [move(ctx, 0, lambda f, s: reshape(f, s, target))]
 
 
+def follows_alone(ctx: MapContext, axis: int) -> bool:
+    """Is this axis of the target left to the runtime (-1), or that of the input (0)?"""
+    target = ctx.entries(1)
+    return axis < len(target) and target[axis] in (-1, 0)
+
+
 def follow_target(edit: Edit, i: int = 1) -> None:
     """A target shape: explicit sizes of changed axes follow; 0 and -1 go on meaning what they mean."""
     target = edit.observed(i)
@@ -345,6 +351,7 @@ RULES = [
         idle=same_shape,
         mixing="copy",
         encode=shape_back,
+        repeats=follows_alone,
     ),
     Rule(("Flatten",), "movement", reshaped, idle=same_shape, mixing="copy", encode=shape_back),
     Rule(

@@ -10,7 +10,7 @@ is bypassed is still there and still computed (`standing_in`).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from onnxprune import ops
 from onnxprune.cut.bypass import Bypass, keyed
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
-from onnxprune.groups.maps import Maps
+from onnxprune.groups.maps import Facet, Maps, period, varying
 from onnxprune.groups.observation import Array
 from onnxprune.model.branches import SEPARATOR, subgraphs
 from onnxprune.model.graph import Node, View, name_of, view
@@ -107,7 +107,8 @@ def masked_original(
                 continue
             dtype = MASKABLE.get(str(types.get(key)))
             if dtype is not None:
-                after[id(node.gs_node)] += _mask(node.gs_node, tensor, maps, gone, dtype, opset)
+                seen = partial(analysis.observation.is_dynamic, key)
+                after[id(node.gs_node)] += _mask(node.gs_node, tensor, maps, gone, dtype, opset, seen)
         if reference is not None:
             edit = MaskedNode(analysis, index, node, gone, before, types)
             if edit.touched():
@@ -118,20 +119,58 @@ def masked_original(
     return export_model(graph, base.proto)
 
 
-def _mask(node: gs.Node, tensor: gs.Tensor, maps: Maps, gone: Bools, dtype: Any, opset: int) -> list[gs.Node]:
+def _mask(
+    node: gs.Node,
+    tensor: gs.Tensor,
+    maps: Maps,
+    gone: Bools,
+    dtype: Any,
+    opset: int,
+    is_dynamic: Callable[[int], bool],
+) -> list[gs.Node]:
     """One Where per facet after the node (zero times infinity would be NaN); the masked tensor keeps its name."""
     raw = gs.Variable(f"{tensor.name}__raw")
     node.outputs[next(k for k, t in enumerate(node.outputs) if t is tensor)] = raw
     new = []
     hit = [f for f in maps if gone[f].any()]
     for k, facet in enumerate(hit):
-        mask = gs.Constant(f"{tensor.name}__mask{k}", ~gone[facet] if opset >= 9 else (~gone[facet]).astype(dtype))
+        mask, more = _repeated(
+            f"{tensor.name}__mask{k}", raw, facet, gone, dtype if opset < 9 else np.bool_, is_dynamic
+        )
+        new += more
         zero = gs.Constant(f"{tensor.name}__zero{k}", np.zeros((), dtype))
         out = tensor if k == len(hit) - 1 else gs.Variable(f"{tensor.name}__masked{k}")
         op, inputs = ("Where", [mask, raw, zero]) if opset >= 9 else ("Mul", [raw, mask])
         new.append(gs.Node(op, f"{tensor.name}__mask{k}", inputs=inputs, outputs=[out]))
         raw = out
     return new
+
+
+def _repeated(
+    name: str, raw: gs.Tensor, facet: Facet, gone: Bools, dtype: Any, is_dynamic: Callable[[int], bool]
+) -> tuple[gs.Tensor, list[gs.Node]]:
+    """Where a facet stays (True); along a dynamic axis the pattern of one sample is repeated as often as it fits."""
+    axis = next((a for a in varying(facet) if is_dynamic(a)), None)
+    if axis is None:
+        return gs.Constant(name, (~gone[facet]).astype(dtype)), []
+    length = period(facet, axis)
+    one = gs.Constant(f"{name}_one", (~gone[facet.take(range(length), axis=axis)]).astype(dtype))
+    parts = [gs.Variable(f"{name}_{x}") for x in ("shape", "size", "count", "repeats", "all")]
+    shape, size, count, repeats, whole = parts
+    constants = [
+        np.array([axis]),
+        np.array([length]),
+        np.ones(axis, np.int64),
+        np.ones(facet.ndim - axis - 1, np.int64),
+    ]
+    at, divisor, before, behind = (gs.Constant(f"{name}_{x}", c) for x, c in zip("abcd", constants, strict=True))
+    return whole, [
+        gs.Node("Shape", shape.name, inputs=[raw], outputs=[shape]),
+        gs.Node("Gather", size.name, inputs=[shape, at], outputs=[size]),
+        gs.Node("Div", count.name, inputs=[size, divisor], outputs=[count]),
+        gs.Node("Concat", repeats.name, attrs={"axis": 0}, inputs=[before, count, behind], outputs=[repeats]),
+        gs.Node("Tile", whole.name, inputs=[one, repeats], outputs=[whole]),
+    ]
 
 
 class MaskedNode(MaskEdit):

@@ -179,12 +179,11 @@ class _Repairs:
         lacks = self._lacks(layer)
         missing = zip(*(self._missing(x) for x in lacks), strict=True) if lacks else repeat(())
         parts = [Moments.empty(*w.shape), Moments.empty(*w.shape)]
-        maps = self.analysis.maps.get(layer.y, ())
         count = allotted(w.shape[1], w.shape[0], self.new.count)
         rows = self.pairing.rows(layer)
         samples = zip(self.new.values(layer.x), self.old.values(layer.y), missing, rows, strict=False)
         for k, (x, y, lack, same) in enumerate(samples):
-            y = compress(y, maps, self.gone)
+            y = compress(y, self.analysis.maps_at(layer.y, y.shape), self.gone)
             for part in lack:
                 y = y + part.astype(y.dtype)
             shape, mine, theirs = same.positions(layer, x, y)
@@ -202,11 +201,11 @@ class _Repairs:
 
     def _missing(self, lack: _Lack) -> Iterator[Array]:
         """What a layer's output should have more, sample by sample, in the layer's own scale."""
-        maps = [self.analysis.maps.get(x, ()) for x in (lack.old, lack.less)]
         have = self.new.values(lack.less) if lack.now else self.old.values(lack.less)
         for wanted, there in zip(self.old.values(lack.old), have, strict=True):
-            less = there if lack.now else compress(there, maps[1], self.gone)
-            yield (compress(wanted, maps[0], self.gone) - less) / lack.scale
+            less = there if lack.now else compress(there, self.analysis.maps_at(lack.less, there.shape), self.gone)
+            maps = self.analysis.maps_at(lack.old, wanted.shape)
+            yield (compress(wanted, maps, self.gone) - less) / lack.scale
 
     def _lacks(self, layer: LinearLayer) -> list[_Lack]:
         """What the tensors that a layer's output ends in are missing: an Add's other operand, and what was bypassed."""
