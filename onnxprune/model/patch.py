@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, TypeProto, helper, numpy_helper
@@ -23,6 +24,7 @@ def with_constants(proto: ModelProto, changes: dict[tuple[str, int], Array]) -> 
     """A copy in which input i of the node with key k is `changes[k, i]`."""
     copy = ModelProto()
     copy.CopyFrom(proto)
+    changes = _in_place(copy, changes)
     reads: Counter[str] = Counter()
     names: set[str] = set()
     _count(copy.graph, reads, names)
@@ -32,10 +34,59 @@ def with_constants(proto: ModelProto, changes: dict[tuple[str, int], Array]) -> 
     return copy
 
 
+@dataclass(frozen=True)
+class Shared:
+    """A stored constant, and every (node key, input) that reads it; a graph that gives it as an output counts as ("", -1)."""
+
+    tensor: TensorProto
+    readers: list[tuple[str, int]]
+
+
+def shared(proto: ModelProto) -> list[Shared]:
+    """Constants that more than one node reads, wherever these are."""
+    found: list[Shared] = []
+    _share(proto.graph, "", {}, found)
+    return [x for x in found if len(x.readers) > 1]
+
+
+def _share(graph: GraphProto, path: str, outer: dict[str, Shared], found: list[Shared]) -> None:
+    own = {v.name for v in graph.input} | {o for n in graph.node for o in n.output}
+    scope = {name: x for name, x in outer.items() if name not in own}
+    held = {t.name: t for t in graph.initializer}
+    held |= {n.output[0]: t for n in graph.node if (t := tensor_in(n)) is not None}
+    for name, tensor in held.items():
+        scope[name] = Shared(tensor, [])
+        found.append(scope[name])
+    for k, node in enumerate(graph.node):
+        key = path + next((o for o in node.output if o), f"#{k}")
+        for i, name in enumerate(node.input):
+            if name in scope:
+                scope[name].readers.append((key, i))
+        for attribute, sub in subgraphs(node):
+            _share(sub, f"{key}.{attribute}{SEPARATOR}", scope, found)
+    for value in graph.output:
+        if value.name in scope:
+            scope[value.name].readers.append(("", -1))
+
+
+def _in_place(proto: ModelProto, changes: dict[tuple[str, int], Array]) -> dict[tuple[str, int], Array]:
+    """Write what becomes the same for all readers of a constant where it is stored; the other changes."""
+    left = dict(changes)
+    for constant in shared(proto):
+        values = [left.get(place) for place in constant.readers]
+        first = values[0]
+        if first is not None and all(v is not None and np.array_equal(v, first) for v in values):
+            tensor = constant.tensor
+            if tuple(tensor.dims) == first.shape:
+                tensor.CopyFrom(_tensor(np.ascontiguousarray(first), tensor.name, tensor.doc_string))
+                left = {place: v for place, v in left.items() if place not in constant.readers}
+    return left
+
+
 def constants_at(model: Model, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Array]:
     """The constants at inputs of nodes, by (node key, input); left out where there is none."""
     found: dict[tuple[str, int], TensorProto] = {}
-    _collect(model.proto.graph, "", set(places), found)
+    _collect(model.proto.graph, "", set(places), found, {})
     return {p: numpy_helper.to_array(found[p], base_dir=str(model.folder or "")) for p in places if p in found}
 
 
@@ -51,9 +102,14 @@ def digest_of(values: dict[tuple[str, int], Array]) -> str | None:
 
 
 def _collect(
-    graph: GraphProto, path: str, places: set[tuple[str, int]], found: dict[tuple[str, int], TensorProto]
+    graph: GraphProto,
+    path: str,
+    places: set[tuple[str, int]],
+    found: dict[tuple[str, int], TensorProto],
+    outer: dict[str, TensorProto],
 ) -> None:
-    stored = {t.name: t for t in graph.initializer}
+    made = {o for n in graph.node for o in n.output}
+    stored = {name: t for name, t in outer.items() if name not in made} | {t.name: t for t in graph.initializer}
     for node in graph.node:
         tensor = tensor_in(node)
         if tensor is not None:
@@ -64,7 +120,7 @@ def _collect(
             if (key, i) in places and name in stored:
                 found[key, i] = stored[name]
         for attribute, sub in subgraphs(node):
-            _collect(sub, f"{key}.{attribute}{SEPARATOR}", places, found)
+            _collect(sub, f"{key}.{attribute}{SEPARATOR}", places, found, stored)
 
 
 def inputs_at(proto: ModelProto, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str]:

@@ -33,7 +33,7 @@ from onnxprune.errors import BadInputError
 from onnxprune.groups.analysis import Analysis, Shapes, compress
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.observation import Array
-from onnxprune.model.patch import with_constants
+from onnxprune.model.patch import shared, with_constants
 from onnxprune.ops import failures
 from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.layers import find_layers
@@ -72,6 +72,7 @@ def compensate(
         if fit is not None:
             fits.append(fit)
         progress((k + 1) / len(run.layers))
+    run.mirror(pruned)
     made = Repair(recover, tuple(fits), tuple(run.changes), unpaired=tuple(run.unpaired))
     return Repaired(with_constants(pruned, run.changes), made)
 
@@ -170,6 +171,18 @@ class _Repairs:
         if np.isfinite(chosen):
             self._set(layer.node, layer.key, linear.w, linear.kernel(w), weight.dtype)
         return Fit(layer.key, float(before) / scale, error / scale, chosen)
+
+    def mirror(self, pruned: onnx.ModelProto) -> None:
+        """What was fitted in the branches that the first sample takes goes for others that read the same constant: it stays one."""
+        nodes = {next((o for o in n.output if o), ""): n for n in self.flat.graph.node}
+        for constant in shared(pruned):
+            mine = [place for place in constant.readers if place in self.changes]
+            others = [place for place in constant.readers if place not in mine]
+            if len(mine) != 1 or any(key in nodes or not key for key, _ in others):
+                continue
+            key, i = mine[0]
+            if len(self.readers.get(nodes[key].input[i], [])) == 1:
+                self.changes.update((place, self.changes[key, i]) for place in others)
 
     # -- what is fitted to what
 

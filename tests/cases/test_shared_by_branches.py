@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import onnx
 import pytest
 
+import onnxprune
+from onnxprune import Budget
+from onnxprune.model.loaded import Model
+from onnxprune.model.patch import constants_at, with_constants
 from tests.oracle import attribute, check, dims, graphs, net, node, prune
 
 BRANCH = """{{
@@ -70,3 +77,38 @@ def test_two_layers_of_a_branch_that_share_a_weight_are_cut_apart() -> None:
     made = check(original, [16, 16])
     assert len([n for n in stored(made.model) if n.startswith("w")]) == 2, "one for each layer, not one for each branch"
     assert attribute(node(made.model, "If"), "then_branch").node
+
+
+def test_a_fit_goes_for_both_branches(tmp_path: Path) -> None:
+    """The weights that one branch is fitted to are the other's too; the plan says so, and the proof follows it."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for k in range(24):
+        np.savez(folder / f"{k:02}.npz", x=rng.standard_normal((4, 6)).astype(np.float32), c=np.array(k % 2 == 0))
+    original, plan = model(SAME, ANOTHER_USE), tmp_path / "plan.json"
+    made = onnxprune.prune(
+        original, Budget("macs", 0.5), data=str(folder), plan=plan, round_to=1, benchmark=False, mix=False
+    )
+    repair = made.report.repair
+    assert repair is not None and repair.fitted >= 2
+    assert repair.damage.before is not None and repair.damage.after is not None
+    assert repair.damage.after < repair.damage.before
+    assert stored(made.model) == stored(original), "no constant became two"
+    then, other = ({place for place in made.plan.refit if f".{x}_branch//" in place[0]} for x in ("then", "else"))
+    assert len(then) == len(other) > 0
+    onnxprune.verify(original, made.model, plan, data=str(folder))
+
+
+def test_the_same_value_for_all_readers_is_written_where_it_is_stored() -> None:
+    original = model(SAME, ANOTHER_USE)
+    places = [("y.then_branch//th", 1), ("y.else_branch//eh", 1)]
+    new = np.ones((6, 16), np.float32)
+    changed = with_constants(original, dict.fromkeys(places, new))
+    assert stored(changed) == stored(original)
+    found = constants_at(Model(changed), places)
+    assert all(np.array_equal(found[place], new) for place in places)
+    apart = with_constants(original, {places[0]: new, places[1]: 2 * new})
+    assert len(stored(apart)) == len(stored(original)) + 1, "one for each, and the old one gone"
+    one = with_constants(original, {places[0]: new})
+    assert np.array_equal(constants_at(Model(one), places)[places[1]], constants_at(Model(original), places)[places[1]])
