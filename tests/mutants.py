@@ -202,7 +202,7 @@ MUTANTS = (
     Mutant(
         "members not compared",
         "cut/plan.py",
-        "    if want != have:",
+        "    if _compared(plan_groups(analysis, removed), old) != _compared(plan.groups, old):",
         "    if False:",
         guard("a_plan_is_of_one_file_and_says_what_it_removes"),
     ),
