@@ -97,8 +97,8 @@ MUTANTS = (
     Mutant(
         "mask not applied",
         "proof/masked.py",
-        "            if dtype is not None:\n                after",
-        "            if False:\n                after",
+        "            if dtype is not None:\n                seen",
+        "            if False:\n                seen",
         (f"{PLAN}::test_document",),
     ),
     Mutant(

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 
 import numpy as np
 
 from onnxprune import ops
-from onnxprune.groups.analysis import Analysis, NotABoxError, Use, settle
-from onnxprune.groups.classes import distinct
-from onnxprune.groups.grouping import Solution, solve
+from onnxprune.analyse.guard import guarded
+from onnxprune.groups.analysis import Analysis, Use
+from onnxprune.groups.grouping import solve
 from onnxprune.groups.maps import Facet, Maps, Shape, period, simplify
 from onnxprune.groups.observation import Array, Observation
 from onnxprune.groups.units import Pin, UnitTable
@@ -71,39 +70,6 @@ def analyse(
         unknown=tuple(dict.fromkeys(walk.unknown)),
         crashed=tuple(dict.fromkeys(walk.crashed)),
     )
-
-
-def guarded(solution: Solution, facets: list[Facet]) -> Solution:
-    """Try a removal of half of everything, group by group: one that would not leave its tensors boxes is refused.
-
-    Groups are legal by construction; this is the net below, so that a mistake there costs reach and not a broken model.
-    """
-    boxes = [f for f in distinct(facets) if f.ndim > 1]
-    if not boxes:
-        return solution
-    touches = [set(np.unique(solution.classes[f]).tolist()) for f in boxes]
-    gone = np.zeros(solution.count, bool)
-    shuffle = np.random.default_rng(0)
-    groups = []
-    for group in solution.groups:
-        trial = gone.copy()
-        for block, free, per_step in zip(group.blocks, group.free, group.per_step, strict=True):
-            atoms = shuffle.permutation(block[free])
-            trial[atoms[: group.removable // 2 * per_step]] = True
-        trial = solution.closure(trial)
-        changed = set(np.flatnonzero(trial & ~gone).tolist())
-        try:
-            units = solution.of_units(trial)
-            for facet, classes in zip(boxes, touches, strict=True):
-                if changed & classes:
-                    settle([facet], tuple(range(facet.ndim)), facet.shape, units)
-        except NotABoxError:
-            pin = Pin("", f"removing units of {group.origin} would not leave every tensor a box")
-            group = replace(group, removable=0, pins=(*group.pins, pin))
-        else:
-            gone = trial
-        groups.append(group)
-    return replace(solution, groups=tuple(groups))
 
 
 def fixed_tensors(graph: View) -> set[str]:

@@ -73,6 +73,7 @@ class Tuning:
         self.error = check(self.network, first)
         self.micro = self._micro()
         self.judging = judged_by(teacher or student, partial(_is_alike, student, teacher or student, first))
+        self.network.compared = self.judging.tensors
         self.teacher = self._teacher(teacher, first)
         self.objective = self._objective(first)
         is_plain = self.pool.joins and not any(self.pool.axes.values())  # samples are rows of every array

@@ -25,6 +25,7 @@ from onnxprune.ops.sizes import decides_size
 from onnxprune.runtime import Session
 
 FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)", "tensor(bfloat16)")
+NO_TENSOR = "a sequence or map"
 Fits = Callable[[str], bool]
 
 
@@ -142,6 +143,8 @@ class _Walk:
         return output not in self.sizes and (declared or self._type(output)) in FLOATS
 
     def _why(self, output: str, declared: str) -> str:
+        if declared == NO_TENSOR:
+            return "it is no tensor"
         if output in self.sizes:
             return f"its size depends on values ({self.sizes[output]})"
         return f"it holds no floats ({declared or self._type(output) or 'not a tensor'})"
@@ -197,11 +200,13 @@ def _is_random(node: onnx.NodeProto) -> bool:
 
 
 def _declared(output: onnx.ValueInfoProto) -> str:
-    """The declared type of a tensor, as ONNX Runtime names it; that of the innermost tensors for sequences and maps of them."""
-    kind = output.type
-    while kind.HasField("sequence_type") or kind.HasField("map_type") or kind.HasField("optional_type"):
-        inner = kind.sequence_type if kind.HasField("sequence_type") else kind.optional_type
-        kind = kind.map_type.value_type if kind.HasField("map_type") else inner.elem_type
-    number = kind.tensor_type.elem_type
+    """The declared type of a tensor, as ONNX Runtime names it."""
+    if (
+        output.type.HasField("sequence_type")
+        or output.type.HasField("map_type")
+        or output.type.HasField("optional_type")
+    ):
+        return NO_TENSOR
+    number = output.type.tensor_type.elem_type
     known = {1: FLOATS[0], 11: FLOATS[1], 10: FLOATS[2], 16: FLOATS[3]}
     return known.get(number, f"tensor({onnx.TensorProto.DataType.Name(number).lower()})" if number else "")

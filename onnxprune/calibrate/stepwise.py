@@ -310,14 +310,14 @@ class Stepwise:
         made = {o for k in order for o in self.nodes[k].output}
         graph.initializer.extend(self.initializers[n] for n in sorted(reads | set(outputs)) if n in self.initializers)
         given = [n for n in first if n not in made]
-        graph.input.extend(_declared(name, first[name]) for name in given)
+        graph.input.extend(declared(name, first[name]) for name in given)
         for name in outputs:
             graph.output.append(helper.make_empty_tensor_value_info(name))
         try:
             session = Session(Model(proto, self.folder), optimized=True, what="a part of the model")
         except BadInputError:  # Attention's shape inference divides the last size into heads
             del graph.input[:]
-            graph.input.extend(_declared(name, first[name], with_last=True) for name in given)
+            graph.input.extend(declared(name, first[name], with_last=True) for name in given)
             session = Session(Model(proto, self.folder), optimized=True, what="a part of the model")
         for values in chain([first], feeds):
             yield session.run({n: values[n] for n in given}, outputs)
@@ -354,7 +354,7 @@ class Stepwise:
         self.reads[node] = read_by(self.nodes[node])
 
 
-def _declared(name: str, value: Array | list[Array], with_last: bool = False) -> onnx.ValueInfoProto:
+def declared(name: str, value: Array | list[Array], with_last: bool = False) -> onnx.ValueInfoProto:
     """An input that takes the value: a tensor, or a sequence of them. with_last: of this size along the last axis."""
     first = value if isinstance(value, np.ndarray) else value[0] if value else np.empty(0, np.float32)
     kind = helper.np_dtype_to_tensor_dtype(first.dtype)

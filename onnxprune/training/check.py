@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from onnxprune.calibrate.judging import showing
 from onnxprune.errors import BadInputError, UnsupportedModelError
-from onnxprune.groups.observation import Array, Feeds
+from onnxprune.groups.observation import Feeds
+from onnxprune.proof.compare import error as differs
 from onnxprune.runtime import Session
 from onnxprune.training.network import Network
 
@@ -33,8 +36,10 @@ def tolerance(network: Network) -> float:
     return HALF if half else TOLERANCE
 
 
-def error(wanted: Array, found: object) -> float:
+def error(wanted: Any, found: object) -> float:
     """Largest difference over the largest value; infinity for other shapes, 0 for equal ones (NaN equals NaN)."""
+    if not isinstance(wanted, np.ndarray):  # a sequence or map
+        return differs([wanted], [found])
     array = found.detach().numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
     if array.shape != wanted.shape:
         return float("inf")

@@ -18,6 +18,7 @@ import onnx
 import torch
 from onnx import ModelProto, TensorProto, helper
 
+from onnxprune.calibrate.stepwise import declared
 from onnxprune.errors import BadInputError, UnsupportedModelError
 from onnxprune.groups.observation import Array, Feeds
 from onnxprune.model.branches import shell
@@ -44,6 +45,7 @@ class Network:
     def __init__(self, model: LoadedModel, precision: Any = torch.float32) -> None:
         self.program: Program = compile(model)
         self.precision = precision
+        self.compared: tuple[str, ...] = ()  # tensors inside that are learned from, beside outputs
         self.weights: dict[str, TrainedWeight] = weights(self.program)
         self.constants: Values = {k: self.tensor(v) for k, v in self.program.constants.items()}
         self.parameters: dict[str, Tensor] = {k: self.constants[k].clone().requires_grad_() for k in self.weights}
@@ -110,7 +112,7 @@ class Network:
 
     def frozen(self) -> list[Frozen]:
         """Weights that no gradient reaches. Run the network once before: what cannot be differentiated shows then."""
-        reached = _reached(self.program.body, set(self.program.body.outputs), self.opaque)
+        reached = _reached(self.program.body, {*self.program.body.outputs, *self.compared}, self.opaque)
         blockers = [s for s in self.program.walk() if s.key in self.opaque]
         found = []
         for key, weight in self.weights.items():
@@ -166,9 +168,15 @@ class Network:
                 f"{step.op} '{step.key}' cannot be evaluated for fine-tuning: {error}"
             ) from None
         named = dict(zip(self._sessions[step.key].outputs, results, strict=True))
-        return [self.tensor(np.asarray(named[n])) if n in named else None for n in step.node.output]
+        return [self._held(named[n]) if n in named else None for n in step.node.output]
 
-    def _array(self, value: Any, data_type: int | None) -> Array:
+    def _held(self, value: Any) -> Any:
+        """A tensor; sequences and maps stay as ONNX Runtime gives them, and no gradient passes them."""
+        return value if isinstance(value, list | dict) else self.tensor(np.asarray(value))
+
+    def _array(self, value: Any, data_type: int | None) -> Any:
+        if isinstance(value, list | dict):
+            return value
         if not isinstance(value, torch.Tensor):
             return np.asarray(value)
         array: Array = value.detach().numpy()
@@ -201,8 +209,10 @@ def _alone(program: Program, step: Step, feeds: Feeds) -> ModelProto:
     proto.graph.name = "node"
     proto.graph.node.add().CopyFrom(step.node)
     for name, value in feeds.items():
-        kind = TensorProto.STRING if value.dtype.kind in "OSU" else helper.np_dtype_to_tensor_dtype(value.dtype)
-        proto.graph.input.append(helper.make_tensor_value_info(name, kind, [None] * value.ndim))
+        if isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
+            proto.graph.input.append(helper.make_tensor_value_info(name, TensorProto.STRING, [None] * value.ndim))
+        else:
+            proto.graph.input.append(declared(name, value))
     proto.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in step.node.output if n)
     return proto
 

@@ -145,3 +145,13 @@ def test_infinities_that_stay_are_no_damage() -> None:
     assert 0 < found < 1 and divergence(wanted, wanted) == 0
     assert found == pytest.approx(divergence(also, too), rel=0.5)
     assert divergence(wanted, [[np.where(m, 0, x[0])] for x, m in zip(masked, masks, strict=True)]) == np.inf
+
+
+@pytest.mark.parametrize("text", [SEQUENCE, MAP], ids=["sequence", "map"])
+def test_what_sequences_and_maps_are_made_of_is_learned_from(text: str, data: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    model = case(text)
+    del model.graph.output[0]
+    small = onnxprune.prune(model, Budget("macs", 0.4), recover="none", round_to=1, benchmark=False).model
+    tuned = onnxprune.finetune(small, model, data=data, steps=40, batch=8, augment=False)
+    assert tuned.is_improved and {f.key for f in tuned.frozen} == {"s"}  # of the output that was left out
