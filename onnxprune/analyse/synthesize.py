@@ -1,33 +1,50 @@
 """Calibration inputs for a user who has none.
 
 Images, sounds and the like are smooth on several scales, so floating inputs are sums of noise at octaves, each enlarged to the
-input's size along its space axes, with random weights per sample; scaled to mean 0 and a random contrast about 1. Everything else
-keeps what random observation feeds drew: valid indices, ones for flags. These inputs are a stand-in, and the report says so.
+input's size along its space axes, with random weights per sample; scaled to mean 0 and a random contrast about 1. What picks rows of a
+table (token ids) takes any of its rows, positions count up, a mask is ones, for one sample in four with a tail of zeros
+(`analyse/roles.py`). Everything else keeps what random observation feeds drew. These inputs are a stand-in, and the report says so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
+from types import MappingProxyType
 
 import numpy as np
 import onnx
 
+from onnxprune.analyse.roles import OTHER, Role
 from onnxprune.groups.observation import Array, Feeds, batch_of
 
 COUNT = 512
 ELEMENTS = 1 << 26
+TAILS = 0.25  # share of samples that are shorter than the others
 
 
-def synthesize(template: Feeds, inputs: list[onnx.ValueInfoProto], seed: int = 0, count: int = COUNT) -> list[Feeds]:
-    """Feeds of the shapes of `template`, which ran; one sample each where its batch is 1, else as many as it holds."""
+def synthesize(
+    template: Feeds,
+    inputs: list[onnx.ValueInfoProto],
+    seed: int = 0,
+    count: int = COUNT,
+    known: Mapping[str, Role] = MappingProxyType({}),
+) -> list[Feeds]:
+    """Feeds of the shapes of `template`, which ran; one sample each where its batch is 1, else as many as it holds. known: by input."""
     rng = np.random.default_rng(seed)
     size = batch_of(template)
     largest = max((v.size for v in template.values()), default=1)
     number = max(4, min(-(-count // size), ELEMENTS // max(largest, 1)))
-    return [{v.name: _one(template[v.name], rng) for v in inputs} for _ in range(number)]
+    return [{v.name: _one(template[v.name], rng, known.get(v.name, OTHER)) for v in inputs} for _ in range(number)]
 
 
-def _one(like: Array, rng: np.random.Generator) -> Array:
+def _one(like: Array, rng: np.random.Generator, role: Role) -> Array:
+    if role.kind == "index":
+        return rng.integers(0, role.rows, like.shape).astype(like.dtype)
+    if role.kind == "position" and like.ndim:
+        return np.broadcast_to(np.arange(like.shape[-1]) % role.rows, like.shape).astype(like.dtype)
+    if role.kind == "mask" and 0 < like.ndim < 3:
+        return _mask(like.shape, rng).astype(like.dtype)
     if like.dtype.kind in "iu" and like.size > 1:
         low, high = int(like.min()), int(like.max())
         return rng.integers(low, high + 1, like.shape).astype(like.dtype)
@@ -36,6 +53,13 @@ def _one(like: Array, rng: np.random.Generator) -> Array:
     if like.ndim < 3:
         return rng.standard_normal(like.shape).astype(like.dtype)
     return np.stack([_smooth(like.shape[1:], rng) for _ in range(like.shape[0])]).astype(like.dtype)
+
+
+def _mask(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Ones along the last axis, one row in four with a tail of zeros."""
+    length = shape[-1]
+    ends = np.where(rng.random(shape[:-1]) < TAILS, rng.integers(1, length + 1, shape[:-1]), length) if length else 0
+    return np.asarray(np.arange(length) < np.expand_dims(ends, -1))
 
 
 def _smooth(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
