@@ -18,6 +18,7 @@ from onnxprune.runtime.session import Session
 
 SIZES = (16, 32, 64, 48, 128, 96, 224, 320, 512, 576, 1024, 8, 4, 2, 1)
 MAX_ELEMENTS = 1 << 30
+MAX_GUESSED = 1 << 20  # where ranks are guessed, so that hundreds of shapes are tried
 IMAGE_SIZES = (64, 128, 96, 48, 224, 256, 320, 32, 512, 640, 16, 1)
 RANKS = (2, 3, 4, 1, 5, 0)  # to try where an input declares none, likeliest first
 
@@ -88,10 +89,11 @@ def random_feeds(
     seed: int = 0,
     high: int = 100,
     shapes: dict[str, tuple[int, ...]] | None = None,
+    most: int = MAX_ELEMENTS,
 ) -> Feeds:
     """Random inputs: normal floats, integers in [1, high), True; `sizes` gives every symbol's size, `shapes` whole shapes.
 
-    inputs: with a rank each, see `ranked`.
+    inputs: with a rank each, see `ranked`. Raises `BadInputError` for one of more than `most` elements.
     """
     rng = np.random.default_rng(seed)
     feeds: Feeds = {}
@@ -108,7 +110,7 @@ def random_feeds(
                 f"--input-shape {value.name}:{','.join(map(str, given))} does not fit the model's {wanted}."
             )
         shape = given or tuple(s if isinstance(s, int) else sizes[s] for s in dims)
-        if math.prod(shape) > MAX_ELEMENTS:
+        if math.prod(shape) > most:
             raise BadInputError(
                 f"Input '{value.name}' of shape {list(shape)} is too large to try; give smaller --input-shape sizes."
             )
@@ -136,8 +138,8 @@ def rescaled(pair: tuple[Feeds, Feeds], seed: int, scale: float) -> tuple[Feeds,
     return redraw(pair[0]), redraw(pair[1])
 
 
-def candidate_sizes(inputs: Sequence[onnx.ValueInfoProto]) -> Iterator[dict[str, int]]:
-    """Sizes worth trying for the dynamic dimensions, likeliest first; the batch is 2, else 1."""
+def candidate_sizes(inputs: Sequence[onnx.ValueInfoProto], alike: bool = False) -> Iterator[dict[str, int]]:
+    """Sizes worth trying for the dynamic dimensions, likeliest first; the batch is 2, else 1. alike: all others of one size only."""
     names: dict[str, tuple[int, ...]] = {}
     for value in inputs:
         dims = symbols(value)
@@ -154,7 +156,7 @@ def candidate_sizes(inputs: Sequence[onnx.ValueInfoProto]) -> Iterator[dict[str,
     for first in (2, 1):
         for k in range(length):
             yield dict.fromkeys(batch, first) | {n: names[n][min(k, len(names[n]) - 1)] for n in others}
-    if 1 < len(others) <= 3:
+    if 1 < len(others) <= 3 and not alike:
         for combination in itertools.product(*(names[n][:10] for n in others)):
             yield dict.fromkeys(batch, 1) | dict(zip(others, combination, strict=True))
 
@@ -179,12 +181,13 @@ def find_feeds(
             )
     session = session or Session(model)
     error: BadInputError | None = None
+    most = MAX_ELEMENTS if all(has_rank(v) or v.name in shapes for v in inputs) else MAX_GUESSED
     for ranks in _candidate_ranks(inputs, shapes):
         declared = ranked(inputs, ranks)
         for high in (100, 10, 2, 1):
-            for sizes in candidate_sizes(declared):
-                first = random_feeds(declared, sizes, seed, high, shapes)
+            for sizes in candidate_sizes(declared, alike=most < MAX_ELEMENTS):
                 try:
+                    first = random_feeds(declared, sizes, seed, high, shapes, most)
                     session.run(first)
                 except BadInputError as failure:
                     error = error or failure
