@@ -132,7 +132,7 @@ MUTANTS = (
     Mutant(
         "no sizes per axis",
         "runtime/inputs.py",
-        "if 1 < len(others) <= 3:",
+        "if 1 < len(others) <= 3 and not alike:",
         "if False:",
         guard("the_one_size_that_works_is_found"),
     ),

@@ -502,6 +502,7 @@ def test_command_line(tmp_path: Path) -> None:
         assert bool(onnxprune.Plan.from_json((tmp_path / "p.json").read_text()).mixed) == some
 
 
+@pytest.mark.slow
 def test_layers_go_beside(tmp_path: Path) -> None:
     result = onnxprune.prune(
         VIT,

@@ -634,7 +634,7 @@ def test_a_model_that_protobuf_cannot_hold_goes_apart(tmp_path: Path, large: Pat
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("place", ["missing/out.onnx", ".", "file/out.onnx", "n" * 300])
+@pytest.mark.parametrize("place", [".", "file/out.onnx", "n" * 300])
 def test_places_that_cannot_be_written(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BadInputError, match="Cannot write"):

@@ -118,6 +118,7 @@ def test_replaying_a_drop_sets_the_same_samples_aside(tmp_path: Path) -> None:
     onnxprune.verify(DIGITS, files["s.onnx"], files["p.json"], data=CALIB)
 
 
+@pytest.mark.slow
 def test_layers_may_go_for_a_drop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxprune.choose.max_drop.BISECTIONS", 2)
     monkeypatch.setattr("onnxprune.choose.layers.TRIALS", 2)
@@ -147,7 +148,7 @@ def test_disagreement_and_angle() -> None:
         disagreement([[np.zeros(3, np.float32)]], [[np.zeros(3, np.float32)]])
 
 
-@pytest.mark.parametrize("count", [5, 9, 16, 20, 64])
+@pytest.mark.parametrize("count", [pytest.param(n, marks=pytest.mark.slow) for n in (5, 9, 20)] + [16, 64])
 def test_a_few_samples_are_enough_to_set_some_aside(tmp_path: Path, count: int) -> None:
     np.savez(tmp_path / "few.npz", x=np.load(CALIB)["x"][:count])
     result = onnxprune.prune(DIGITS, Budget("max_drop", 5.0), data=tmp_path / "few.npz", benchmark=False)
