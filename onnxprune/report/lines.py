@@ -88,6 +88,8 @@ def repair_lines(report: Report) -> list[str]:
     if repair is not None:
         before, after = repair.damage
         on = "held-out samples" if calibration is None or calibration.held_out else "the samples that were fitted"
+        if calibration is not None and calibration.made_up:
+            on = "made-up inputs, which says nothing of real ones,"
         fitted = f"{repair.fitted} of {repair.layers} layers fitted ({repair.recover})"
         judged = f"divergence from the original on {on} {number(before)} -> {number(after)}"
         lines.append(f"{fitted}; {judged if before is not None else 'the whole model was not judged'}")
