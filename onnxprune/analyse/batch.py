@@ -233,5 +233,5 @@ def _compared(whole: Array, a: Array, b: Array, draws: bool) -> str:
         return "unclear" if (x != y).any() else "apart"
     if not finite.any():
         return "unclear"
-    apart = float(np.sqrt(np.square(np.abs(x - y)[finite]).mean()))
+    apart = float(np.sqrt(np.square(np.abs(x[finite] - y[finite])).mean()))
     return "apart" if apart <= APART * float(x[finite].std()) + 1e-6 * float(np.abs(x[finite]).max()) else "mixed"

@@ -11,6 +11,7 @@ SIZED_BY: dict[str, tuple[int, ...]] = {
     "Expand": (1,),
     "HammingWindow": (0,),
     "HannWindow": (0,),
+    "Loop": (0, 1),
     "MaxUnpool": (2,),
     "MelWeightMatrix": (0, 1),
     "OneHot": (1,),
@@ -19,6 +20,7 @@ SIZED_BY: dict[str, tuple[int, ...]] = {
     "Reshape": (1,),
     "Resize": (1, 2, 3),
     "STFT": (1, 3),
+    "SequenceAt": (1,),
     "Slice": (1, 2, 3, 4),
     "Split": (1,),
     "SplitToSequence": (1,),
@@ -30,11 +32,10 @@ SIZED_BY: dict[str, tuple[int, ...]] = {
 
 SIZED_BY_DATA = frozenset(
     """
-    BeamSearch Compress GreedySearch ImageDecoder Loop NonMaxSuppression NonZero Sampling SequenceAt StringSplit Tokenizer Unique
-    WhisperBeamSearch
+    BeamSearch Compress GreedySearch ImageDecoder NonMaxSuppression NonZero Sampling StringSplit Tokenizer Unique WhisperBeamSearch
     """.split()
 )
-"""How much they give depends on the values of what they read; a loop may run as often as a value says."""
+"""How much they give depends on the values of what they read."""
 
 
 def decides_size(op: str, i: int) -> bool:

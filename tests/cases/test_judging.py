@@ -141,3 +141,13 @@ def test_a_length_that_follows_from_values_is_named() -> None:
     model = net(text, constants={"start": np.array(0), "step": np.array(1)})
     found = judged_by(Model(model, None), lambda name: True)
     assert found.tensors == ("e",) and "Range" in found.follows["y"][0]
+
+
+def test_parts_of_a_sequence_at_constant_places_are_judged_directly() -> None:
+    text = """g (float[N,8] x) => (float[N,2] y) <float[8,4] w, int64 at, int64[2] parts> {
+        h = MatMul(x, w)
+        s = SplitToSequence<axis=1>(h, parts)
+        y = SequenceAt(s, at)
+    }"""
+    model = net(text, constants={"at": np.array(1), "parts": np.array([2, 2])})
+    assert of(model) == (("y",), {})

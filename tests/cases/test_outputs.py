@@ -155,3 +155,21 @@ def test_what_sequences_and_maps_are_made_of_is_learned_from(text: str, data: st
     small = onnxprune.prune(model, Budget("macs", 0.4), recover="none", round_to=1, benchmark=False).model
     tuned = onnxprune.finetune(small, model, data=data, steps=40, batch=8, augment=False)
     assert tuned.is_improved and {f.key for f in tuned.frozen} == {"s"}  # of the output that was left out
+
+
+def test_masked_outputs_warn_of_nothing(tmp_path: Path) -> None:
+    text = """g (float[N,6] x, bool[N,5] legal) => (float[N,5] logits) <float[6,16] w, float[16,5] v, float low> {
+        h = MatMul(x, w)
+        r = Relu(h)
+        o = MatMul(r, v)
+        logits = Where(legal, o, low)
+    }"""
+    model = net(text, constants={"low": np.array(-np.inf, np.float32)})
+    rng = np.random.default_rng(0)
+    legal = rng.random((32, 5)) < 0.7
+    legal[:, 0] = True
+    np.savez(tmp_path / "x.npz", x=rng.normal(size=(32, 6)).astype(np.float32), legal=legal)
+    data = str(tmp_path / "x.npz")
+    result = onnxprune.prune(model, Budget("macs", 0.5), data=data, round_to=1, benchmark=False)
+    assert result.report.repair is not None and np.isfinite(result.report.repair.damage.after or np.nan)
+    assert np.isfinite(onnxprune.sparsify(model, sparsity=0.5, data=data, benchmark=False).report.difference.divergence)
