@@ -17,13 +17,14 @@ import onnx
 from onnxprune import runtime
 from onnxprune.analyse.feeds import load_data, read_arrays
 from onnxprune.api.finetune import FinetuneResult
-from onnxprune.calibrate.damage import METRICS
-from onnxprune.calibrate.judging import judged_by, showing
+from onnxprune.calibrate.damage import METRICS, Outputs
+from onnxprune.calibrate.judging import judged_by
 from onnxprune.calibrate.metric import load_score
 from onnxprune.choose.finetune_options import FinetuneOptions
 from onnxprune.cut.plan import Plan
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds, batch_of
+from onnxprune.model.branches import showing
 from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.runtime import Session
 from onnxprune.training import losses, torch
@@ -79,8 +80,8 @@ class Tuning:
         is_plain = self.pool.joins and not any(self.pool.axes.values())  # samples are rows of every array
         self.augmentation = Augmentation() if settings.augment and is_plain else NONE
         self.judged = self._judged()
-        names = self.judging.names
-        self.wanted = [self.teacher.answers(self._fed(j), names) for j in self.judged] if self.teacher else []
+        said = [self.teacher.run(self._fed(j), self.judging.names) for j in self.judged] if self.teacher else []
+        self.wanted = [self.judging.read(values) for values in said]
         if settings.metric in METRICS:
             raise BadInputError(
                 f"--metric {settings.metric} compares with the original, as the loss does; leave it out, or give module:function."
@@ -239,7 +240,7 @@ class Tuning:
         answers = self.judging.session(self.student.beside(self.network.export()), threads=self.threads)
         found = [answers(self._fed(j)) for j in self.judged]
         if self.score is not None:
-            score = _scored(self.score, self.judging.names, found, self.judged)
+            score = _scored(self.score, self.judging.outputs, self.judging.of_outputs(found), self.judged)
             return -score if np.isfinite(score) else np.inf
         labels = [_plain(j[self.objective.supervised.labels]) for j in self.judged] if self.objective.supervised else []
         return self.objective.held_out(self.wanted, found, self.judging, labels)
@@ -254,7 +255,7 @@ def _is_alike(student: Model, teacher: Model, feeds: Feeds, name: str) -> bool:
     return sizes[0] == sizes[1]
 
 
-def _scored(score: Any, names: Sequence[str], found: list[list[Array]], joined: list[Feeds]) -> float:
+def _scored(score: Any, names: Sequence[str], found: Outputs, joined: list[Feeds]) -> float:
     outputs = {n: np.concatenate([f[k] for f in found]) for k, n in enumerate(names)}
     data = {n: np.concatenate([j[n] for j in joined]) if joined[0][n].ndim else joined[0][n] for n in joined[0]}
     try:

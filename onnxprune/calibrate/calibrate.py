@@ -16,7 +16,7 @@ from onnx import helper
 
 from onnxprune.analyse.samples import Samples
 from onnxprune.calibrate.calibration import Calibration
-from onnxprune.calibrate.judging import Judged, showing
+from onnxprune.calibrate.judging import Judged
 from onnxprune.calibrate.moments import Moments
 from onnxprune.calibrate.positions import allotted, pick
 from onnxprune.calibrate.stepwise import Stepwise, flat_model
@@ -27,7 +27,6 @@ from onnxprune.model.loaded import Model
 from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.layers import find_layers
 from onnxprune.runtime import Session
-from onnxprune.runtime.values import as_arrays
 
 CAP = 5000
 
@@ -56,7 +55,7 @@ def calibrate(
     weights = {x.key: x.linear.matrix(steps.constant(x.w).astype(np.float32)) for x in layers}
     inputs = list(dict.fromkeys(x.x for x in layers))
     names = judged.names
-    session, shown = _tapped(model.beside(showing(flat, names)), inputs, layers)
+    session, shown = _tapped(model.beside(flat), [*inputs, *names], layers)
     # other samples may take other branches than the first: what they should give, the whole model says
     whole = judged.session(model) if conditions(model.proto) else None
     moments: dict[tuple[object, ...], Moments] = {}
@@ -65,7 +64,7 @@ def calibrate(
     taps = [n for n in inputs if n not in samples.feeds[0]]
     for number, feeds in enumerate(samples.feeds):
         values = session.run(feeds, [*names, *taps, *shown])
-        given = as_arrays(values[: len(names)]) if whole is None else whole(feeds)
+        given = judged.read(values[: len(names)]) if whole is None else whole(feeds)
         outputs.append(deepcopy(given))  # what a session returns keeps its memory, all of it
         known = feeds | dict(zip(taps, values[len(names) :], strict=False))
         sizes = values[len(names) + len(taps) :]
@@ -93,12 +92,12 @@ def calibrate(
     )
 
 
-def _tapped(flat: Model, inputs: list[str], layers: list[LinearLayer]) -> tuple[Session, list[str]]:
-    """The model with the layers' inputs and the shapes of their outputs as outputs; the names of these."""
+def _tapped(flat: Model, tensors: list[str], layers: list[LinearLayer]) -> tuple[Session, list[str]]:
+    """The model with these tensors and the shapes of the layers' outputs as outputs; the names of the shapes."""
     proto = onnx.ModelProto()
     proto.CopyFrom(flat.proto)
     have = {o.name for o in proto.graph.output} | {i.name for i in proto.graph.input}
-    for name in inputs:
+    for name in dict.fromkeys(tensors):
         if name not in have:
             proto.graph.output.append(helper.make_empty_tensor_value_info(name))
     shapes = show_shapes(proto.graph, [x.y for x in layers])

@@ -9,20 +9,23 @@ are compared themselves: the share of them that differ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import onnx
-from onnx import helper
 
-from onnxprune.calibrate.damage import Metric
+from onnxprune.calibrate.damage import Metric, Outputs
+from onnxprune.calibrate.stepwise import read_by
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds
-from onnxprune.model.branches import captured, subgraphs
+from onnxprune.model.branches import showing
 from onnxprune.model.loaded import Model
 from onnxprune.ops import rule_for
 from onnxprune.ops.sizes import decides_size
 from onnxprune.runtime import Session
+from onnxprune.runtime.values import as_array
 
 FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)", "tensor(bfloat16)")
 NO_TENSOR = "a sequence or map"
@@ -52,28 +55,22 @@ class Judged:
 
     def by_outputs(self, metric: Metric) -> Metric:
         """A metric of the model's outputs, as one of all `names`."""
+        return lambda reference, found: metric(self.of_outputs(reference), self.of_outputs(found))
+
+    def of_outputs(self, rows: Outputs) -> Outputs:
+        """What the model's outputs gave, of what all `names` gave."""
         at = [self.names.index(o) for o in self.outputs]
-        return lambda reference, found: metric(
-            [[r[k] for k in at] for r in reference], [[f[k] for k in at] for f in found]
-        )
+        return [[row[k] for k in at] for row in rows]
+
+    def read(self, values: Sequence[Any]) -> list[Array]:
+        """What a model gave for `names`, each as one array: of numbers, where it is no tensor of texts."""
+        return [v if isinstance(v, np.ndarray) and v.dtype.kind == "O" else as_array(v) for v in values]
 
     def session(self, model: Model, what: str = "the model", threads: int = 0) -> Callable[[Feeds], list[Array]]:
-        """Runs a model and gives all `names`, each as one array."""
+        """Runs a model and gives all `names`, see `read`."""
         shown = model.beside(showing(model.proto, self.names))
         session = Session(shown, optimized=True, threads=threads, what=what)
-        return lambda feeds: session.answers(feeds, self.names)
-
-
-def showing(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
-    """The model with these tensors as outputs, beside its own; a copy where it has to be one."""
-    known = {o.name for o in proto.graph.output}
-    more = [n for n in dict.fromkeys(names) if n not in known]
-    if not more:
-        return proto
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    copy.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in more)
-    return copy
+        return lambda feeds: self.read(session.run(feeds, self.names))
 
 
 def judged_by(model: Model, fits: Fits, chosen: Sequence[str] = ()) -> Judged:
@@ -114,7 +111,7 @@ class _Walk:
         self.types: dict[str, str] | None = None
 
     def _pass(self, node: onnx.NodeProto) -> None:
-        reads = _reads(node)
+        reads = sorted(read_by(node))
         outputs = [o for o in node.output if o]
         rule = rule_for(node.op_type, node.domain)
         by_size = rule.carries_shape
@@ -153,7 +150,7 @@ class _Walk:
         """The nearest tensors upwards that can be judged."""
         found: dict[str, None] = {}
         seen: set[str] = set()
-        stack = _reads(self.maker[output]) if output in self.maker else []
+        stack = list(read_by(self.maker[output])) if output in self.maker else []
         while stack:
             name = stack.pop()
             if name in seen or name not in self.maker or name not in self.values:
@@ -162,13 +159,13 @@ class _Walk:
             if name not in self.sizes and self._type(name) in FLOATS and self.fits(name):
                 found[name] = None
             else:
-                stack += _reads(self.maker[name])
+                stack += read_by(self.maker[name])
         order = {name: k for k, name in enumerate(self.maker)}
         return tuple(sorted((n for n in found if not self._follows(n, found)), key=order.__getitem__))
 
     def _follows(self, name: str, others: Container[str]) -> bool:
         """Is it computed from these alone?"""
-        stack, seen = _reads(self.maker[name]), {name}
+        stack, seen = list(read_by(self.maker[name])), {name}
         while stack:
             read = stack.pop()
             if read in seen or read not in self.values or read in others:
@@ -176,7 +173,7 @@ class _Walk:
             if read not in self.maker:
                 return False
             seen.add(read)
-            stack += _reads(self.maker[read])
+            stack += read_by(self.maker[read])
         return True
 
     def _type(self, name: str) -> str:
@@ -188,11 +185,6 @@ class _Walk:
                 session = Session(self.model)
             self.types = session.output_types
         return self.types.get(name, "")
-
-
-def _reads(node: onnx.NodeProto) -> list[str]:
-    """Everything a node reads, captures of its subgraphs included."""
-    return [*(n for n in node.input if n), *(n for _, sub in subgraphs(node) for n in sorted(captured(sub)))]
 
 
 def _is_random(node: onnx.NodeProto) -> bool:

@@ -6,7 +6,7 @@ can be looked up in an analysis and written back into the original structure. Lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
@@ -44,6 +44,26 @@ def shell(proto: ModelProto) -> ModelProto:
     empty.opset_import.extend(proto.opset_import)
     empty.functions.extend(proto.functions)
     return empty
+
+
+def showing(proto: ModelProto, names: Iterable[str]) -> ModelProto:
+    """The model with these tensors as outputs, beside its own; a copy where it has to be one."""
+    known = {o.name for o in proto.graph.output}
+    more = [n for n in dict.fromkeys(names) if n not in known]
+    if not more:
+        return proto
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    copy.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in more)
+    return copy
+
+
+def every_graph(graph: GraphProto) -> Iterator[GraphProto]:
+    """The graph and all below it, outer ones first."""
+    graphs = [graph]
+    for each in graphs:
+        yield each
+        graphs += [sub for node in each.node for _, sub in subgraphs(node)]
 
 
 def show_shapes(graph: GraphProto, names: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from onnxprune.model.branches import subgraphs
+from onnxprune.model.branches import every_graph
 from onnxprune.model.schema import schema_of
 
 SEEDS = 1 << 23  # mostly stored as a float, which holds whole numbers up to here
@@ -39,13 +39,12 @@ def seeded(proto: ModelProto) -> ModelProto:
 def _drawing(proto: ModelProto) -> Iterator[tuple[NodeProto, int]]:
     """Nodes, and the types of their seeds."""
     versions = {o.domain: o.version for o in proto.opset_import}
-    graphs = [proto.graph]
+    graphs = list(every_graph(proto.graph))
     for graph in graphs:
         for node in graph.node:
             schema = schema_of(node.op_type, node.domain, versions.get(node.domain, versions.get("", 1)))
             if schema is not None and "seed" in schema.types and not _is_off(node, schema.switch, graphs):
                 yield node, schema.types["seed"]
-            graphs += [sub for _, sub in subgraphs(node)]
 
 
 def _is_off(node: NodeProto, switch: int | None, graphs: list[GraphProto]) -> bool:

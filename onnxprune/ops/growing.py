@@ -49,11 +49,8 @@ def tile(ctx: MapContext) -> list[Maps]:
     repeats = ctx.value(1)
     if repeats is None:
         return [ctx.pin_axes(0, tuple(range(ctx.rank())), "repeats an axis a number of times computed from data")]
-    return [
-        grown(
-            ctx, move(ctx, 0, lambda f, s: np.tile(f, [int(r) if f.shape[a] > 1 else 1 for a, r in enumerate(repeats)]))
-        )
-    ]
+    tiled = move(ctx, 0, lambda f, s: np.tile(f, [int(r) if f.shape[a] > 1 else 1 for a, r in enumerate(repeats)]))
+    return [grown(ctx, tiled)]
 
 
 def tile_adjust(edit: Edit) -> None:

@@ -12,7 +12,7 @@ from onnxprune.errors import VerificationError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.observation import Array
-from onnxprune.model.branches import subgraphs
+from onnxprune.model.branches import every_graph
 from onnxprune.proof.masked import masked_keys
 from onnxprune.proof.verdict import Verdict
 from onnxprune.runtime.values import TEXTS, is_comparable, leaves
@@ -38,12 +38,8 @@ def tolerance_of(model: onnx.ModelProto, noise: float, deviation: float = np.inf
 def _is_half(graph: onnx.GraphProto) -> bool:
     """Does it compute with 16-bit floats? Those that are only stored, and read by a Cast, do not count."""
     stored = {t.name for t in graph.initializer if t.data_type in (10, 16)}
-    graphs = [graph]
-    for each in graphs:
-        if any(name in stored for node in each.node if node.op_type != "Cast" for name in node.input):
-            return True
-        graphs += [sub for node in each.node for _, sub in subgraphs(node)]
-    return False
+    nodes = (node for each in every_graph(graph) for node in each.node if node.op_type != "Cast")
+    return any(name in stored for node in nodes for name in node.input)
 
 
 def verdict(

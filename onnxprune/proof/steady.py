@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import onnx
-from onnx import helper
-
 from onnxprune.errors import BadInputError, VerificationError
 from onnxprune.groups.observation import Feeds
+from onnxprune.model.branches import showing
 from onnxprune.model.check import describe
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.proof.compare import TOLERANCE, error
@@ -26,16 +24,13 @@ def check_steady(model: LoadedModel, feeds: Feeds) -> None:
 
 def _first(model: LoadedModel, feeds: Feeds) -> str:
     """The first node whose result is another one in the second run."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    known = {o.name for o in proto.graph.output}
-    names = [o for node in proto.graph.node for o in node.output if o]
-    proto.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in names if n not in known)
+    nodes = model.proto.graph.node
+    names = [o for node in nodes for o in node.output if o]
     try:
-        session = Session(model.beside(proto))
+        session = Session(model.beside(showing(model.proto, names)))
         once, twice = (dict(zip(names, session.run(feeds, names), strict=True)) for _ in range(2))
     except BadInputError:
         return "a node"
-    found = (n for n in proto.graph.node if any(o and error([once[o]], [twice[o]]) > TOLERANCE for o in n.output))
+    found = (n for n in nodes if any(o and error([once[o]], [twice[o]]) > TOLERANCE for o in n.output))
     node = next(found, None)
     return "a node" if node is None else describe(node).replace("Node", "node", 1)

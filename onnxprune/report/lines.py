@@ -8,6 +8,7 @@ from onnxprune.proof.verdict import Verdict
 from onnxprune.report.report import Report
 from onnxprune.report.sparsity import SparsityReport
 from onnxprune.report.values import Latency, NotJudged
+from onnxprune.runtime import Speedup
 
 VARIANT_COLUMNS = ("bytes", "ms per run", "divergence", "other top-1", "loss")
 
@@ -118,7 +119,7 @@ def variant_rows(report: Report) -> list[tuple[str, str, str, str, str, str]]:
 
 def _speed(t: Latency) -> str:
     low, high = t.interval
-    if low <= 1 <= high:
+    if not Speedup(t.speedup, low, high).is_measurable:
         return f"which is faster is not measurable here ({low:.2f} to {high:.2f} times as fast)"
     if t.speedup >= 1:
         return f"{t.speedup:.2f}x faster ({low:.2f} to {high:.2f})"

@@ -4,12 +4,13 @@ from onnxprune.runtime.inputs import declared_batch, find_feeds, graph_inputs, r
 from onnxprune.runtime.probe import Probe, observe
 from onnxprune.runtime.quantize import quantize
 from onnxprune.runtime.session import VERSION, Session, load_custom_ops
-from onnxprune.runtime.timing import latency, speedup
+from onnxprune.runtime.timing import Speedup, latency, speedup
 
 __all__ = [
     "VERSION",
     "Probe",
     "Session",
+    "Speedup",
     "declared_batch",
     "find_feeds",
     "graph_inputs",

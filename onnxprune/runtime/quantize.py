@@ -13,7 +13,7 @@ from onnx import ModelProto, numpy_helper
 
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Feeds
-from onnxprune.model.branches import subgraphs
+from onnxprune.model.branches import every_graph
 from onnxprune.model.loaded import Model
 from onnxprune.model.save import embedded, save_model
 from onnxprune.model.tensors import StoredSparseValues
@@ -69,13 +69,11 @@ def _dense(model: Model) -> ModelProto:
     """Without sparse initializers, which the quantizer does not look for."""
     copy = ModelProto()
     copy.CopyFrom(model.proto)
-    graphs = [copy.graph]
-    for graph in graphs:
+    for graph in every_graph(copy.graph):
         for sparse in graph.sparse_initializer:
             stored = StoredSparseValues(sparse, model.folder)
             graph.initializer.append(numpy_helper.from_array(stored.load(), sparse.values.name))
         del graph.sparse_initializer[:]
-        graphs += [sub for node in graph.node for _, sub in subgraphs(node)]
     return copy
 
 

@@ -8,7 +8,7 @@ import onnx
 import onnxruntime as ort
 from onnx import ModelProto, NodeProto, TensorProto
 
-from onnxprune.model.branches import subgraphs
+from onnxprune.model.branches import every_graph
 from onnxprune.model.check import describe
 
 UNKNOWN = re.compile(
@@ -79,12 +79,7 @@ def _cut(model: ModelProto, node: NodeProto | None) -> str:
 
 
 def _nodes(model: ModelProto) -> list[NodeProto]:
-    graphs, nodes = [model.graph], []
-    for graph in graphs:
-        for node in graph.node:
-            nodes.append(node)
-            graphs += [sub for _, sub in subgraphs(node)]
-    return nodes
+    return [node for graph in every_graph(model.graph) for node in graph.node]
 
 
 def _node(model: ModelProto, op: str, name: str = "") -> NodeProto | None:

@@ -103,11 +103,3 @@ class Session:
     def answers(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> list[Array]:
         """`run`, with every output as one array of numbers, to judge the model by (`runtime/values.py`)."""
         return as_arrays(self.run(feeds, outputs))
-
-    def accepts(self, feeds: Feeds) -> bool:
-        """Does the model run on these?"""
-        try:
-            self.run(feeds)
-        except BadInputError:
-            return False
-        return True

@@ -64,7 +64,6 @@ def speedup(before: Sequence[float], after: Sequence[float]) -> Speedup:
     """before, after: milliseconds of the rounds, in their order. With fewer than six rounds the interval is all of them."""
     ratios = sorted(a / max(b, 1e-9) for a, b in zip(before, after, strict=True))
     n = len(ratios)
-    first = max(
-        0, int(n / 2 - 0.98 * sqrt(n))
-    )  # 1.96 standard deviations of a binomial number, counted from the middle
+    # 1.96 standard deviations of a binomial number, counted from the middle
+    first = max(0, int(n / 2 - 0.98 * sqrt(n)))
     return Speedup(median(ratios), ratios[first], ratios[n - 1 - first])

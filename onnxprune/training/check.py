@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from onnxprune.calibrate.judging import showing
 from onnxprune.errors import BadInputError, UnsupportedModelError
 from onnxprune.groups.observation import Feeds
+from onnxprune.model.branches import showing
 from onnxprune.proof.compare import error as differs
 from onnxprune.runtime import Session
 from onnxprune.training.network import Network

@@ -13,6 +13,7 @@ from onnx import ModelProto
 from onnxprune.calibrate.damage import divergence
 from onnxprune.calibrate.judging import Judged
 from onnxprune.calibrate.pairing import pickers
+from onnxprune.calibrate.stepwise import Stepwise
 from onnxprune.groups.observation import Array, Feeds
 from onnxprune.runtime import Session
 from onnxprune.training.functions.base import Tensor
@@ -115,7 +116,8 @@ def features(
         for s in network.program.body.steps
         if s.op in CANDIDATES and s.outputs[0] in teacher.outputs and s.outputs[0] not in outputs
     ]
-    picked = _picked(network.program.model.proto)
+    steps = Stepwise(network.program.model, [])
+    picked = pickers(steps.nodes, steps.is_constant)  # in the other model these rows may be others
     keys = [k for k in keys if k not in picked]
     if not keys or most < 1:
         return ()
@@ -131,15 +133,6 @@ def features(
             found.append(feature)
     chosen: Any = np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)) if found else []
     return tuple(found[i] for i in chosen)
-
-
-def _picked(proto: ModelProto) -> set[str]:
-    """Tensors whose rows are picked by values: in the other model they may be others."""
-    fixed = {t.name for t in proto.graph.initializer}
-    for node in proto.graph.node:
-        if set(node.input) - {""} <= fixed:
-            fixed.update(node.output)
-    return set(pickers(proto.graph.node, fixed.__contains__))
 
 
 def candidates(network: Network, teacher: ModelProto) -> list[str]:

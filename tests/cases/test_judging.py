@@ -151,3 +151,27 @@ def test_parts_of_a_sequence_at_constant_places_are_judged_directly() -> None:
     }"""
     model = net(text, constants={"at": np.array(1), "parts": np.array([2, 2])})
     assert of(model) == (("y",), {})
+
+
+def test_a_score_of_the_users_gets_the_outputs_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = LABELS.replace("int64[N] label", "int64[N] label, string[N] word").replace(
+        "(logits)\n}",
+        """(logits)
+        word = ai.onnx.ml.LabelEncoder<keys_int64s=[0,1,2,3,4],values_strings=["a","b","c","d","e"]>(label)
+    }""",
+    )
+    model = net(text, domains=', "ai.onnx.ml" : 2')
+    (tmp_path / "own_score.py").write_text(
+        "def score(outputs, data):\n"
+        "    assert sorted(outputs) == ['label', 'word'] and set(outputs['word']) <= set('abcde')\n"
+        "    return float((outputs['label'] == data['labels']).mean())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(3)
+    x, labels = rng.normal(size=(32, 3, 8, 8)).astype(np.float32), rng.integers(0, 5, 32)
+    np.savez(tmp_path / "x.npz", x=x, labels=labels)
+    own = {"data": str(tmp_path / "x.npz"), "metric": "own_score:score"}
+    result = onnxprune.prune(model, Budget("max_drop", 1.0), round_to=1, benchmark=False, **own)
+    assert result.report.drop is not None
+    pytest.importorskip("torch")
+    assert onnxprune.finetune(result.model, model, steps=4, batch=8, augment=False, **own).is_scored
