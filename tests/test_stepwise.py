@@ -17,13 +17,15 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 
 from onnxprune import BadInputError
-from onnxprune.calibrate.stepwise import Stepwise, flat_model
-from onnxprune.model.branches import captured, conditions, flatten, subgraphs
-from onnxprune.model.graph import name_of, view
+from onnxprune.calibrate.routes import flat_model
+from onnxprune.calibrate.stepwise import Stepwise
+from onnxprune.model.branches import captured, subgraphs
+from onnxprune.model.graph import view
 from onnxprune.model.importer import import_graph
 from onnxprune.model.load import load
 from onnxprune.model.loaded import Model
 from onnxprune.model.patch import constants_at, with_constants
+from onnxprune.model.routing import Routing, flatten, ifs
 from tests.oracle import Array, dims, feeds, graphs, net, session
 
 # ---------------------------------------------------------------- Ifs decided
@@ -72,9 +74,9 @@ def test_flat_model_gives_the_same_outputs(c: bool, d: bool) -> None:
     model = net(NESTED, constants=CONSTANTS)
     before = model.SerializeToString()
     given = decided(c, d)
-    flat = flat_model(Model(model), given)
+    flat, _ = flat_model(Model(model), [given])
     assert model.SerializeToString() == before
-    assert not conditions(flat) and "If" not in {n.op_type for n in flat.graph.node}
+    assert "If" not in {n.op_type for n in flat.graph.node}
     onnx.checker.check_model(flat)
     wanted, found = session(model).run(None, given), session(flat).run(None, given)
     assert all(np.array_equal(a, b) for a, b in zip(wanted, found, strict=True))
@@ -85,17 +87,14 @@ def test_names_of_a_flat_model_are_the_keys_of_the_analysis(c: bool, d: bool) ->
     model = net(NESTED, constants=CONSTANTS)
     index = view(import_graph(load(model)), {"": 17})
     nodes = {n.key: n for n in index.graph.walk()}
-    top = {t.name for t in model.graph.initializer}  # those that a branch reads first are listed under it
-    flat = flat_model(Model(model), decided(c, d))
+    flat, _ = flat_model(Model(model), [decided(c, d)])
     for node in flat.graph.node:
         known = nodes[node.output[0]]
         if known.op == "If":
             assert node.op_type == "Identity", "what stands in its place"
             continue
         assert (known.op, known.outputs) == (node.op_type, tuple(node.output))
-        constants = {k: name_of(k) for k in known.inputs if k in index.constants}
-        inputs = [constants[k] if constants.get(k) in top else k for k in known.inputs]
-        assert inputs == list(node.input)
+        assert known.inputs == tuple(node.input)
     keys = {o for n in flat.graph.node for o in n.output}
     assert ("y.then_branch//p0" in keys) == c
     assert ("y.then_branch//p1.then_branch//q0" in keys) == (c and d)
@@ -104,9 +103,9 @@ def test_names_of_a_flat_model_are_the_keys_of_the_analysis(c: bool, d: bool) ->
 
 def test_ifs_stay_where_nothing_is_known_of_their_condition() -> None:
     model = net(NESTED, constants=CONSTANTS)
-    assert flatten(model, {}).graph == model.graph
-    flat = flatten(model, {"c": True})
-    assert conditions(flat) == ["d"], "the inner If is at the top now"
+    assert flatten(model, [{}])[0].graph == model.graph
+    flat, _ = flatten(model, [{"y": True}])
+    assert [n.input[0] for n in ifs(flat)] == ["d"], "the inner If is at the top now"
     (loop,) = [n for n in flat.graph.node if n.op_type == "Loop"]
     ((_, body),) = subgraphs(loop)
     assert [n.op_type for n in body.node] == ["Identity", "Add", "MatMul", "If"]
@@ -125,16 +124,40 @@ def test_outputs_of_an_if_may_be_left_out() -> None:
     }""")
     for c in (True, False):
         given = {"x": decided(c, c)["x"], "c": np.array(c)}
-        flat = flat_model(Model(model), given)
+        flat, _ = flat_model(Model(model), [given])
         assert np.array_equal(session(model).run(None, given)[0], session(flat).run(None, given)[0])
     holder = next(n for n in model.graph.node if n.op_type == "If")
     holder.output[0] = ""
     last = model.graph.node[-1]
     last.input[0] = "h"
     given = {"x": decided(True, True)["x"], "c": np.array(True)}
-    flat = flatten(model, {"c": True})  # ONNX Runtime itself takes no If without all of its outputs
+    flat, _ = flatten(model, [{"b": True}])  # ONNX Runtime itself takes no If without all of its outputs
     assert {o for n in flat.graph.node for o in n.output} == {"h", "b.then_branch//k", "b.then_branch//p", "b", "y"}
     assert np.array_equal(session(flat).run(None, given)[0], np.zeros((2, 4)))
+
+
+def test_every_sample_runs_along_its_own_branches() -> None:
+    model = net(NESTED, constants=CONSTANTS)
+    given = [decided(c, d) for c, d in KNOWN]
+    flat, routing = flat_model(Model(model), given)
+    onnx.checker.check_model(flat)
+    steps, whole = Stepwise(Model(flat), given, routing), session(model)
+    wanted = [whole.run(None, f) for f in given]
+    inner = list(steps.values("y.then_branch//p0"))
+    assert [v is not None for v in inner] == [c for c, _ in KNOWN]
+    deep = list(steps.values("y.then_branch//p1.then_branch//q0"))
+    assert [v is not None for v in deep] == [c and d for c, d in KNOWN]
+    for k, name in enumerate(o.name for o in model.graph.output):
+        found = list(steps.values(name))
+        assert all(np.array_equal(f, w[k]) for f, w in zip(found, wanted, strict=True)), name
+    for feed, route, outputs in zip(given, routing.routes, wanted, strict=True):
+        alone = session(routing.along(flat, route)).run(None, feed)
+        assert all(np.array_equal(a, b) for a, b in zip(alone, outputs, strict=True))
+
+
+def test_a_route_says_which_branches_nobody_takes() -> None:
+    routing = Routing({}, frozenset(), ({"a": True, "b": True}, {"a": False}, {"a": True, "b": True, "c": False}))
+    assert dict(routing.untaken()) == {"b": "else_branch", "c": "then_branch"}
 
 
 # ---------------------------------------------------------------- a part at a time

@@ -11,6 +11,7 @@ from onnxprune.analyse.samples import Samples
 from onnxprune.calibrate.judging import Judged
 from onnxprune.calibrate.moments import Moments
 from onnxprune.groups.observation import Array
+from onnxprune.model.routing import Routing
 from onnxprune.ops.layer import LinearLayer
 
 
@@ -18,7 +19,7 @@ from onnxprune.ops.layer import LinearLayer
 class Calibration:
     """What a model computed on the calibration samples: the original, or what bypasses left of it (`choose/subject.py`).
 
-    flat: the model with the branches that the samples take in place of its Ifs.
+    flat: the model with the branches that the samples take in place of its Ifs. routing: which sample takes which.
     samples: the inputs, in portions.
     layers: every convolution and matrix product with constant weights. moments: by layer key, the second moments `[g, K, K]` of what
         the layer reads, over the samples that are not held out. weights: by layer key, `[g, K, O]`: groups, inputs, outputs.
@@ -29,6 +30,7 @@ class Calibration:
     """
 
     flat: onnx.ModelProto
+    routing: Routing
     samples: Samples
     layers: list[LinearLayer]
     moments: dict[str, Moments]

@@ -97,7 +97,11 @@ class Pairing:
         linear = layer.linear
         is_plain = isinstance(linear, Product) and not linear.left and not linear.x_transposed
         for _ in range(self.new.count):
-            pairs = [next(v) for v in values]
+            found = [next(v) for v in values]
+            if any((a is None) != (b is None) for a, b in found):
+                yield Same(NONE, NONE)
+                continue
+            pairs = [(a, b) for a, b in found if a is not None and b is not None]
             if all(a.shape == b.shape and bool((a == b).all()) for a, b in pairs):
                 yield Same()
             elif len(pairs) == 1 and all(picked.values()) and is_plain:

@@ -7,16 +7,17 @@ for each layer would cost a square; `Stepwise` runs every node once:
     x = steps.values("/conv1/Conv_output_0")     # one array per sample; runs what is needed for it and no more
     steps.replace(node, {1: new_weight})         # before the node has run
 
-Values that nobody reads any more are dropped; above `memory` bytes, arrays go to a temporary folder.
+Values that nobody reads any more are dropped; above `memory` bytes, arrays go to a temporary folder. Every sample runs along its own
+branches (`model/routing.py`); in those that it does not take, a tensor has the value None.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -25,35 +26,16 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds
-from onnxprune.model.branches import captured, conditions, flatten, shell, subgraphs
+from onnxprune.model.branches import captured, shell, subgraphs
 from onnxprune.model.constants import tensor_in
 from onnxprune.model.loaded import Model
+from onnxprune.model.routing import STRAIGHT, Route, Routing
 from onnxprune.model.tensors import StoredSparseValues
 from onnxprune.ops import failures, rule_for
 from onnxprune.ops.base import Rule
 from onnxprune.runtime import Session
 
 MEMORY = 1 << 28
-
-
-def flat_model(model: Model, sample: Feeds) -> ModelProto:
-    """The model with the branches that this sample takes in place of its Ifs."""
-    proto = model.proto
-    for _ in range(8):
-        known = {t.name for t in proto.graph.initializer} | {v.name for v in proto.graph.input}
-        known |= {o for n in proto.graph.node for o in n.output}
-        asked = [c for c in dict.fromkeys(conditions(proto)) if c in known]
-        if not asked:
-            return proto
-        probe = ModelProto()
-        probe.CopyFrom(proto)
-        del probe.graph.output[:]
-        for k, name in enumerate(asked):  # an Identity, as an initializer or input cannot be an output of some versions
-            probe.graph.node.append(helper.make_node("Identity", [name], [f"onnxprune_condition_{k}"]))
-            probe.graph.output.append(helper.make_empty_tensor_value_info(f"onnxprune_condition_{k}"))
-        values = Session(model.beside(probe)).run(sample)
-        proto = flatten(proto, {n: bool(np.asarray(v).all()) for n, v in zip(asked, values, strict=True)})
-    return proto
 
 
 def read_by(node: NodeProto) -> set[str]:
@@ -64,11 +46,20 @@ def read_by(node: NodeProto) -> set[str]:
     return names
 
 
-class Stepwise:
-    """See the module. `model` must be flat where it matters (`flat_model`); it is left alone."""
+@dataclass(frozen=True)
+class _Part:
+    """Some nodes as a session, with what it is given and makes; None where none of the nodes runs."""
 
-    def __init__(self, model: Model, samples: list[Feeds], memory: int = MEMORY) -> None:
-        proto, self.folder = model.proto, model.folder
+    session: Session | None
+    given: list[str]
+    outputs: list[str]
+
+
+class Stepwise:
+    """See the module. `model` must be flat where it matters (`calibrate/routes.py`); it is left alone."""
+
+    def __init__(self, model: Model, samples: list[Feeds], routing: Routing = STRAIGHT, memory: int = MEMORY) -> None:
+        proto, self.folder, self.routing = model.proto, model.folder, routing
         self.memory = memory
         self._shell = shell(proto)
         self.nodes = [_copy(n) for n in proto.graph.node]
@@ -84,7 +75,7 @@ class Stepwise:
                 self._left[name] += 1
         self._shared = {n for n, count in self._left.items() if count > 1} | {o.name for o in proto.graph.output}
         self._done = np.zeros(len(self.nodes), bool)
-        self._kept: dict[str, list[Array | Path]] = {
+        self._kept: dict[str, list[Array | Path | None]] = {
             name: [s[name] for s in samples]
             for name in (samples[0] if samples else {})
             if name not in self.initializers
@@ -158,7 +149,7 @@ class Stepwise:
         self._fixed.add(trial)
         try:
             self._read(node, trial)
-            return next(self._run(self._ancestors(name, set()), [name], iter([{}])))[0]
+            return self._alone(name)
         finally:
             self._read(node, old)
 
@@ -179,6 +170,11 @@ class Stepwise:
             at = None if source in self._shared else self.maker.get(source)
         return chain
 
+    def source(self, name: str) -> str:
+        """Where a constant is stored: itself, or what it is decoded and moved from."""
+        chain = self._from_storage(name)
+        return self.nodes[chain[-1]].input[0] if chain else name
+
     def _decodes(self, decoder: NodeProto, coder: NodeProto) -> bool:
         """Does one node take the numbers that the other one rounds to codes: the same scales and zero points?"""
         own = [np.sort(self.constant(n).astype(np.float64), axis=None) for n in coder.input[1:] if n]
@@ -197,13 +193,18 @@ class Stepwise:
             elif (stored := tensor_in(self.nodes[self.maker[name]])) is not None:
                 self._constants[name] = numpy_helper.to_array(stored, base_dir=str(self.folder or ""))
             else:
-                needed = self._ancestors(name, set())
-                self._constants[name] = next(self._run(needed, [name], iter([{}])))[0]
+                self._constants[name] = self._alone(name)
         return self._constants[name]
+
+    def _alone(self, name: str) -> Array:
+        """A constant tensor, computed."""
+        found = next(self._run(self._ancestors(name, set()), [name], [{}]))[0]
+        assert found is not None
+        return found
 
     # -- values
 
-    def values(self, name: str) -> Iterator[Array]:
+    def values(self, name: str) -> Iterator[Array | None]:
         """A tensor's value for every sample, read as it is asked for. Runs what it needs and has not run."""
         self.advance([name])
         return map(self._load, self._kept[name])
@@ -229,9 +230,23 @@ class Stepwise:
         feeds = ({n: self._load(self._kept[n][i]) for n in fed} for i in range(self.count))
         for i, results in enumerate(self._run(set(ran), outputs, feeds)):
             for name, value in zip(outputs, results, strict=True):
-                self._kept.setdefault(name, [np.empty(0)] * self.count)[i] = self._store(name, i, value)
+                self._kept.setdefault(name, [None] * self.count)[i] = self._store(name, i, value)
         for name in inputs | set(outputs):
             self._drop(name)
+
+    def readers(self) -> dict[str, list[int]]:
+        """Nodes that read a tensor, by its name."""
+        found: dict[str, list[int]] = {}
+        for k, reads in enumerate(self.reads):
+            for name in reads:
+                found.setdefault(name, []).append(k)
+        return found
+
+    def reaching(self, node: int) -> int:
+        """How many samples come by a node."""
+        if not self.routing.guards:
+            return self.count
+        return max(1, sum(self.routing.passes(self.nodes[node], route) for route in self.routing.routes))
 
     def keep(self, names: Iterable[str]) -> None:
         """Hold on to these tensors once they are there, until `release`, however far the model runs."""
@@ -258,8 +273,8 @@ class Stepwise:
                 elif name in self.maker and isinstance(value, np.ndarray):
                     self._in_memory -= value.nbytes
 
-    def _store(self, name: str, i: int, value: Array) -> Array | Path:
-        if not isinstance(value, np.ndarray):  # a sequence
+    def _store(self, name: str, i: int, value: Array | None) -> Array | Path | None:
+        if not isinstance(value, np.ndarray):  # a sequence, or not there
             return value
         if self._in_memory + value.nbytes <= self.memory or value.dtype == object:
             self._in_memory += value.nbytes
@@ -273,7 +288,7 @@ class Stepwise:
         np.save(path, value)
         return path
 
-    def _load(self, value: Array | Path) -> Array:
+    def _load(self, value: Array | Path | None) -> Array | None:
         return np.load(value) if isinstance(value, Path) else value
 
     def _ancestors(self, name: str, known: set[int]) -> set[int]:
@@ -291,27 +306,47 @@ class Stepwise:
             stack.extend(self.reads[at])
         return found
 
-    def _run(self, which: set[int], outputs: list[str], feeds: Iterator[Feeds]) -> Iterator[list[Array]]:
-        """The outputs of some nodes, sample by sample."""
-        first = next(feeds, None)
-        if not outputs or first is None:
+    def _run(
+        self, which: set[int], outputs: list[str], feeds: Iterable[Mapping[str, Array | None]]
+    ) -> Iterator[list[Array | None]]:
+        """The outputs of some nodes, sample by sample; without samples (`feeds` is [{}]), those of all nodes alike."""
+        if not outputs:
             return
         more = set(which)  # makers of constants that these nodes read run again
         for k in which:
             for name in self.reads[k] & self._fixed:
                 more |= self.before(name)
+        parts: dict[tuple[tuple[str, bool], ...], _Part] = {}
+        for i, values in enumerate(feeds):
+            route = self.routing.routes[i] if self.routing.guards and values else None
+            mark = () if route is None else tuple(sorted(route.items()))
+            if mark not in parts:
+                there = {n: v for n, v in values.items() if v is not None}
+                parts[mark] = self._part(sorted(more), route, outputs, there)
+            part = parts[mark]
+            found: dict[str, Array] = {}
+            if part.session is not None:
+                given = {n: v for n in part.given if (v := values[n]) is not None}
+                found = dict(zip(part.outputs, part.session.run(given, part.outputs), strict=True))
+            yield [found.get(n) for n in outputs]
+
+    def _part(self, order: list[int], route: Route | None, outputs: list[str], first: Feeds) -> _Part:
+        """Some nodes as a model of their own, for samples of one route. first: what one of them feeds it."""
         proto = ModelProto()
         proto.CopyFrom(self._shell)
         graph = proto.graph
         graph.name = "part"
-        order = sorted(more)
-        graph.node.extend(self.nodes[k] for k in order)
-        reads = {n for k in order for n in self.reads[k]}
-        made = {o for k in order for o in self.nodes[k].output}
-        graph.initializer.extend(self.initializers[n] for n in sorted(reads | set(outputs)) if n in self.initializers)
+        for k in order:
+            graph.node.extend([self.nodes[k]] if route is None else self.routing.nodes(self.nodes[k], route))
+        reads = {n for node in graph.node for n in read_by(node)}
+        made = {o for node in graph.node for o in node.output}
+        shown = [n for n in outputs if n in made or n in self.initializers]
+        if not shown:
+            return _Part(None, [], [])
+        graph.initializer.extend(self.initializers[n] for n in sorted(reads | set(shown)) if n in self.initializers)
         given = [n for n in first if n not in made]
         graph.input.extend(declared(name, first[name]) for name in given)
-        for name in outputs:
+        for name in shown:
             graph.output.append(helper.make_empty_tensor_value_info(name))
         try:
             session = Session(Model(proto, self.folder), optimized=True, what="a part of the model")
@@ -319,8 +354,7 @@ class Stepwise:
             del graph.input[:]
             graph.input.extend(declared(name, first[name], with_last=True) for name in given)
             session = Session(Model(proto, self.folder), optimized=True, what="a part of the model")
-        for values in chain([first], feeds):
-            yield session.run({n: values[n] for n in given}, outputs)
+        return _Part(session, given, shown)
 
     def before(self, name: str, stop: Callable[[int], bool] = lambda node: False) -> set[int]:
         """All nodes that a tensor comes from; no further back than where `stop` says so, these included."""

@@ -23,11 +23,11 @@ from onnx import TensorProto, helper
 
 from onnxprune import ops
 from onnxprune.calibrate.calibration import Calibration
+from onnxprune.calibrate.routes import Routed
 from onnxprune.choose.costs import CostModel
 from onnxprune.cut.bypass import Bypass, Links
 from onnxprune.groups.analysis import Analysis
 from onnxprune.model.loaded import Model
-from onnxprune.runtime import Session
 
 HOPS = 8
 REACH = 16  # pairs per tensor
@@ -151,16 +151,21 @@ def _changes(bypasses: Sequence[Bypass], calibration: Calibration, model: Model)
     if not bypasses:
         return []
     proto, names = _measuring(bypasses, calibration.flat)
-    session = Session(model.beside(proto), optimized=True, what="the model with differences of its tensors as outputs")
+    what = "the model with differences of its tensors as outputs"
+    session = Routed(model.beside(proto), calibration.routing, what, optimized=True)
     samples = calibration.samples
     fitted = [k for k, held in enumerate(samples.held) if not held] or list(range(len(samples.feeds)))
     step = max(1, sum(samples.sizes[k] for k in fitted) // SAMPLES)
     sums = np.zeros((len(bypasses), 3))
-    chosen = fitted[::step]
-    for k in chosen:
-        sums += np.array([float(v) for v in session.run(samples.feeds[k], names)]).reshape(sums.shape)
-    apart, mean, square = (sums / len(chosen)).T
+    counts = np.zeros((len(bypasses), 1))
+    for k in fitted[::step]:
+        found = session.run(k, samples.feeds[k], names)
+        row = np.array([np.nan if v is None else float(v) for v in found]).reshape(sums.shape)
+        there = [i for i in range(len(bypasses)) if found[3 * i] is not None]
+        sums[there] += row[there]
+        counts[there] += 1
     with np.errstate(all="ignore"):
+        apart, mean, square = (sums / counts).T
         return list(apart / np.maximum(square - mean**2, 1e-30))
 
 

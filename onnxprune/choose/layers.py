@@ -111,7 +111,7 @@ def reduced(
         if decides
         else against
     )
-    against = replace(own, flat=against.flat, outputs=against.outputs, moments={})
+    against = replace(own, flat=against.flat, routing=against.routing, outputs=against.outputs, moments={})
     return Subject(
         tuple(bypasses), bare, analysis, CostModel(bare), own, against, changed, original.mixed, original.blocks
     )

@@ -25,13 +25,13 @@ from onnx import helper
 
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.positions import pick
+from onnxprune.calibrate.routes import Routed
 from onnxprune.choose.mixable import CONSTANT, Block, Carried, blocks_of, lines_of
 from onnxprune.groups.analysis import Analysis, Use
 from onnxprune.groups.maps import varying
 from onnxprune.groups.observation import Array
 from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.linear import Floats
-from onnxprune.runtime import Session
 
 SAMPLES = 128
 POSITIONS = 1024  # per sample
@@ -96,11 +96,14 @@ class _Seen:
         proto.CopyFrom(calibration.flat)
         del proto.graph.output[:]
         proto.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in names)
-        session = Session(analysis.model.beside(proto), what="the model with what it multiplies as outputs")
+        what = "the model with what it multiplies as outputs"
+        session = Routed(analysis.model.beside(proto), calibration.routing, what)
         samples = calibration.samples
         fitted = [k for k, held in enumerate(samples.held) if not held] or list(range(len(samples.feeds)))
         for k in fitted[:: max(1, len(fitted) // SAMPLES)]:
-            for name, value in zip(names, session.run(samples.feeds[k], names), strict=True):
+            for name, value in zip(names, session.run(k, samples.feeds[k], names), strict=True):
+                if value is None:
+                    continue
                 for first, carried in wanted[name]:
                     x = carried.front(value)
                     x = x[:, pick(x.shape[1], POSITIONS, (0, k))].astype(np.float64)[
@@ -108,15 +111,17 @@ class _Seen:
                     ]  # [copies, n, positions]
                     self.sums[first, name] = self.sums.get((first, name), 0.0) + np.einsum("cip,cjp->ij", x, x)
 
-    def of(self, block: Block, key: str) -> Floats:
-        return self.sums[int(block.classes[0, 0]), key]
+    def of(self, block: Block, key: str) -> Floats | None:
+        """None where no sample came by."""
+        return self.sums.get((int(block.classes[0, 0]), key))
 
 
 def _both(analysis: Analysis, calibration: Calibration, block: Block, seen: _Seen) -> tuple[Floats, Floats] | None:
     """C0 and C1 [n, n]; None where something was not calibrated."""
     if block.layer is None:
         (a, _), (b, _) = block.product
-        return seen.of(block, a), seen.of(block, b)
+        first, second = seen.of(block, a), seen.of(block, b)
+        return None if first is None or second is None else (first, second)
     layer, side = block.layer
     pair = _of_layer(analysis, calibration, block, layer)
     return pair if pair is None or side == 0 else pair[::-1]

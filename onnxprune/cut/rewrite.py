@@ -103,9 +103,8 @@ class _Surgery:
         for (node, i), (source, maps) in self.analysis.uses.items():
             if any(self.gone[f].any() for f in maps):
                 shape = self.shapes.old(source)
-                marks = tuple(
-                    (axes, kept_mask(facets, axes, shape, self.gone).tobytes()) for axes, facets in clusters(maps)
-                )
+                masks = [(axes, kept_mask(facets, axes, shape, self.gone)) for axes, facets in clusters(maps)]
+                marks = tuple(sorted((axes, mask.tobytes()) for axes, mask in masks if not mask.all()))
                 cuts[source][marks].append((node, i))
         for source, ways in cuts.items():
             constant = self.view.constants[source]

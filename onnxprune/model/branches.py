@@ -1,8 +1,4 @@
-"""A model in which every name is a key: the branch of an If that calibration inputs take stands in its place.
-
-Nodes and tensors get the keys of `model/graph.py` (`y.then_branch//conv1`), so that what is learned about them here
-can be looked up in an analysis and written back into the original structure. Loops, scans and undecided Ifs stay nodes.
-"""
+"""Graphs within nodes: the branches of an If, the bodies of loops, and what they read from outside."""
 
 from __future__ import annotations
 
@@ -73,54 +69,6 @@ def show_shapes(graph: GraphProto, names: Sequence[str]) -> list[str]:
         graph.node.append(helper.make_node("Shape", [name], [output]))
         graph.output.append(helper.make_tensor_value_info(output, TensorProto.INT64, None))
     return shown
-
-
-def conditions(proto: ModelProto) -> list[str]:
-    """Conditions of the Ifs that are not inside a subgraph."""
-    return [n.input[0] for n in proto.graph.node if n.op_type == "If" and n.domain in ("", "ai.onnx")]
-
-
-def flatten(proto: ModelProto, taken: dict[str, bool]) -> ModelProto:
-    """A copy in which Ifs at the top whose condition is in `taken` are replaced by the branch taken.
-
-    Apply again for Ifs inside that branch: its nodes are at the top then, under their keys.
-    """
-    flat = shell(proto)
-    graph = flat.graph
-    graph.name = proto.graph.name
-    graph.input.extend(proto.graph.input)
-    graph.output.extend(proto.graph.output)
-    graph.initializer.extend(proto.graph.initializer)
-    graph.sparse_initializer.extend(proto.graph.sparse_initializer)
-    for node in proto.graph.node:
-        branch = None
-        if node.op_type == "If" and node.domain in ("", "ai.onnx") and node.input[0] in taken:
-            name = "then_branch" if taken[node.input[0]] else "else_branch"
-            branch = next((g for a, g in subgraphs(node) if a == name), None)
-        if branch is None:
-            graph.node.append(node)
-            continue
-        first = next(o for o in node.output if o)
-        _paste(graph, branch, f"{first}.{name}{SEPARATOR}", node)
-    return flat
-
-
-def _paste(graph: GraphProto, branch: GraphProto, path: str, holder: NodeProto) -> None:
-    local = {t.name for t in branch.initializer} | {t.values.name for t in branch.sparse_initializer}
-    local |= {o for n in branch.node for o in n.output if o}
-    names = {n: path + n for n in local}
-    for tensor in branch.initializer:
-        graph.initializer.add().CopyFrom(tensor)
-        graph.initializer[-1].name = names[tensor.name]
-    for sparse in branch.sparse_initializer:
-        graph.sparse_initializer.add().CopyFrom(sparse)
-        graph.sparse_initializer[-1].values.name = names[sparse.values.name]
-    for node in branch.node:
-        graph.node.add().CopyFrom(node)
-        rename(graph.node[-1], lambda n: names.get(n, n))
-    for inner, outer in zip(branch.output, holder.output, strict=False):
-        if outer:
-            graph.node.append(helper.make_node("Identity", [names.get(inner.name, inner.name)], [outer]))
 
 
 def rename(node: NodeProto, name: Callable[[str], str]) -> None:

@@ -79,6 +79,7 @@ def view(graph: gs.Graph, opsets: dict[str, int]) -> View:
     tensors: dict[str, gs.Tensor] = {}
     constants: dict[str, gs.Constant] = {}
     known: dict[int, str] = {}
+    homes: dict[int, str] = {}  # constants, which branches may read first: where they are defined
     graphs: dict[str, gs.Graph] = {}
 
     def key_of(tensor: gs.Tensor, path: str) -> str:
@@ -86,7 +87,7 @@ def view(graph: gs.Graph, opsets: dict[str, int]) -> View:
             return ""
         found = known.get(id(tensor))
         if found is None:
-            found = path + tensor.name
+            found = homes.get(id(tensor), path) + tensor.name
             known[id(tensor)] = found
             tensors[found] = tensor
             if isinstance(tensor, gs.Constant):
@@ -95,6 +96,7 @@ def view(graph: gs.Graph, opsets: dict[str, int]) -> View:
 
     def build(sub: gs.Graph, path: str) -> Graph:
         graphs[path] = sub
+        homes.update((id(t), path) for t in getattr(sub, "constants", ()))
         inputs = tuple(key_of(t, path) for t in sub.inputs)
         nodes = []
         for i, node in enumerate(sub.nodes):

@@ -17,6 +17,7 @@ What the graph looks like:
   node: its output tensor is a gs.Constant. It is written back as a node, at its place. Those with
   `value_string(s)` and `sparse_value` stay nodes.
 - an initializer that is also a graph input (a default value) is a gs.Constant and not in `graph.inputs`.
+- `graph.constants`: those that the file defines in this graph, whoever reads them.
 - a name that a subgraph does not define itself is the tensor *object* of the nearest graph around it that does.
 - `variable.shape` is None or a tuple of int, str (symbolic) or None (unknown, also where the file says -1); types
   other than tensors have shape None. Where it is changed, the declarations follow.
@@ -64,7 +65,7 @@ def _graph(proto: GraphProto, outer: list[Scope], folder: Path | None, shared: d
     nodes = list(proto.node)
     constant_nodes = _define(scope, proto, nodes, folder)
     scopes = [*outer, scope]
-    return gs.Graph(
+    graph = gs.Graph(
         nodes=[_node(node, scopes, folder, shared) for node in nodes if id(node) not in constant_nodes],
         inputs=[scope[v.name] for v in proto.input if not isinstance(scope[v.name], gs.Constant)],
         outputs=[_find(v.name, scopes) for v in proto.output],
@@ -72,6 +73,8 @@ def _graph(proto: GraphProto, outer: list[Scope], folder: Path | None, shared: d
         doc_string=proto.doc_string,
         **shared,
     )
+    graph.constants = tuple(t for t in scope.values() if isinstance(t, gs.Constant))
+    return graph
 
 
 def _define(scope: Scope, proto: GraphProto, nodes: list[NodeProto], folder: Path | None) -> set[int]:

@@ -212,7 +212,7 @@ PINNED = {
     "com.microsoft::BiasSoftmax com.microsoft::GatedAdd com.microsoft::GatedRMSNorm com.microsoft::SparseToDenseMatMul": "has a "
     "layout that its rule does not cover",
     "com.microsoft::BeamSearch com.microsoft::GreedySearch com.microsoft::Sampling com.microsoft::WhisperBeamSearch": "runs "
-    "a decoder inside",
+    "a decoder inside, whose weights are not followed (prune the decoder's own file before it is packed in)",
     "com.microsoft::Tokenizer com.microsoft::MurmurHash3 com.microsoft::NGramRepeatBlock": "works on tokens",
 }
 

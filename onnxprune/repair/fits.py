@@ -9,6 +9,7 @@ from dataclasses import dataclass
 class Fit:
     """What became of one layer: relative errors on held-out samples before and after, and the ridge.
 
+    layer: the first one, where layers in different branches share their weight.
     ridge: None where the layer stayed as it was, infinite where only its bias was fitted.
     """
 

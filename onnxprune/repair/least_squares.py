@@ -14,7 +14,7 @@ Pruning, equation 3, without its selection; ridge towards the weights.)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
 
@@ -27,21 +27,23 @@ from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.moments import Moments
 from onnxprune.calibrate.pairing import Pairing
 from onnxprune.calibrate.positions import allotted, pick
-from onnxprune.calibrate.stepwise import Stepwise, flat_model
+from onnxprune.calibrate.stepwise import Stepwise
+from onnxprune.calibrate.units import Unit, units_of
 from onnxprune.cut.bypass import Bypass
 from onnxprune.errors import BadInputError
 from onnxprune.groups.analysis import Analysis, Shapes, compress
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.observation import Array
 from onnxprune.model.patch import shared, with_constants
+from onnxprune.model.routing import flatten, key_of
 from onnxprune.ops import failures
 from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.layers import find_layers
 from onnxprune.ops.linear import Floats
 from onnxprune.repair.fits import Fit, Repair
+from onnxprune.repair.pool import Pool, error, ridges, variance
 
 ROUNDING = 1e-6  # of a layer's variance: a smaller gain is rounding, which differs from machine to machine
-RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 CAP = 5000
 
 
@@ -66,12 +68,13 @@ def compensate(
 ) -> Repaired:
     """recover: `lsq` fits weights and biases, `bias` only biases. bypasses: those that `pruned` has against the original."""
     run = _Repairs(analysis, removed, pruned, calibration, recover, seed, bypasses)
-    fits = []
-    for k, layer in enumerate(run.layers):
-        fit = run.repair(layer)
+    fits: list[Fit] = []
+    units = units_of(run.layers, run.new)
+    for k, unit in enumerate(units):
+        fit = run.repair(unit)
         if fit is not None:
             fits.append(fit)
-        progress((k + 1) / len(run.layers))
+        progress((k + 1) / len(units))
     run.mirror(pruned)
     made = Repair(recover, tuple(fits), tuple(run.changes), unpaired=tuple(run.unpaired))
     return Repaired(with_constants(pruned, run.changes), made)
@@ -103,9 +106,9 @@ class _Repairs:
         shapes = Shapes(analysis, self.gone)
         samples = list(calibration.samples.feeds)
         self.held = calibration.samples.held
-        self.flat = flat_model(analysis.model.beside(pruned), samples[0])
-        self.new = Stepwise(analysis.model.beside(self.flat), samples)
-        self.old = Stepwise(analysis.model.beside(calibration.flat), samples)
+        self.flat, routing = flatten(pruned, calibration.routing.routes)
+        self.new = Stepwise(analysis.model.beside(self.flat), samples, routing)
+        self.old = Stepwise(analysis.model.beside(calibration.flat), samples, calibration.routing)
 
         def shape(key: str) -> tuple[int, ...] | None:
             if self.new.is_constant(key):
@@ -119,10 +122,7 @@ class _Repairs:
         self.unpaired: list[str] = []
         self.changes: dict[tuple[str, int], Array] = {}
         self.outputs = {o.name for o in self.flat.graph.output}
-        self.readers: dict[str, list[int]] = {}
-        for k, reads in enumerate(self.new.reads):
-            for name in reads:
-                self.readers.setdefault(name, []).append(k)
+        self.readers = self.new.readers()
         self.bypassed = {b.tensor: b.by for b in bypasses}
         self.pending = {x.node for x in self.layers}
         if bypasses:
@@ -137,52 +137,71 @@ class _Repairs:
         read = [layer.x, *(x.less for x in lacks if x.now)]
         return any(not x.now for x in lacks) or any(makers & self.new.before(t) for t in read)
 
-    def repair(self, layer: LinearLayer) -> Fit | None:
-        """Fit one layer; every layer before it has been."""
+    def repair(self, unit: Unit) -> Fit | None:
+        """Fit the layers that read one weight; every layer before them has been."""
+        layer = unit[0]
         linear = layer.linear
         weight = self.new.constant(layer.w)
         w = linear.matrix(weight.astype(np.float64))
-        bias = self._bias(layer, w)
-        can_bias = linear.b is not None or layer.adder is not None
-        train, held = self._moments(layer, w)
-        self.pending.discard(layer.node)
-        if not train.count and self.pairing.is_picked(layer.x):
-            self.unpaired.append(layer.key)
-        if not train.count or not np.isfinite(train.xx).all() or not np.isfinite(train.xy).all():
+        pools = self._pools(unit, w)
+        self.pending -= {x.node for x in unit}
+        for pool in pools:
+            if not pool.train.count:
+                self.unpaired += [x.key for x in pool.layers if self.pairing.is_picked(x.x)]
+        seen = [p for p in pools if p.train.count]
+        if not seen or not all(np.isfinite(p.train.xx).all() and np.isfinite(p.train.xy).all() for p in seen):
             return None
-        if not held.count:
-            held = train
-        before = held.error(w, bias).sum()
-        scale = max(float(held.variance_y().sum()), 1e-30)
-        best: tuple[float, float | None, Floats] = (float(before), None, w)
-        refit = self.recover == "lsq" and len(self.readers.get(layer.w, [])) == 1 and w.shape[1] <= CAP
-        if can_bias:
-            shift = _bias_for(train, w)
-            best = min(best, (float(held.error(w, shift).sum()), np.inf, w), key=lambda x: x[0])
-        for ridge, fitted in _ridges(train, w, can_bias) if refit else ():
+        before = error(seen, w, [p.bias for p in seen])
+        scale = max(variance(seen), 1e-30)
+        best: tuple[float, float | None, Floats] = (before, None, w)
+        is_own = len(unit) > 1 or len(self.readers.get(layer.w, [])) == 1
+        refit = self.recover == "lsq" and is_own and w.shape[1] <= CAP
+        if any(p.is_free for p in seen):
+            best = min(best, (error(seen, w, [p.bias_for(w) for p in seen]), np.inf, w), key=lambda x: x[0])
+        for ridge, fitted in ridges(seen, w) if refit else ():
             read = self._as_read(layer, fitted)
-            error = float(held.error(read, _bias_for(train, read) if can_bias else bias).sum())
-            best = min(best, (error, ridge, fitted), key=lambda x: x[0])
-        error, chosen, w = best
-        if chosen is None or before - error <= ROUNDING * scale:
-            return Fit(layer.key, float(before) / scale, float(before) / scale, None)
-        if can_bias:
-            self._set_bias(layer, _bias_for(train, self._as_read(layer, w)), weight.dtype)
+            trial = error(seen, read, [p.bias_for(read) for p in seen])
+            best = min(best, (trial, ridge, fitted), key=lambda x: x[0])
+        after, chosen, w = best
+        if chosen is None or before - after <= ROUNDING * scale:
+            return Fit(layer.key, before / scale, before / scale, None)
+        read = self._as_read(layer, w)
+        for pool in seen:
+            if pool.is_free:
+                for x in pool.layers:
+                    self._set_bias(x, pool.bias_for(read), weight.dtype)
         if np.isfinite(chosen):
-            self._set(layer.node, layer.key, linear.w, linear.kernel(w), weight.dtype)
-        return Fit(layer.key, float(before) / scale, error / scale, chosen)
+            for x in unit:
+                self._set(x.node, x.key, x.linear.w, x.linear.kernel(w), weight.dtype, len(unit))
+        return Fit(layer.key, before / scale, after / scale, chosen)
+
+    def _pools(self, unit: Unit, w: Floats) -> list[Pool]:
+        """The layers of a unit with what they see, those with one bias together."""
+        nodes = {x.node for x in unit}
+        pools: dict[str, Pool] = {}
+        for x in unit:
+            is_free = x.linear.b is not None or x.adder is not None
+            pool = Pool([], self._bias(x, w), is_free, Moments.empty(*w.shape), Moments.empty(*w.shape))
+            pool = pools.setdefault(x.b or x.key, pool)
+            pool.layers.append(x)
+            if len(unit) > 1 and self.new.before(x.x, self.pending.__contains__) & (self.pending - nodes):
+                continue  # branches that use the same weights in another order
+            train, held = self._moments(x, w)
+            pools[x.b or x.key] = replace(pool, train=pool.train + train, held=pool.held + held)
+        return [p if p.held.count else replace(p, held=p.train) for p in pools.values()]
 
     def mirror(self, pruned: onnx.ModelProto) -> None:
-        """What was fitted in the branches that the first sample takes goes for others that read the same constant: it stays one."""
-        nodes = {next((o for o in n.output if o), ""): n for n in self.flat.graph.node}
+        """What was fitted in branches that samples take goes for others that read the same constant: it stays one."""
+        nodes = {key_of(n): n for n in self.flat.graph.node}
         for constant in shared(pruned):
             mine = [place for place in constant.readers if place in self.changes]
             others = [place for place in constant.readers if place not in mine]
-            if len(mine) != 1 or any(key in nodes or not key for key, _ in others):
+            if not mine or any(key in nodes or not key for key, _ in others):
                 continue
-            key, i = mine[0]
-            if len(self.readers.get(nodes[key].input[i], [])) == 1:
-                self.changes.update((place, self.changes[key, i]) for place in others)
+            values = [self.changes[place] for place in mine]
+            name = nodes[mine[0][0]].input[mine[0][1]]
+            if len(self.readers.get(name, [])) == len(mine) and all(np.array_equal(values[0], v) for v in values):
+                self.changes.update((place, values[0]) for place in others)
 
     # -- what is fitted to what
 
@@ -192,13 +211,15 @@ class _Repairs:
         lacks = self._lacks(layer)
         missing = zip(*(self._missing(x) for x in lacks), strict=True) if lacks else repeat(())
         parts = [Moments.empty(*w.shape), Moments.empty(*w.shape)]
-        count = allotted(w.shape[1], w.shape[0], self.new.count)
+        count = allotted(w.shape[1], w.shape[0], self.new.reaching(layer.node))
         rows = self.pairing.rows(layer)
         samples = zip(self.new.values(layer.x), self.old.values(layer.y), missing, rows, strict=False)
         for k, (x, y, lack, same) in enumerate(samples):
+            if x is None or y is None:
+                continue
             y = compress(y, self.analysis.maps_at(layer.y, y.shape), self.gone)
             for part in lack:
-                y = y + part.astype(y.dtype)
+                y = y if part is None else y + part.astype(y.dtype)
             shape, mine, theirs = same.positions(layer, x, y)
             chosen = pick(mine.size, count, (self.seed, layer.node, k))
             parts[self.held[k]].unfold(linear, x, shape, mine[chosen], y, theirs[chosen])
@@ -212,10 +233,13 @@ class _Repairs:
                 self.new.release(done.less)
         return parts[0], parts[1]
 
-    def _missing(self, lack: _Lack) -> Iterator[Array]:
+    def _missing(self, lack: _Lack) -> Iterator[Array | None]:
         """What a layer's output should have more, sample by sample, in the layer's own scale."""
         have = self.new.values(lack.less) if lack.now else self.old.values(lack.less)
         for wanted, there in zip(self.old.values(lack.old), have, strict=True):
+            if wanted is None or there is None:
+                yield None
+                continue
             less = there if lack.now else compress(there, self.analysis.maps_at(lack.less, there.shape), self.gone)
             maps = self.analysis.maps_at(lack.old, wanted.shape)
             yield (compress(wanted, maps, self.gone) - less) / lack.scale
@@ -297,10 +321,11 @@ class _Repairs:
         kernel = self.new.as_read(layer.w, layer.linear.kernel(w))
         return w if kernel is None else layer.linear.matrix(kernel.astype(np.float64))
 
-    def _set(self, node: int, key: str, i: int, value: Array, dtype: np.dtype[np.generic]) -> None:
+    def _set(self, node: int, key: str, i: int, value: Array, dtype: np.dtype[np.generic], readers: int = 1) -> None:
+        """readers: nodes that get the same value at this input."""
         tensor = self.new.nodes[node].input[i] if i < len(self.new.nodes[node].input) else ""
         coded = self.new.encoded(tensor, value)
-        if coded is not None and len(self.readers[tensor]) == 1:
+        if coded is not None and len(self.readers[tensor]) in (1, readers):
             node, value = coded
             key, i, dtype = self.new.nodes[node].output[0], 0, value.dtype
         value = np.ascontiguousarray(value.astype(dtype))
@@ -308,23 +333,3 @@ class _Repairs:
             raise BadInputError(f"The repair of '{key}' is not finite; use --recover bias or none.")
         self.changes[key, i] = value
         self.new.replace(node, {i: value})
-
-
-def _bias_for(moments: Moments, w: Floats) -> Floats:
-    return np.asarray(moments.mean_y - np.einsum("gk,gko->go", moments.mean_x, w))
-
-
-def _ridges(moments: Moments, w0: Floats, has_bias: bool) -> Iterator[tuple[float, Floats]]:
-    """Ridge regressions towards w0 [g, K, O]; the ridge is in units of the mean variance of the inputs."""
-    n = max(moments.count, 1)
-    if has_bias:
-        a, c = moments.covariance(), moments.cross_covariance()
-    else:
-        a, c = moments.xx / n, moments.xy / n
-    diagonal = np.einsum("gkk->gk", a)
-    mean = diagonal.mean(axis=1, keepdims=True)
-    plain = diagonal.copy()
-    for ridge in RIDGES:
-        damping = ridge * mean + 1e-12
-        np.einsum("gkk->gk", a)[:] = plain + damping  # in place: a layer's covariance may be large
-        yield ridge, np.asarray(np.linalg.solve(a, c + damping[:, :, None] * w0))

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from onnxprune import ops
 from onnxprune.analyse.samples import Samples
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.groups.analysis import Analysis
@@ -30,6 +31,7 @@ def warnings(
     found = [f"{text}; what the node touches is kept" for text in analysis.crashed]
     found += [text for text in failures.seen() if text not in analysis.crashed]
     found += _of_samples(calibration, repair) if calibration is not None else ()
+    found += _of_branches(analysis, calibration) if calibration is not None and repair is not None else ()
     if repair is not None:
         if not repair.fits and is_quantized(analysis.model.proto.graph):
             found.append("no layer could be fitted, as the weights are integer codes; prune before quantizing")
@@ -72,6 +74,23 @@ def _of_samples(calibration: Calibration, repair: Repair | None) -> Iterator[str
         yield "the inputs are constant or all alike, so nothing is known of how others fare; give a few dozen different ones"
     for name in _unscaled(samples):
         yield f"'{name}' holds whole numbers of up to {BROAD} and more; if the model wants them scaled, scale them first"
+
+
+def _of_branches(analysis: Analysis, calibration: Calibration) -> Iterator[str]:
+    """Branches with layers that no sample came by."""
+    nodes = {n.key: n for n in analysis.view.graph.walk()}
+    for key, branch in calibration.routing.untaken():
+        graph = nodes[key].subgraphs.get(branch) if key in nodes else None
+        if graph is None:
+            continue
+        within = {n.key for n in graph.walk()}
+        weights = {x for n in graph.walk() if ops.rule_for(n.op, n.domain).linear for x in n.inputs}
+        weights &= analysis.view.constants.keys()
+        if any({node for node, _ in analysis.view_uses(x)} <= within for x in weights):
+            yield (
+                f"branch '{branch.removesuffix('_branch')}' of {nodes[key]} was taken by none of the calibration inputs; its own weights "
+                "are cut but not repaired"
+            )
 
 
 def _are_alike(samples: Samples) -> bool:

@@ -21,10 +21,11 @@ from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.moments import Moments
 from onnxprune.calibrate.pairing import Pairing
 from onnxprune.calibrate.positions import allotted, pick
-from onnxprune.calibrate.stepwise import Stepwise, flat_model
+from onnxprune.calibrate.stepwise import Stepwise
 from onnxprune.groups.analysis import Analysis, Use
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.observation import Array
+from onnxprune.model.routing import flatten
 from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.linear import Floats
 from onnxprune.sparsity.obs import DAMPING, by_count, by_mask, by_pattern, damped, factor, refined, sparing, sweep
@@ -174,9 +175,9 @@ class _Surgeon:
         model = analysis.model
         samples = list(calibration.samples.feeds)
         base = with_values(model, analysis.view.opsets, sparse.values)
-        self.flat = flat_model(model.beside(base), samples[0])
-        self.new = Stepwise(model.beside(self.flat), samples)
-        self.old = Stepwise(model.beside(calibration.flat), samples)
+        flat, routing = flatten(base, calibration.routing.routes)
+        self.new = Stepwise(model.beside(flat), samples, routing)
+        self.old = Stepwise(model.beside(calibration.flat), samples, calibration.routing)
         self.pairing = Pairing(self.new, self.old, calibration.layers)
         self.keys = [next((o for o in n.output if o), "") for n in calibration.flat.graph.node]
 
@@ -261,6 +262,8 @@ class _Surgeon:
         count = allotted(w.shape[1], w.shape[0], self.new.count)
         samples = zip(self.new.values(layer.x), self.old.values(layer.y), self.pairing.rows(layer), strict=True)
         for k, (x, y, same) in enumerate(samples):
+            if x is None or y is None:
+                continue
             shape, mine, theirs = same.positions(layer, x, y)
             chosen = pick(mine.size, count, (self.seed, layer.node, k))
             parts[self.calibration.samples.held[k]].unfold(linear, x, shape, mine[chosen], y, theirs[chosen])
