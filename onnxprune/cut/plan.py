@@ -20,6 +20,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from onnxprune.cut.bypass import Bypass
+from onnxprune.cut.ports import ports
 from onnxprune.errors import BadInputError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
@@ -28,6 +29,7 @@ from onnxprune.groups.maps import varying
 from onnxprune.groups.units import Ids
 from onnxprune.model.element_types import NUMBERS, kinds
 from onnxprune.model.graph import name_of
+from onnxprune.model.interface import Port
 from onnxprune.model.typed_json import OTHERS, plain, typed
 
 VERSION = 2
@@ -116,6 +118,7 @@ class Plan:
     refit_sha256: digest of those constants; null where there are none, and in plans of older versions.
     macs: multiply-accumulates at the observed batch size, before and after.
     params: stored weights, before and after.
+    interface: axes of inputs and outputs that got shorter (`--free`); left out where none did.
     notes: further fields that somebody wrote into the file; they are kept.
     """
 
@@ -131,6 +134,7 @@ class Plan:
     refit_sha256: str | None
     macs: Pair[int] | None = None
     params: Pair[int] | None = None
+    interface: tuple[Port, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict, metadata=OTHERS)
 
     @property
@@ -331,6 +335,8 @@ def removed_by(plan: Plan, analysis: Analysis, what: str = "the plan") -> Bools:
         raise BadInputError(f"{what} removes units that have to stay together or stay; {blame}.")
     if _compared(plan_groups(analysis, removed), old) != _compared(plan.groups, old):
         raise BadInputError(f"{what} lists members that do not belong to its units; {blame}.")
+    if ports(analysis, removed) != plan.interface:
+        raise BadInputError(f"{what} says of inputs and outputs what does not follow from its members; {blame}.")
     return removed
 
 

@@ -86,6 +86,7 @@ def flatten(proto: ModelProto, taken: dict[str, bool]) -> ModelProto:
     Apply again for Ifs inside that branch: its nodes are at the top then, under their keys.
     """
     flat = shell(proto)
+    flat.metadata_props.extend(proto.metadata_props)
     graph = flat.graph
     graph.name = proto.graph.name
     graph.input.extend(proto.graph.input)

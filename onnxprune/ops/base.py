@@ -7,7 +7,7 @@ Rules state relations; the rest of the program acts on them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from onnxprune.ops.linear import LinearContext, LinearRule
 
 Mixing = Literal["copy", "sum", "scale", "product"]
 INEXACT_REMEDY = "prune it approximately with --include-inexact"
+FREE_REMEDY = "let it shrink with --free '{}'"
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,7 @@ class MapContext:
         indices: set[str],
         is_dynamic: Callable[[str, int], bool],
         entries: Callable[[str], list[int | None]],
+        held: Container[str] = (),
     ) -> None:
         self.node = node
         self.attrs = node.attrs
@@ -187,6 +189,7 @@ class MapContext:
         self._indices = indices
         self._is_dynamic = is_dynamic
         self._entries = entries
+        self._held = held
         self.given: dict[int, Maps] = {}
         self.built: dict[int, Parts] = {}
 
@@ -265,7 +268,9 @@ class MapContext:
             self.units.pin(facet.ravel(), self.because(reason, remedy))
 
     def because(self, reason: str, remedy: str = "") -> Pin:
-        return Pin(self.node.key, f"{self.node} {reason}", remedy)
+        """A pin of this node's. Where the reason names a graph input, freeing it is the remedy."""
+        held = next((k for k in self.node.inputs if k and f"('{k}')" in reason and k in self._held), None)
+        return Pin(self.node.key, f"{self.node} {reason}", remedy or (FREE_REMEDY.format(held) if held else ""))
 
     def approximate(self, facet: Facet, axes: tuple[int, ...], reason: str) -> None:
         """The node takes statistics along `axes`: what leaves without all of its row there changes them."""
@@ -337,6 +342,7 @@ def move(ctx: MapContext, i: int, operation: Callable[[Facet, Shape], Facet], ex
 
 
 __all__ = [
+    "FREE_REMEDY",
     "INEXACT_REMEDY",
     "CostContext",
     "Dims",

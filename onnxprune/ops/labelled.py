@@ -193,9 +193,17 @@ def _match(ctx: MapContext, left: list[Named], right: list[Named], shared: set[L
         rest_right = [g for g in rest_right if g is not partner]
         ctx.units.tie(f.ids, partner.over(f.labels), ctx.because(f"ties it to a position of {what} that has to stay"))
         paired.append(f)
+    settled: list[Named] = []
+    for rest, others in ((rest_left, rest_right), (rest_right, rest_left)):
+        for f in rest:
+            apart = _apart(f, others)
+            if apart is not None:
+                _bind_apart(ctx, f, apart, what)
+                paired.append(f)
+                settled += apart
     for rest, others in ((rest_left, right), (rest_right, left)):
         for f in rest:
-            if any(f is g for g in paired):
+            if any(f is g for g in (*paired, *settled)):
                 continue
             finer = [g for g in paired if set(f.labels) < set(g.labels) and _is_prefix(set(f.labels), g.labels)]
             rows = [
@@ -220,6 +228,25 @@ def _match(ctx: MapContext, left: list[Named], right: list[Named], shared: set[L
             else:
                 ctx.pin([f.ids], f"combines it with {what}, which has no removable index there")
     return result + paired  # what has been pinned is like no unit at all
+
+
+def _apart(f: Named, others: list[Named]) -> tuple[Named, Named] | None:
+    """Facets of the other operand over the rows of `f`, and over the positions in a row."""
+    for rows in others:
+        n = len(rows.labels)
+        offsets = next((g for g in others if set(g.labels) == set(f.labels[n:])), None)
+        if set(rows.labels) == set(f.labels[:n]) and offsets is not None:
+            return rows, offsets
+    return None
+
+
+def _bind_apart(ctx: MapContext, f: Named, apart: tuple[Named, Named], what: str) -> None:
+    """`(h, d)` meets `h` and `d`: a row goes with all of its positions, and a position goes in all rows."""
+    rows, offsets = apart
+    ctx.units.row(f.ids, rows.over(f.labels))
+    column = _squeeze(ctx, f, tuple(x for x in f.labels if x in rows.labels))
+    pin = ctx.because(f"ties it to a position of {what} that has to stay")
+    ctx.units.tie(column.ids, offsets.over(column.labels), pin)
 
 
 def _offsets(ctx: MapContext, f: Named, g: Named, others: list[Named], shared: set[Label]) -> Named | None:
