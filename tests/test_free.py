@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,96 @@ def test_the_state_of_an_lstm(free: tuple[str, ...]) -> None:
     check_equal(model, result)
     ins, outs = lost(result.plan, "input"), lost(result.plan, "output")
     assert len(ins["h0"][0][1]) == 5 and ins["h0"] == outs["hn"] == ins["c0"] == outs["cn"]
+
+
+# ---------------------------------------------------------------- plans
+
+
+def test_a_plan_replays_and_is_verified(tmp_path: Path) -> None:
+    model, other = step(), tmp_path / "again.onnx"
+    result = prune(model, 0.5, free=CACHE)
+    result.save(tmp_path / "small.onnx")
+    text = result.plan.to_json()
+    plan = onnxprune.Plan.from_json(text)
+    assert plan == result.plan and plan.to_json() == text
+    again = onnxprune.prune(model, apply=plan, output=other, recover="none", benchmark=False)
+    assert other.read_bytes() == (tmp_path / "small.onnx").read_bytes() and again.plan == plan
+    assert onnxprune.verify(model, tmp_path / "small.onnx", plan).error <= TOLERANCE
+    members = {(m.tensor, m.axis): m.removed for g in plan.groups for m in g.members if m.node is None}
+    for port in plan.interface:
+        assert members[port.tensor, port.axis] == port.removed and port.after == port.before - len(port.removed)
+
+
+def test_another_interface_than_the_plans_is_refused() -> None:
+    model = features()
+    result = prune(model, 0.5, free="embedding")
+    wrong = ModelProto()
+    wrong.CopyFrom(result.model)
+    wrong.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 12
+    with pytest.raises(VerificationError, match="outputs are not those of the original, shrunk as the plan says"):
+        onnxprune.verify(model, wrong, result.plan)
+    wrong.CopyFrom(result.model)
+    wrong.metadata_props.add(key="onnxprune.interface", value="[]")
+    with pytest.raises(VerificationError, match="is not what the plan makes"):
+        onnxprune.verify(model, wrong, result.plan)
+    document = result.plan.to_dict()
+    document["interface"][0]["removed"][0] ^= 1
+    with pytest.raises(BadInputError, match="inputs and outputs what does not follow"):
+        onnxprune.verify(model, result.model, onnxprune.Plan.from_json(json.dumps(document)))
+    document = result.plan.to_dict()
+    document["settings"]["free"] = []
+    with pytest.raises(BadInputError, match="units"):
+        onnxprune.verify(model, result.model, onnxprune.Plan.from_json(json.dumps(document)))
+
+
+def test_two_swapped_positions_of_an_output_are_seen() -> None:
+    model = features()
+    result = prune(model, 0.5, free="embedding")
+    wrong = ModelProto()
+    wrong.CopyFrom(result.model)
+    node = next(n for n in wrong.graph.node if n.output[0] == "embedding")
+    node.output[0] = "inner"
+    for other in wrong.graph.node:
+        other.input[:] = ["inner" if x == "embedding" else x for x in other.input]
+    order = helper.make_tensor("order", onnx.TensorProto.INT64, [6], [1, 0, 2, 3, 4, 5])
+    wrong.graph.initializer.append(order)
+    wrong.graph.node.append(helper.make_node("Gather", ["inner", "order"], ["embedding"], axis=1))
+    with pytest.raises(VerificationError, match="differs from the masked original"):
+        onnxprune.verify(model, wrong, result.plan)
+
+
+# ---------------------------------------------------------------- with calibration
+
+
+def samples(path: Path, model: ModelProto, count: int = 64) -> Path:
+    np.savez(path, **feeds(model, 3, (count, 3, 5, 7)))
+    return path
+
+
+@pytest.mark.parametrize("options", [{}, {"depth": "auto"}, {"mix": False, "recover": "bias"}])
+def test_calibrated_and_repaired(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = step()
+    data = samples(tmp_path / "x.npz", model)
+    result = onnxprune.prune(
+        model, Budget("macs", 0.6), free=CACHE, data=data, round_to=1, plan=tmp_path / "p.json", **options
+    )
+    assert result.report.interface == result.plan.interface != ()
+    assert result.report.repair is not None and result.report.latency_ms is not None
+    assert not result.model.metadata_props
+    assert onnxprune.verify(model, result.model, tmp_path / "p.json", data=data).error <= TOLERANCE
+    assert onnxprune.verify(model, result.model, tmp_path / "p.json").error <= TOLERANCE
+    ins, outs = lost(result.plan, "input"), lost(result.plan, "output")
+    given = feeds(model, 5, (2, 3, 5, 7))
+    found, wanted = run(result.model, cut(given, ins)), cut(run(model, given), outs)
+    assert [found[n].shape for n in wanted] == [wanted[n].shape for n in wanted]
+
+
+def test_a_freed_output_is_not_free_of_charge(tmp_path: Path) -> None:
+    """What leaves an embedding counts as damage: as if the positions were zero there."""
+    text = FEATURES.replace(", float[N,5] y)", ")").replace(", float[12,5] h>", ">")
+    model = net(text.split("s =")[0] + "}")
+    data = samples(tmp_path / "x.npz", model)
+    result = onnxprune.prune(model, Budget("ratio", 0.5), free="embedding", data=data, round_to=1)
+    repair = result.report.repair
+    assert repair is not None and result.plan.interface
+    assert repair.damage.after > 0.01

@@ -213,7 +213,7 @@ def plan_groups(analysis: Analysis, removed: Bools) -> tuple[PlanGroup, ...]:
             for group in _groups_in(table):
                 for axis, positions, at in _slice_of(table == group) or _rows_of(table == group):
                     members[group].append(Member(name_of(source), axis, positions, f"{name_of(node)}:{i}", at))
-    types = kinds(analysis.view)
+    types, graph = kinds(analysis.view), analysis.view.graph
     for key, maps in analysis.maps.items():
         if types.get(key, "") not in NUMBERS:  # flags and quantized values cannot be multiplied by a mask
             continue
@@ -222,7 +222,8 @@ def plan_groups(analysis: Analysis, removed: Bools) -> tuple[PlanGroup, ...]:
                 continue  # positions there change with the number of samples
             table = unit_owner[facet]
             for group in _groups_in(table):
-                for axis, positions, _ in _slice_of(table == group):
+                others = (table >= 0) & (table != group) if key in (*graph.inputs, *graph.outputs) else NONE
+                for axis, positions, _ in _slice_of(table == group, others):
                     members[group].append(Member(name_of(key), axis, positions))
     found, removable = [], analysis.solution.removable
     for k, part in enumerate(analysis.groups):
@@ -260,6 +261,7 @@ def _owners(analysis: Analysis, removed: Bools) -> Ids:
     return owner
 
 
+NONE: Bools = np.zeros(1, bool)
 Piece = tuple[int, tuple[int, ...], tuple[Rows, ...]]
 """Axis, positions that leave it, and the rows that lose them (none: all)."""
 
@@ -269,11 +271,11 @@ def _groups_in(table: Ids) -> list[int]:
     return [int(g) for g in np.unique(table) if g >= 0]
 
 
-def _slice_of(gone: Bools) -> list[Piece]:
-    """The removal as positions of one axis; empty where it is none."""
+def _slice_of(gone: Bools, with_others: Bools = NONE) -> list[Piece]:
+    """The removal as positions of one axis; empty where it is none. with_others: what leaves with other groups."""
     for axis in varying(gone):
         others = tuple(a for a in range(gone.ndim) if a != axis)
-        whole, some = gone.all(axis=others), gone.any(axis=others)
+        whole, some = (gone | with_others).all(axis=others) & gone.any(axis=others), gone.any(axis=others)
         if (whole == some).all():
             return [(axis, tuple(np.flatnonzero(whole).tolist()), ())]
     return []
