@@ -20,8 +20,9 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxprune.errors import BadInputError
+from onnxprune.groups.classes import Bools
 from onnxprune.groups.maps import Facet, Maps, Shape, per_axis, varying
-from onnxprune.groups.units import Pin, UnitTable
+from onnxprune.groups.units import Ids, Pin, UnitTable
 from onnxprune.model.element_types import NUMBERS
 from onnxprune.runtime import graph_inputs
 
@@ -145,31 +146,30 @@ def offer(units: UnitTable, inputs: Mapping[str, Maps], read: Sequence[Facet]) -
     read: maps of constants.
     """
     classes = np.append(units.components(), -1)
-    offered = np.zeros(classes.max(initial=-1) + 2, bool)  # the last one answers for no unit
-
-    def mark(ids: Facet) -> None:
-        offered[classes[ids]] = True
-        offered[-1] = False
-
-    for ids, _ in units.issues:
-        mark(ids)
-    seen = offered.copy()
-    for facet in read:
-        mark(facet.ravel())
-    rows = [(classes[child], classes[parent]) for child, parent in units.rows]
-    while True:  # a row goes with its positions
-        before = int(offered.sum())
-        for child, parent in rows:
-            offered[parent[offered[child]]] = True
-            offered[child[offered[parent]]] = True
-            offered[-1] = False
-        if int(offered.sum()) == before:
-            break
+    made = _reached(units, classes, [ids for ids, _ in units.issues])
+    known = _reached(units, classes, [ids.ravel() for ids in read]) | made
     for name, maps in inputs.items():
         for facet in maps:
             ids = facet.ravel()
-            if not offered[classes[ids]].any():
+            if not known[classes[ids]].any():
                 axis = varying(facet)[0]
                 units.pin(ids, Pin(name, f"axis {axis} of input '{name}' is tied to no weight"))
-            elif not seen[classes[ids]].all():
+            elif not made[classes[ids]].any():
                 units.issues.append((ids, f"input '{name}'"))
+
+
+def _reached(units: UnitTable, classes: Ids, start: Sequence[Ids]) -> Bools:
+    """Per class, with one more entry for no unit: is one of these units in it, in a row of it, or is it a row of theirs?"""
+    found = np.zeros(int(classes.max(initial=-1)) + 2, bool)
+    for ids in start:
+        found[classes[ids]] = True
+    rows = [(classes[child], classes[parent]) for child, parent in units.rows]
+    while True:
+        found[-1] = False
+        before = int(found.sum())
+        for child, parent in rows:
+            found[parent[found[child]]] = True
+            found[child[found[parent]]] = True
+        found[-1] = False
+        if int(found.sum()) == before:
+            return found

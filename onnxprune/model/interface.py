@@ -129,13 +129,24 @@ def declared(value: ValueInfoProto, direction: str, ports: Interface) -> ValueIn
 
 
 def resized(original: ModelProto, other: ModelProto) -> Interface:
-    """Ports by declared sizes alone: where another model's inputs are smaller than the original's, as if the last positions had left."""
+    """Ports by declared sizes alone: where another model's inputs and outputs are smaller than the original's, as if the last positions
+    had left.
+    """
+    found: list[Port] = []
+    found += _smaller(original.graph.input, other.graph.input, "input")
+    found += _smaller(original.graph.output, other.graph.output, "output")
+    return tuple(found)
+
+
+def _smaller(
+    values: Iterable[ValueInfoProto], others: Iterable[ValueInfoProto], direction: Literal["input", "output"]
+) -> list[Port]:
     found = []
-    theirs = {v.name: v.type.tensor_type.shape.dim for v in other.graph.input}
-    for value in original.graph.input:
+    theirs = {v.name: v.type.tensor_type.shape.dim for v in others}
+    for value in values:
         pairs = zip(value.type.tensor_type.shape.dim, theirs.get(value.name, ()), strict=False)
         for axis, (a, b) in enumerate(pairs):
             if 0 < b.dim_value < a.dim_value:
                 gone = tuple(range(b.dim_value, a.dim_value))
-                found.append(Port(value.name, "input", axis, a.dim_value, gone))
-    return tuple(found)
+                found.append(Port(value.name, direction, axis, a.dim_value, gone))
+    return found

@@ -268,9 +268,13 @@ class MapContext:
             self.units.pin(facet.ravel(), self.because(reason, remedy))
 
     def because(self, reason: str, remedy: str = "") -> Pin:
-        """A pin of this node's. Where the reason names a graph input, freeing it is the remedy."""
-        held = next((k for k in self.node.inputs if k and f"('{k}')" in reason and k in self._held), None)
-        return Pin(self.node.key, f"{self.node} {reason}", remedy or (FREE_REMEDY.format(held) if held else ""))
+        return Pin(self.node.key, f"{self.node} {reason}", remedy)
+
+    def unmatched(self, reason: str) -> Pin:
+        """A pin because an operand has no units, or none that may go. Where one is a graph input, freeing it is the remedy."""
+        held = [key for key in self.node.inputs if key and key in self._held]
+        named = [key for key in held if f"'{key}'" in reason] or held
+        return self.because(reason, FREE_REMEDY.format(named[0]) if named else "")
 
     def approximate(self, facet: Facet, axes: tuple[int, ...], reason: str) -> None:
         """The node takes statistics along `axes`: what leaves without all of its row there changes them."""

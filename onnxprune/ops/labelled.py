@@ -191,7 +191,7 @@ def _match(ctx: MapContext, left: list[Named], right: list[Named], shared: set[L
             rest_left.append(f)
             continue
         rest_right = [g for g in rest_right if g is not partner]
-        ctx.units.tie(f.ids, partner.over(f.labels), ctx.because(f"ties it to a position of {what} that has to stay"))
+        ctx.units.tie(f.ids, partner.over(f.labels), ctx.unmatched(f"ties it to a position of {what} that has to stay"))
         paired.append(f)
     settled: list[Named] = []
     for rest, others in ((rest_left, rest_right), (rest_right, rest_left)):
@@ -219,14 +219,18 @@ def _match(ctx: MapContext, left: list[Named], right: list[Named], shared: set[L
             elif coarser:
                 for g in list(coarser):
                     offsets = _offsets(ctx, f, g, others, shared)
-                    pin = ctx.because(f"ties it to whole {'offsets' if offsets else 'rows'} of {what}")
+                    pin = ctx.unmatched(f"ties it to whole {'offsets' if offsets else 'rows'} of {what}")
                     ctx.units.tie((offsets or f).ids, g.over((offsets or f).labels), pin)
                     coarser = [*coarser, f] if offsets else coarser
                 paired += [g for g in coarser if not any(g is p for p in paired)]
             elif same := [g for g in paired if set(g.labels) == set(f.labels)]:
-                ctx.units.tie(f.ids, same[0].over(f.labels), ctx.because(f"ties it to a position of {what} that stays"))
+                ctx.units.tie(
+                    f.ids, same[0].over(f.labels), ctx.unmatched(f"ties it to a position of {what} that stays")
+                )
             else:
-                ctx.pin([f.ids], f"combines it with {what}, which has no removable index there")
+                ctx.units.pin(
+                    f.ids.ravel(), ctx.unmatched(f"combines it with {what}, which has no removable index there")
+                )
     return result + paired  # what has been pinned is like no unit at all
 
 
@@ -245,7 +249,7 @@ def _bind_apart(ctx: MapContext, f: Named, apart: tuple[Named, Named], what: str
     rows, offsets = apart
     ctx.units.row(f.ids, rows.over(f.labels))
     column = _squeeze(ctx, f, tuple(x for x in f.labels if x in rows.labels))
-    pin = ctx.because(f"ties it to a position of {what} that has to stay")
+    pin = ctx.unmatched(f"ties it to a position of {what} that has to stay")
     ctx.units.tie(column.ids, offsets.over(column.labels), pin)
 
 
@@ -286,7 +290,7 @@ def _rows(
             parents[key] = Named(row, ids)
             for side in (left, right):
                 if not any({x for x in g.labels if x in shared and x in out} == set(row) for g in side):
-                    ctx.pin([ids], f"has no removable index for these rows in {what}")
+                    ctx.units.pin(ids.ravel(), ctx.unmatched(f"has no removable index for these rows in {what}"))
         ctx.units.row(f.ids, parents[key].over(f.labels))
     return parents
 
