@@ -62,15 +62,15 @@ MUTANTS = (
     Mutant(
         "interface not compared",
         "proof/prove.py",
-        "    check_interface(model.proto, pruned.proto)\n",
+        "    check_interface(model.proto, pruned.proto, changed)\n",
         "",
         guard("the_proof_is_of_the_same_interface"),
     ),
     Mutant(
         "proof at one size",
         "proof/prove.py",
-        "for feeds in pair]\n",
-        "for feeds in pair[:1]]\n",
+        "for f in pair]\n",
+        "for f in pair[:1]]\n",
         guard("the_proof_is_at_two_sizes_of_dynamic_axes"),
     ),
     Mutant(

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from onnxprune import runtime
 from onnxprune.analyse import feeds as feeding
+from onnxprune.analyse.freed import freed
 from onnxprune.analyse.scope import Scope
 from onnxprune.analyse.walk import analyse
 from onnxprune.errors import BadInputError
@@ -32,6 +33,7 @@ def analysis_of(loaded: LoadedModel, scope: Scope, feeds: tuple[Feeds, Feeds] | 
         scope.include_inexact,
         exclude=_matcher(scope.exclude),
         include=_matcher(scope.include),
+        free=freed(loaded.proto, scope.free),
     )
 
 

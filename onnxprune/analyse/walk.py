@@ -14,17 +14,19 @@ from itertools import chain
 import numpy as np
 
 from onnxprune import ops
+from onnxprune.analyse.freed import NOTHING, Freed, admit, offer, release, tie_pair
 from onnxprune.analyse.guard import guarded
 from onnxprune.groups.analysis import Analysis, Use
 from onnxprune.groups.grouping import solve
 from onnxprune.groups.maps import Facet, Maps, Shape, period, simplify
 from onnxprune.groups.observation import Array, Observation
 from onnxprune.groups.units import Pin, UnitTable
+from onnxprune.model.element_types import kinds
 from onnxprune.model.graph import Graph, Node, View, name_of, view
 from onnxprune.model.importer import import_graph
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.ops import failures
-from onnxprune.ops.base import MapContext, Parts, Rule
+from onnxprune.ops.base import FREE_REMEDY, MapContext, Parts, Rule
 
 Observer = Callable[[set[str], set[str]], Observation]
 
@@ -35,19 +37,20 @@ def analyse(
     include_inexact: bool = False,
     exclude: Callable[[str], bool] | None = None,
     include: Callable[[str], bool] | None = None,
+    free: Freed = NOTHING,
 ) -> Analysis:
     """Index maps, pins and groups of a model. `observer(wanted, typed)` runs it (see `runtime.Probe`).
 
     exclude: names of nodes or tensors whose units the user wants left alone; include: leave alone what has no weight
-    whose node or tensor matches.
+    whose node or tensor matches. free: inputs and outputs that may shrink.
     """
     graph = view(import_graph(model), {o.domain: o.version for o in model.proto.opset_import})
     nodes = list(graph.graph.walk())
     wanted = {n.inputs[i] for n in nodes for i in rule(n).params if i < len(n.inputs)} - set(graph.constants)
     typed = {n.outputs[0] for n in nodes if rule(n).typed}
     observation = observer(wanted, typed)
-    walk = _Walk(graph, observation, exclude, include)
-    walk.graph(graph.graph, top=True)
+    walk = _Walk(graph, observation, exclude, include, free)
+    walk.whole()
     fixed = fixed_tensors(graph)
     activations = [f for key, maps in walk.state.items() if key not in fixed for f in maps]
     computed = [f for key, maps in walk.state.items() if key in fixed for f in maps]
@@ -94,12 +97,15 @@ class _Walk:
         observation: Observation,
         exclude: Callable[[str], bool] | None,
         include: Callable[[str], bool] | None,
+        free: Freed,
     ) -> None:
         self.view = view
+        self.free = free
         self.observation = observation
         self.exclude = exclude
         self.include = include
         self.included: list[Facet] = []
+        self.held = frozenset(view.graph.inputs) - frozenset(free.inputs)
         self.units = UnitTable()
         self.state: dict[str, Maps] = {}
         self.parts: dict[str, Parts] = {}
@@ -130,15 +136,31 @@ class _Walk:
                 self.values[key] = self.observation.values[key] if same else None
         return self.values[key]
 
-    def graph(self, graph: Graph, top: bool = False) -> list[tuple[Maps, Shape | None]] | None:
+    def whole(self) -> None:
+        """Walk the model, and settle what may become of its inputs and outputs."""
+        dynamic = self.observation.is_dynamic
+        inputs = admit(self.units, self.free, self.shapes, kinds(self.view) if self.free.inputs else {}, dynamic)
+        self.state |= inputs
+        for node in self.view.graph.nodes:
+            self.node(node)
+        for key in self.view.graph.outputs:
+            if key in self.free.outputs and not self._inside(key):
+                release(self.units, key, self.state.get(key, ()), dynamic)
+                continue
+            pin = Pin(key, f"graph output '{key}' keeps its shape", FREE_REMEDY.format(key))
+            for facet in (*self.state.get(key, ()), *self._inside(key)):
+                self.units.pin(facet.ravel(), pin)
+        for before, after in self.free.pairs:
+            if before in inputs and after in self.shapes:
+                maps = inputs[before], self.state.get(after, ())
+                tie_pair(self.units, (before, after), maps, (self.shapes[before], self.shapes[after]), dynamic)
+        if inputs:
+            offer(self.units, inputs, [f for _, maps in self.uses.values() for f in maps])
+
+    def graph(self, graph: Graph) -> list[tuple[Maps, Shape | None]] | None:
         for node in graph.nodes:
             self.node(node)
-        if top:
-            for key in graph.outputs:
-                pin = Pin(key, f"graph output '{key}' keeps its shape")
-                for facet in (*self.state.get(key, ()), *self._inside(key)):
-                    self.units.pin(facet.ravel(), pin)
-        elif any(k not in self.shapes for k in graph.outputs):
+        if any(k not in self.shapes for k in graph.outputs):
             for key in graph.outputs:
                 pin = Pin(key, f"'{key}' leaves a subgraph whose outputs were not all observed")
                 for facet in (*self.state.get(key, ()), *self._inside(key)):
@@ -221,6 +243,7 @@ class _Walk:
             indices=self.no_units,
             is_dynamic=self.observation.is_dynamic,
             entries=self.observation.entries,
+            held=self.held,
         )
         if found.sequences is None:
             reason = "takes a sequence of tensors as a whole, and does not follow what is in it"

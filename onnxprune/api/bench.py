@@ -13,7 +13,9 @@ from onnxprune.choose.field import both
 from onnxprune.choose.options import Options
 from onnxprune.choose.sparsify_options import BenchOptions
 from onnxprune.errors import BadInputError
+from onnxprune.model.interface import marked, resized
 from onnxprune.model.load import Source, load
+from onnxprune.model.loaded import Model
 
 LIMIT = 120  # seconds of all runs together
 
@@ -21,7 +23,8 @@ LIMIT = 120  # seconds of all runs together
 def bench(models: Source | Sequence[Source], **options: Any) -> list[dict[str, Any]]:
     """Latency of models on the same inputs, run in turn: milliseconds per run; `speedup` is against the first (`runtime/timing.py`).
 
-    models: paths or ModelProtos, with the same inputs. options: the fields of `BenchOptions`, and those of `Options` that go with it:
+    models: paths or ModelProtos, with the same inputs; where those of a later one are declared smaller (`--free`), it is fed the first
+    positions of the first one's. options: the fields of `BenchOptions`, and those of `Options` that go with it:
     input_shapes, data, custom_ops, seed. Gives one row per model: model, median_ms, min_ms, max_ms, speedup, speedup_low,
     speedup_high (its 95 % interval), runs, threads.
     Raises `BadInputError`.
@@ -35,7 +38,7 @@ def bench(models: Source | Sequence[Source], **options: Any) -> list[dict[str, A
     loaded = [load(m) for m in listed]
     feeds = feeds_of(loaded[0], settings.scope)[0]
     sessions = [
-        runtime.Session(m, optimized=True, threads=how.threads, spinning=True, what=name)
+        runtime.Session(_sized(loaded[0], m), optimized=True, threads=how.threads, spinning=True, what=name)
         for m, name in zip(loaded, names, strict=True)
     ]
     times = runtime.latency(sessions, feeds, repeats=max(3, how.runs), seconds=LIMIT)
@@ -54,3 +57,8 @@ def bench(models: Source | Sequence[Source], **options: Any) -> list[dict[str, A
         }
         for name, t, found in zip(names, times, ratios, strict=True)
     ]
+
+
+def _sized(first: Model, other: Model) -> Model:
+    """The other model, which takes the inputs of the first: times do not depend on which positions it is fed."""
+    return other.beside(marked(other.proto, resized(first.proto, other.proto)))

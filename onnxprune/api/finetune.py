@@ -117,9 +117,9 @@ def finetune(
     original = None if teacher is None else load(teacher)
     spared = student.data_files | (original.data_files if original else frozenset())
     check_outputs(files, spared)
-    feeds, labels = finetuning.data_of(student, data, settings)
     if original is not None:
         finetuning.check_same_interface(student.proto, original.proto)
+    feeds, labels = finetuning.data_of(student, data, settings)
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads or finetuning.default_threads())
     try:

@@ -25,6 +25,7 @@ from onnxprune.cut.plan import Plan
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds, batch_of
 from onnxprune.model.branches import showing
+from onnxprune.model.interface import resized
 from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.runtime import Session
 from onnxprune.training import losses, torch
@@ -317,6 +318,13 @@ def check_same_interface(student: onnx.ModelProto, teacher: onnx.ModelProto) -> 
             raise BadInputError(
                 f"The teacher's {what} are {', '.join(names[1])}, the pruned model's {', '.join(names[0])}; give its original."
             )
+    changed = next(iter(resized(teacher, student)), None)
+    if changed is not None:
+        raise BadInputError(
+            f"Axis {changed.axis} of {changed.direction} '{changed.tensor}' is {changed.after} in the pruned model and {changed.before} in "
+            "the teacher (--free), so the two do not run on the same data; prune without --free to fine-tune with a teacher, or train with "
+            "--labels and data of the pruned model's sizes."
+        )
 
 
 def _read_plan(plan: str | Path) -> Plan:

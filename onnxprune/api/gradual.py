@@ -95,6 +95,10 @@ def prune_during_training(
         raise BadInputError("--during-training needs a share of the MACs or of the parameters: --macs or --params.")
     if settings.then_quantize is not None:
         raise BadInputError("--during-training trains floats; leave out --then-quantize, and quantize what it writes.")
+    if settings.free:
+        raise BadInputError(
+            "--during-training compares every round with the original on the same inputs, so none may shrink: leave out --free."
+        )
     if data is None:
         raise BadInputError("--during-training needs inputs to learn from: give --data.")
     own = {"custom_ops": settings.custom_ops, **(training or {})}

@@ -26,6 +26,7 @@ from onnxprune.cut.plan import Plan, own_plan
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.errors import BadInputError
 from onnxprune.model.files import check_outputs, staged
+from onnxprune.model.interface import unmarked
 from onnxprune.model.load import Source, load
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.model.patch import constants_at, digest_of, inputs_at, with_constants
@@ -192,7 +193,7 @@ def _carried_out(
         replay=replay,
         original=original,
         choice=choice,
-        model=pruned,
+        model=unmarked(pruned),
         refit=refit,
         digest=digest,
         verdict=verdict,

@@ -70,7 +70,7 @@ class Judged:
         """Runs a model and gives all `names`, see `read`."""
         shown = model.beside(showing(model.proto, self.names))
         session = Session(shown, optimized=True, threads=threads, what=what)
-        return lambda feeds: self.read(session.run(feeds, self.names))
+        return lambda feeds: self.read(session.run_whole(feeds, self.names))
 
 
 def judged_by(model: Model, fits: Fits, chosen: Sequence[str] = ()) -> Judged:

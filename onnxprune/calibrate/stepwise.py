@@ -28,6 +28,7 @@ from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds
 from onnxprune.model.branches import captured, shell, subgraphs
 from onnxprune.model.constants import tensor_in
+from onnxprune.model.interface import cut_feeds, interface_of
 from onnxprune.model.loaded import Model
 from onnxprune.model.routing import STRAIGHT, Route, Routing
 from onnxprune.model.tensors import StoredSparseValues
@@ -75,6 +76,8 @@ class Stepwise:
                 self._left[name] += 1
         self._shared = {n for n, count in self._left.items() if count > 1} | {o.name for o in proto.graph.output}
         self._done = np.zeros(len(self.nodes), bool)
+        ports = interface_of(proto)
+        samples = [cut_feeds(ports, s) for s in samples] if ports else samples
         self._kept: dict[str, list[Array | Path | None]] = {
             name: [s[name] for s in samples]
             for name in (samples[0] if samples else {})

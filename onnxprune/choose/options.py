@@ -173,6 +173,17 @@ class Options:
         stored=True,
         replay=_of_plan(_names),
     )
+    free: tuple[str, ...] = option(
+        (),
+        globs,
+        "Let the axes of inputs and outputs with these names shrink; IN=OUT also ties an input to the output that the next step is fed.",
+        cli={"multiple": True, "metavar": "GLOB"},
+        by_default="none",
+        commands=("prune", "inspect"),
+        decided=True,
+        stored=True,
+        replay=_of_plan(_names),
+    )
     include_inexact: bool = option(
         False,
         switch,

@@ -117,6 +117,8 @@ def _show(report: Report, output: Path, verbose: bool) -> None:
     for k, line in enumerate(lines.depth_lines(report)):
         OUT.print(f"{'          ' if k else 'layers    '}{line}", markup=False)
     OUT.print(f"checked   {lines.check_line(report)}")
+    for line in lines.interface_lines(report):
+        OUT.print(f"interface {line}", markup=False)
     for line in lines.repair_lines(report):
         OUT.print(f"repaired  {line}", markup=False)
     for line in report.warnings:

@@ -20,6 +20,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from onnxprune.cut.bypass import Bypass
+from onnxprune.cut.ports import ports
 from onnxprune.errors import BadInputError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
@@ -28,6 +29,7 @@ from onnxprune.groups.maps import varying
 from onnxprune.groups.units import Ids
 from onnxprune.model.element_types import NUMBERS, kinds
 from onnxprune.model.graph import name_of
+from onnxprune.model.interface import Port
 from onnxprune.model.typed_json import OTHERS, plain, typed
 
 VERSION = 2
@@ -116,6 +118,7 @@ class Plan:
     refit_sha256: digest of those constants; null where there are none, and in plans of older versions.
     macs: multiply-accumulates at the observed batch size, before and after.
     params: stored weights, before and after.
+    interface: axes of inputs and outputs that got shorter (`--free`); left out where none did.
     notes: further fields that somebody wrote into the file; they are kept.
     """
 
@@ -131,6 +134,7 @@ class Plan:
     refit_sha256: str | None
     macs: Pair[int] | None = None
     params: Pair[int] | None = None
+    interface: tuple[Port, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict, metadata=OTHERS)
 
     @property
@@ -209,7 +213,7 @@ def plan_groups(analysis: Analysis, removed: Bools) -> tuple[PlanGroup, ...]:
             for group in _groups_in(table):
                 for axis, positions, at in _slice_of(table == group) or _rows_of(table == group):
                     members[group].append(Member(name_of(source), axis, positions, f"{name_of(node)}:{i}", at))
-    types = kinds(analysis.view)
+    types, graph = kinds(analysis.view), analysis.view.graph
     for key, maps in analysis.maps.items():
         if types.get(key, "") not in NUMBERS:  # flags and quantized values cannot be multiplied by a mask
             continue
@@ -218,7 +222,8 @@ def plan_groups(analysis: Analysis, removed: Bools) -> tuple[PlanGroup, ...]:
                 continue  # positions there change with the number of samples
             table = unit_owner[facet]
             for group in _groups_in(table):
-                for axis, positions, _ in _slice_of(table == group):
+                others = (table >= 0) & (table != group) if key in (*graph.inputs, *graph.outputs) else NONE
+                for axis, positions, _ in _slice_of(table == group, others):
                     members[group].append(Member(name_of(key), axis, positions))
     found, removable = [], analysis.solution.removable
     for k, part in enumerate(analysis.groups):
@@ -256,6 +261,7 @@ def _owners(analysis: Analysis, removed: Bools) -> Ids:
     return owner
 
 
+NONE: Bools = np.zeros(1, bool)
 Piece = tuple[int, tuple[int, ...], tuple[Rows, ...]]
 """Axis, positions that leave it, and the rows that lose them (none: all)."""
 
@@ -265,11 +271,11 @@ def _groups_in(table: Ids) -> list[int]:
     return [int(g) for g in np.unique(table) if g >= 0]
 
 
-def _slice_of(gone: Bools) -> list[Piece]:
-    """The removal as positions of one axis; empty where it is none."""
+def _slice_of(gone: Bools, with_others: Bools = NONE) -> list[Piece]:
+    """The removal as positions of one axis; empty where it is none. with_others: what leaves with other groups."""
     for axis in varying(gone):
         others = tuple(a for a in range(gone.ndim) if a != axis)
-        whole, some = gone.all(axis=others), gone.any(axis=others)
+        whole, some = (gone | with_others).all(axis=others) & gone.any(axis=others), gone.any(axis=others)
         if (whole == some).all():
             return [(axis, tuple(np.flatnonzero(whole).tolist()), ())]
     return []
@@ -331,6 +337,8 @@ def removed_by(plan: Plan, analysis: Analysis, what: str = "the plan") -> Bools:
         raise BadInputError(f"{what} removes units that have to stay together or stay; {blame}.")
     if _compared(plan_groups(analysis, removed), old) != _compared(plan.groups, old):
         raise BadInputError(f"{what} lists members that do not belong to its units; {blame}.")
+    if ports(analysis, removed) != plan.interface:
+        raise BadInputError(f"{what} says of inputs and outputs what does not follow from its members; {blame}.")
     return removed
 
 

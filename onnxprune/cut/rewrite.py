@@ -14,18 +14,22 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxprune import ops
+from onnxprune.cut.ports import ports
 from onnxprune.groups.analysis import Analysis, Shapes, compress, kept_mask, settle
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.maps import Maps, Shape, clusters
 from onnxprune.groups.observation import Array
 from onnxprune.model.graph import Node, View, name_of, view
 from onnxprune.model.importer import export_model, import_graph
+from onnxprune.model.interface import Interface, marked
 from onnxprune.ops import failures
 from onnxprune.ops.base import Edit
 
 
 def rewrite(analysis: Analysis, removed: Bools) -> onnx.ModelProto:
-    """The model without the classes marked in `removed` (bool per class, closed under rows)."""
+    """The model without the classes marked in `removed` (bool per class, closed under rows); told its ports, where its interface
+    changes (`model/interface.py`).
+    """
     return Rewriter(analysis)(removed)
 
 
@@ -43,12 +47,14 @@ class Rewriter:
 
     def __call__(self, removed: Bools) -> onnx.ModelProto:
         try:
-            surgery = _Surgery(self.analysis, self.view, self.analysis.solution.of_units(removed))
+            found = ports(self.analysis, removed)
+            surgery = _Surgery(self.analysis, self.view, self.analysis.solution.of_units(removed), found)
             surgery.slice_constants()
             surgery.adjust_nodes()
             surgery.update_shapes()
             surgery.finish()
-            return export_model(self.graph, self.analysis.model.proto)
+            model = export_model(self.graph, self.analysis.model.proto)
+            return marked(model, found)
         finally:
             self._original.restore()
 
@@ -81,8 +87,9 @@ class _Snapshot:
 
 
 class _Surgery:
-    def __init__(self, analysis: Analysis, graph: View, gone: Bools) -> None:
+    def __init__(self, analysis: Analysis, graph: View, gone: Bools, found: Interface) -> None:
         self.analysis = analysis
+        self.ports = found
         self.view = graph
         self.gone = gone
         self.shapes = Shapes(analysis, gone)
@@ -140,7 +147,12 @@ class _Surgery:
                 failures.must(rule, "adjust", str(node), partial(rule.adjust, edit))
 
     def update_shapes(self) -> None:
-        """Declared shapes of intermediate tensors follow."""
+        """Declared shapes follow; so does a name that an input or output gives to an axis which gets shorter."""
+        symbols = {
+            self.view.tensors[p.tensor].shape[p.axis]
+            for p in self.ports
+            if len(self.view.tensors[p.tensor].shape or ()) > p.axis
+        } - {None}
         for key in self.analysis.maps:
             tensor = self.view.tensors.get(key)
             if not isinstance(tensor, gs.Variable) or tensor.shape is None:
@@ -148,7 +160,8 @@ class _Surgery:
             old, new = self.shapes.old(key), self.shapes.new(key)
             if old != new and len(tensor.shape) == len(old):
                 tensor.shape = tuple(
-                    n if o != n and isinstance(d, int) else d for d, o, n in zip(tensor.shape, old, new, strict=True)
+                    n if o != n and (isinstance(d, int) or d in symbols) else d
+                    for d, o, n in zip(tensor.shape, old, new, strict=True)
                 )
 
     def finish(self) -> None:

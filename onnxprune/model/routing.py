@@ -148,6 +148,7 @@ def _opened(proto: ModelProto, taken: Mapping[str, Iterable[bool]], guards: dict
 def _like(proto: ModelProto) -> ModelProto:
     """The model without its nodes and outputs."""
     flat = shell(proto)
+    flat.metadata_props.extend(proto.metadata_props)
     graph = flat.graph
     graph.name = proto.graph.name
     graph.input.extend(proto.graph.input)

@@ -223,15 +223,19 @@ def packed(ctx: MapContext, w: int, b: int, past: int, bias: int, scales: tuple[
     labels: tuple[Label, ...] = ("b", "s", "i")
     inner = flatten(ctx, Operand(labels, ctx.shape(0), named(ctx.maps(0), labels)), TOKENS).facets
     result: list[Maps] = ctx.nothing()
-    if q != k or ctx.has(past) or ctx.attr("do_rotary", 0) or any(ctx.node.outputs[1:]):
+    has_cache = ctx.has(past) or any(ctx.node.outputs[1:])
+    if q != k or ctx.attr("do_rotary", 0) or (has_cache and (q != v or heads == 1)):
         ids = ctx.units.issue(ctx.shape(w)[1], str(ctx.node))
         ctx.units.boxes.append(ids)
-        ctx.pin([ids], "has a cache or turns positions inside, and keeps its heads")
+        ctx.pin(
+            [ids], "turns positions inside, or has keys, queries or cached values of several sizes, and keeps its heads"
+        )
         bind(ctx, w, ("i", "c"), (*inner, Named(("c",), ids)))
         return result
     qk = ctx.units.issue(q, str(ctx.node)).reshape(heads, q // heads)
     vo = ctx.units.issue(v, str(ctx.node)).reshape(heads, v // heads)
     ctx.units.boxes += [qk, vo]  # no activation shows Q and K
+    cache: tuple[Named, ...] = ()
     if heads > 1:
         rows = ctx.units.issue(heads)
         ctx.units.row(qk, rows[:, None])
@@ -239,13 +243,25 @@ def packed(ctx: MapContext, w: int, b: int, past: int, bias: int, scales: tuple[
         if ctx.has(bias):
             per_head = (Named(("h",), rows),) if ctx.shape(bias)[1] > 1 else ()
             bind(ctx, bias, ("b", "h", "s", "t"), per_head, flat=TOKENS)
+        cache = _packed_cache(ctx, (qk, vo), rows, past) if has_cache else ()
     columns = Named(("c",), np.concatenate([qk.ravel(), qk.ravel(), vo.ravel()]))
     bind(ctx, w, ("i", "c"), (*inner, columns))
     for i in (b, *scales):
         if ctx.has(i) and ctx.rank(i) == 1 and ctx.shape(i)[0] > 1:
             bind(ctx, i, ("c",), (columns,))
     result[0] = (vo.reshape(1, 1, v),)
+    for i in range(1, len(result)):
+        result[i] = unnamed(cache, ("2", "b", "h", "t", "d"))
     return result
+
+
+def _packed_cache(ctx: MapContext, pair: tuple[Facet, Facet], rows: Facet, past: int) -> tuple[Named, ...]:
+    """Keys and values [2, B, H, T, D] in one tensor: they lose the same heads and, in all heads, the same positions."""
+    offsets = [ctx.units.column(ids, (0,)).ravel() for ids in pair]
+    ctx.units.tie(offsets[0], offsets[1])
+    cache = (Named(("h",), rows), *((Named(("d",), offsets[0]),) if offsets[0].size > 1 else ()))
+    bind(ctx, past, ("2", "b", "h", "p", "d"), cache, flat=("2", *TOKENS))
+    return cache
 
 
 def follow_packed(edit: Edit) -> None:
@@ -362,7 +378,7 @@ def grouped_query(ctx: MapContext) -> list[Maps]:
             first = ctx.units.align(f.ids, (1,)) if f.ids.ndim > 1 else f.ids
             ctx.units.tie(first.ravel(), rows, ctx.because("keeps whole heads"))
         if not any("h" in f.labels for f in facets):
-            ctx.pin([rows], f"has no removable index in input {i} ('{ctx.node.inputs[i]}')")
+            ctx.units.pin(rows, ctx.unmatched(f"has no removable index in input {i} ('{ctx.node.inputs[i]}')"))
     for i in (3, 4):
         bind(ctx, i, ("b", "h", "p", "d"), (Named(("h",), rows),), flat=("b", "p"))
     shape = ctx.out_shape()

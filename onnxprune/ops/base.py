@@ -7,7 +7,7 @@ Rules state relations; the rest of the program acts on them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from onnxprune.ops.linear import LinearContext, LinearRule
 
 Mixing = Literal["copy", "sum", "scale", "product"]
 INEXACT_REMEDY = "prune it approximately with --include-inexact"
+FREE_REMEDY = "let it shrink with --free '{}'"
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,7 @@ class MapContext:
         indices: set[str],
         is_dynamic: Callable[[str, int], bool],
         entries: Callable[[str], list[int | None]],
+        held: Container[str] = (),
     ) -> None:
         self.node = node
         self.attrs = node.attrs
@@ -187,6 +189,7 @@ class MapContext:
         self._indices = indices
         self._is_dynamic = is_dynamic
         self._entries = entries
+        self._held = held
         self.given: dict[int, Maps] = {}
         self.built: dict[int, Parts] = {}
 
@@ -267,6 +270,12 @@ class MapContext:
     def because(self, reason: str, remedy: str = "") -> Pin:
         return Pin(self.node.key, f"{self.node} {reason}", remedy)
 
+    def unmatched(self, reason: str) -> Pin:
+        """A pin because an operand has no units, or none that may go. Where one is a graph input, freeing it is the remedy."""
+        held = [key for key in self.node.inputs if key and key in self._held]
+        named = [key for key in held if f"'{key}'" in reason] or held
+        return self.because(reason, FREE_REMEDY.format(named[0]) if named else "")
+
     def approximate(self, facet: Facet, axes: tuple[int, ...], reason: str) -> None:
         """The node takes statistics along `axes`: what leaves without all of its row there changes them."""
         if any(facet.shape[a] > 1 for a in axes):
@@ -337,6 +346,7 @@ def move(ctx: MapContext, i: int, operation: Callable[[Facet, Shape], Facet], ex
 
 
 __all__ = [
+    "FREE_REMEDY",
     "INEXACT_REMEDY",
     "CostContext",
     "Dims",

@@ -15,7 +15,9 @@ CARRIED = "weights inside are pruned; carried values stay"
 
 
 def branches(ctx: MapContext) -> list[Maps]:
-    """If: outputs of both branches are tied position by position where their shapes agree, and so are constants that both read."""
+    """If: outputs of both branches are tied position by position where their shapes agree along all axes with units (a cache is longer
+    where it has a past), and so are constants that both read.
+    """
     then, other = ctx.subgraph("then_branch", {}), ctx.subgraph("else_branch", {})
     ctx.share_constants(("then_branch", "else_branch"), "reads it in both branches, in one of which it has to stay")
     if then is None or other is None:
@@ -25,7 +27,7 @@ def branches(ctx: MapContext) -> list[Maps]:
         return ctx.nothing()
     result: list[Maps] = []
     for (a, a_shape), (b, b_shape) in zip(then, other, strict=True):
-        if a_shape is None or b_shape is None or a_shape != b_shape:
+        if a_shape is None or b_shape is None or not _agree(a_shape, b_shape, (*a, *b)):
             ctx.pin([*a, *b], "gives different shapes in its branches")
             result.append(())
             continue
@@ -33,6 +35,14 @@ def branches(ctx: MapContext) -> list[Maps]:
         left, right = Operand(labels, a_shape, named(a, labels)), Operand(labels, b_shape, named(b, labels))
         result.append(unnamed(combine(ctx, left, right, labels, what="the other branch"), labels))
     return result
+
+
+def _agree(a: Shape, b: Shape, maps: Maps) -> bool:
+    """Are shapes equal, save for axes that carry no units?"""
+    if len(a) != len(b):
+        return False
+    differ = [axis for axis, (n, m) in enumerate(zip(a, b, strict=True)) if n != m]
+    return all(facet.shape[axis] == 1 for facet in maps for axis in differ)
 
 
 def loop(ctx: MapContext) -> list[Maps]:

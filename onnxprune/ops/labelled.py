@@ -191,11 +191,19 @@ def _match(ctx: MapContext, left: list[Named], right: list[Named], shared: set[L
             rest_left.append(f)
             continue
         rest_right = [g for g in rest_right if g is not partner]
-        ctx.units.tie(f.ids, partner.over(f.labels), ctx.because(f"ties it to a position of {what} that has to stay"))
+        ctx.units.tie(f.ids, partner.over(f.labels), ctx.unmatched(f"ties it to a position of {what} that has to stay"))
         paired.append(f)
+    settled: list[Named] = []
+    for rest, others in ((rest_left, rest_right), (rest_right, rest_left)):
+        for f in rest:
+            apart = _apart(f, others)
+            if apart is not None:
+                _bind_apart(ctx, f, apart, what)
+                paired.append(f)
+                settled += apart
     for rest, others in ((rest_left, right), (rest_right, left)):
         for f in rest:
-            if any(f is g for g in paired):
+            if any(f is g for g in (*paired, *settled)):
                 continue
             finer = [g for g in paired if set(f.labels) < set(g.labels) and _is_prefix(set(f.labels), g.labels)]
             rows = [
@@ -211,15 +219,38 @@ def _match(ctx: MapContext, left: list[Named], right: list[Named], shared: set[L
             elif coarser:
                 for g in list(coarser):
                     offsets = _offsets(ctx, f, g, others, shared)
-                    pin = ctx.because(f"ties it to whole {'offsets' if offsets else 'rows'} of {what}")
+                    pin = ctx.unmatched(f"ties it to whole {'offsets' if offsets else 'rows'} of {what}")
                     ctx.units.tie((offsets or f).ids, g.over((offsets or f).labels), pin)
                     coarser = [*coarser, f] if offsets else coarser
                 paired += [g for g in coarser if not any(g is p for p in paired)]
             elif same := [g for g in paired if set(g.labels) == set(f.labels)]:
-                ctx.units.tie(f.ids, same[0].over(f.labels), ctx.because(f"ties it to a position of {what} that stays"))
+                ctx.units.tie(
+                    f.ids, same[0].over(f.labels), ctx.unmatched(f"ties it to a position of {what} that stays")
+                )
             else:
-                ctx.pin([f.ids], f"combines it with {what}, which has no removable index there")
+                ctx.units.pin(
+                    f.ids.ravel(), ctx.unmatched(f"combines it with {what}, which has no removable index there")
+                )
     return result + paired  # what has been pinned is like no unit at all
+
+
+def _apart(f: Named, others: list[Named]) -> tuple[Named, Named] | None:
+    """Facets of the other operand over the rows of `f`, and over the positions in a row."""
+    for rows in others:
+        n = len(rows.labels)
+        offsets = next((g for g in others if set(g.labels) == set(f.labels[n:])), None)
+        if set(rows.labels) == set(f.labels[:n]) and offsets is not None:
+            return rows, offsets
+    return None
+
+
+def _bind_apart(ctx: MapContext, f: Named, apart: tuple[Named, Named], what: str) -> None:
+    """`(h, d)` meets `h` and `d`: a row goes with all of its positions, and a position goes in all rows."""
+    rows, offsets = apart
+    ctx.units.row(f.ids, rows.over(f.labels))
+    column = _squeeze(ctx, f, tuple(x for x in f.labels if x in rows.labels))
+    pin = ctx.unmatched(f"ties it to a position of {what} that has to stay")
+    ctx.units.tie(column.ids, offsets.over(column.labels), pin)
 
 
 def _offsets(ctx: MapContext, f: Named, g: Named, others: list[Named], shared: set[Label]) -> Named | None:
@@ -259,7 +290,7 @@ def _rows(
             parents[key] = Named(row, ids)
             for side in (left, right):
                 if not any({x for x in g.labels if x in shared and x in out} == set(row) for g in side):
-                    ctx.pin([ids], f"has no removable index for these rows in {what}")
+                    ctx.units.pin(ids.ravel(), ctx.unmatched(f"has no removable index for these rows in {what}"))
         ctx.units.row(f.ids, parents[key].over(f.labels))
     return parents
 

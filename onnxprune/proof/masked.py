@@ -24,7 +24,7 @@ from onnxprune.cut.bypass import Bypass, keyed
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.maps import Facet, Maps, period, varying
-from onnxprune.groups.observation import Array
+from onnxprune.groups.observation import Array, Feeds
 from onnxprune.model.branches import SEPARATOR, subgraphs
 from onnxprune.model.graph import Node, View, name_of, view
 from onnxprune.model.importer import export_model, import_graph
@@ -45,6 +45,17 @@ def masked_keys(analysis: Analysis, removed: Bools) -> set[str]:
     """Activations that carry removed units."""
     gone = analysis.solution.of_units(removed)
     return {key for key, maps in analysis.maps.items() if any(gone[f].any() for f in maps)}
+
+
+def masked_feeds(analysis: Analysis, removed: Bools, feeds: Feeds) -> Feeds:
+    """Inputs of the original with zeros where units have been removed."""
+    gone = analysis.solution.of_units(removed)
+    result = dict(feeds)
+    for name in feeds:
+        for facet in analysis.maps.get(name, ()):
+            if gone[facet].any():
+                result[name] = np.where(gone[facet], np.zeros((), result[name].dtype), result[name])
+    return result
 
 
 def standing_in(proto: onnx.ModelProto, bypasses: Sequence[Bypass]) -> onnx.ModelProto:
@@ -96,14 +107,13 @@ def masked_original(
     index = view(graph, analysis.view.opsets)
     after: dict[int, list[gs.Node]] = defaultdict(list)
     before: dict[int, list[gs.Node]] = defaultdict(list)
-    outputs = {id(t) for t in graph.outputs}
     opset = index.opset
     for node in index.graph.walk():
         rule = ops.rule_for(node.op, node.domain)
         reference = rule.reference if node.key in known else None
         for key, tensor in zip(node.outputs, list(node.gs_node.outputs), strict=True):
             maps = analysis.maps.get(key, ())
-            if not key or id(tensor) in outputs or not any(gone[f].any() for f in maps):
+            if not key or not any(gone[f].any() for f in maps):
                 continue
             dtype = MASKABLE.get(str(types.get(key)))
             if dtype is not None:

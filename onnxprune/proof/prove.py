@@ -9,16 +9,18 @@ import onnx
 
 from onnxprune import runtime
 from onnxprune.cut.bypass import Bypass
+from onnxprune.cut.ports import ports
 from onnxprune.errors import BadInputError, VerificationError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.observation import Feeds
 from onnxprune.model.draws import seeded
+from onnxprune.model.interface import marked
 from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.model.save import embedded
 from onnxprune.proof.compare import deviation, error, is_vacuous, not_compared, tolerance_of, verdict
 from onnxprune.proof.interface import check_interface
-from onnxprune.proof.masked import masked_keys, masked_original, standing_in
+from onnxprune.proof.masked import masked_feeds, masked_keys, masked_original, standing_in
 from onnxprune.proof.steady import check_steady
 from onnxprune.proof.verdict import Verdict
 
@@ -37,8 +39,9 @@ def proved(
 
     original, bypasses: where the analysis is of what bypasses left of an original.
     """
-    model = analysis.model
-    check_interface(model.proto, pruned.proto)
+    model, changed = analysis.model, ports(analysis, removed)
+    check_interface(model.proto, pruned.proto, changed)
+    pruned = pruned.beside(marked(pruned.proto, changed))
     if bypasses:
         _check_shapes(pruned)
     types = runtime.observe(model, analysis.feeds, set(), masked_keys(analysis, removed)).dtypes
@@ -54,7 +57,7 @@ def proved(
         silent = set(reference.outputs)  # until something of them was compared
 
         def compare(pair: Sequence[Feeds]) -> tuple[float, float]:
-            results = [(reference.run(feeds), plain.run(feeds)) for feeds in pair]
+            results = [(reference.run(masked_feeds(analysis, removed, f)), plain.run_whole(f)) for f in pair]
             for wanted, _ in results:
                 silent.intersection_update(not_compared(wanted, reference.outputs))
             if all(is_vacuous(wanted) for wanted, _ in results):

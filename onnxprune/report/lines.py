@@ -42,6 +42,11 @@ def check_line(report: Report) -> str:
     )
 
 
+def interface_lines(report: Report) -> list[str]:
+    """Axes of inputs and outputs that got shorter."""
+    return [f"{p.direction} '{p.tensor}': axis {p.axis} is {p.after} instead of {p.before}" for p in report.interface]
+
+
 def left_out(check: Verdict) -> str:
     """Outputs of which nothing was compared."""
     if not check.not_compared:

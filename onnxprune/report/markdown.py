@@ -8,6 +8,7 @@ from onnxprune.report.lines import (
     VARIANT_COLUMNS,
     check_line,
     difference_line,
+    interface_lines,
     layer_rows,
     number,
     pruned_line,
@@ -32,6 +33,9 @@ def _pruning(report: Report) -> Iterator[str]:
     yield from (f"| {' | '.join(row)} |" for row in summary_rows(report))
     yield from ("", f"Check in ONNX Runtime: {check_line(report)}.")
     yield from (f"- {line}" for line in repair_lines(report))
+    if report.interface:
+        yield from ("", "## Interface", "")
+        yield from (f"- {line}" for line in interface_lines(report))
     yield from (f"- Warning: {line}." for line in report.warnings)
     if report.variants:
         yield from ("", "## Beside quantization", "", "| | " + " | ".join(VARIANT_COLUMNS) + " |")

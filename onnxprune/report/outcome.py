@@ -14,6 +14,7 @@ from onnxprune.choose.options import Options, settings_of
 from onnxprune.choose.subject import Subject
 from onnxprune.cut.bypass import node_keys
 from onnxprune.cut.plan import VERSION, Pair, Plan, Refit, plan_groups
+from onnxprune.cut.ports import ports
 from onnxprune.proof.verdict import Drop, Verdict
 from onnxprune.repair.fits import Repair
 from onnxprune.report.values import Variant
@@ -69,6 +70,7 @@ def plan_of(outcome: Outcome) -> Plan:
         refit_sha256=outcome.digest,
         macs=Pair(before.macs(), after.macs(removed)),
         params=Pair(before.params(), after.params(removed)),
+        interface=ports(subject.bare, removed),
     )
 
 

@@ -12,6 +12,7 @@ from onnxprune.choose.subject import Subject
 from onnxprune.cut.plan import Pair, Plan
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.units import Pin
+from onnxprune.model.interface import Port
 from onnxprune.model.json_text import to_json
 from onnxprune.model.save import stored_bytes
 from onnxprune.model.typed_json import plain
@@ -53,6 +54,7 @@ class Report:
     variants: the pruned model beside quantization (`--then-quantize`).
     depth: layers and nodes (`--depth`).
     latency_ms: milliseconds per run; left out without a benchmark.
+    interface: axes of inputs and outputs that got shorter (`--free`).
     """
 
     model_sha256: str
@@ -70,6 +72,7 @@ class Report:
     variants: tuple[Variant, ...] = ()
     depth: Depth | None = None
     latency_ms: Latency | None = None
+    interface: tuple[Port, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As in the JSON."""
@@ -102,6 +105,7 @@ def report_of(outcome: Outcome, plan: Plan) -> Report:
         variants=outcome.variants,
         depth=depth_of(outcome.original, outcome.choice, outcome.settings.depth),
         latency_ms=None if outcome.times is None else Latency.of(outcome.times),
+        interface=plan.interface,
     )
 
 

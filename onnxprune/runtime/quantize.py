@@ -14,6 +14,7 @@ from onnx import ModelProto, numpy_helper
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Feeds
 from onnxprune.model.branches import every_graph
+from onnxprune.model.interface import cut_feeds, interface_of, marked, unmarked
 from onnxprune.model.loaded import Model
 from onnxprune.model.save import embedded, save_model
 from onnxprune.model.tensors import StoredSparseValues
@@ -27,12 +28,12 @@ def quantize(model: Model, samples: Sequence[Feeds], what: str = "the model") ->
     The result is in QDQ form (QuantizeLinear and DequantizeLinear around float operators), which ONNX Runtime's own
     documentation names as the first choice on CPUs. Constants that a batch normalization could be folded into are folded.
     """
-    proto = model.proto
+    ports, proto = interface_of(model.proto), unmarked(model.proto)
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
-        left = iter(samples)
+        left = (cut_feeds(ports, s) for s in samples)
 
         def get_next(self) -> Feeds | None:
             return next(self.left, None)
@@ -41,7 +42,7 @@ def quantize(model: Model, samples: Sequence[Feeds], what: str = "the model") ->
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as temporary, _quiet():
         plain, ready, done = (f"{temporary}/{name}.onnx" for name in ("plain", "ready", "done"))
         try:
-            whole = embedded(model.beside(_dense(model)))
+            whole = embedded(model.beside(_dense(model.beside(proto))))
             if whole is None:
                 raise BadInputError("it is larger than the 2 GiB that one file can hold.")
             save_model(Model(whole), Path(plain))
@@ -62,7 +63,7 @@ def quantize(model: Model, samples: Sequence[Feeds], what: str = "the model") ->
             ) from None
     _declare(result, proto)
     Session(Model(result), optimized=True, what=f"{what}, quantized")
-    return result
+    return marked(result, ports)
 
 
 def _dense(model: Model) -> ModelProto:

@@ -11,6 +11,7 @@ import onnxruntime as ort
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds
 from onnxprune.model.draws import draws, seeded
+from onnxprune.model.interface import Interface, cut_feeds, filled_values, interface_of
 from onnxprune.model.loaded import Model
 from onnxprune.runtime.refusal import first_line, refusal
 from onnxprune.runtime.values import as_arrays
@@ -53,6 +54,8 @@ class Session:
 
     draws: the model draws random numbers. Unless it is timed, they are the same in every run and in every model that was made of it
     (`model/draws.py`).
+
+    interface: where the model's inputs and outputs are smaller than those of its original (`model/interface.py`).
     """
 
     def __init__(
@@ -84,11 +87,13 @@ class Session:
         if not self.draws:
             del self._make
         self._is_fresh = True
+        self.interface: Interface = interface_of(model.proto)
         self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
         self.output_types: dict[str, str] = {o.name: o.type for o in self._session.get_outputs()}
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> list[Array]:
-        """The values of `outputs` (all by default)."""
+        """The values of `outputs` (all by default), as the model gives them. feeds: may be those of its original."""
+        feeds = cut_feeds(self.interface, feeds) if self.interface else feeds
         if self.draws and not self._is_fresh:  # a session goes on drawing where its last run stopped
             self._session = self._make()
         self._is_fresh = False
@@ -99,6 +104,10 @@ class Session:
                 f"ONNX Runtime {VERSION} cannot run the model: {first_line(error)} "
                 "Give a model that it can run, or inputs that fit (--data, --input-shape)."
             ) from None
+
+    def run_whole(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> list[Array]:
+        """`run`, with outputs as large as the original's: zeros where positions have left."""
+        return filled_values(self.interface, outputs or self.outputs, self.run(feeds, outputs))
 
     def answers(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> list[Array]:
         """`run`, with every output as one array of numbers, to judge the model by (`runtime/values.py`)."""

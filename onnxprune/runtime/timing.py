@@ -14,6 +14,7 @@ from math import ceil, sqrt
 from statistics import median
 
 from onnxprune.groups.observation import Feeds
+from onnxprune.model.interface import cut_feeds
 from onnxprune.runtime.session import Session
 
 BLOCK = 1e-3  # seconds
@@ -28,6 +29,7 @@ def latency(
     Stops early, after at least three counted rounds, once `seconds` have passed.
     """
     times: list[list[float]] = [[] for _ in sessions]
+    fed = [cut_feeds(s.interface, feeds) for s in sessions]
     begin = time.perf_counter()
     runs = [1] * len(sessions)
     for k in range(warmup + repeats):
@@ -37,7 +39,7 @@ def latency(
         for s in order:
             start = time.perf_counter()
             for _ in range(runs[s]):
-                sessions[s].run(feeds)
+                sessions[s].run(fed[s])
             taken = (time.perf_counter() - start) / runs[s]
             if k >= warmup:
                 times[s].append(1000 * taken)
