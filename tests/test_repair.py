@@ -920,7 +920,7 @@ def test_the_report_says_what_was_fitted_and_on_what(pruned: tuple[onnxprune.Pru
     assert repair["damage"][1] < 0.1 * repair["damage"][0]
     assert all(f["error"][1] <= f["error"][0] for f in repair["fits"])
     text = markdown(result.report)
-    assert "128 calibration samples and 128 patched from them, 64 of all held out" in text
+    assert "128 calibration samples and 128 patched from them, 64 of all held out by sample" in text
 
 
 def test_without_recovery_weights_are_only_sliced() -> None:

@@ -12,6 +12,7 @@ from onnxprune import runtime
 from onnxprune.analyse import feeds as feeding
 from onnxprune.analyse.roles import roles
 from onnxprune.analyse.samples import Samples
+from onnxprune.analyse.sources import BY_SAMPLE
 from onnxprune.analyse.synthesize import COUNT, synthesize
 from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.calibrate.calibration import Calibration
@@ -74,7 +75,8 @@ def samples_for(
     macs = costs.macs() / batch_of(analysis.feeds[0])
     wanted = int(min(AUGMENTED, AUGMENTED_MACS / max(macs, 1))) if augmented else 0
     session = runtime.Session(analysis.model)
-    return feeding.samples_of(given, inputs, settings.samples, wanted, settings.seed, session, aside)
+    sources = feeding.sources_of(settings.data, inputs) if settings.data else BY_SAMPLE
+    return feeding.samples_of(given, inputs, settings.samples, wanted, settings.seed, session, aside, sources=sources)
 
 
 def decider(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from onnxprune.proof.verdict import Verdict
 from onnxprune.report.report import Report
 from onnxprune.report.sparsity import SparsityReport
-from onnxprune.report.values import Latency, NotJudged
+from onnxprune.report.values import CalibrationSummary, Latency, NotJudged
 from onnxprune.runtime import Speedup
 
 VARIANT_COLUMNS = ("bytes", "ms per run", "divergence", "other top-1", "loss")
@@ -81,7 +81,9 @@ def repair_lines(report: Report) -> list[str]:
     if calibration is not None:
         source = "made-up" if calibration.made_up else "calibration"
         more = f" and {calibration.made_samples} patched from them" if calibration.made_samples else ""
-        lines.append(f"{calibration.samples} {source} samples{more}, {calibration.held_out} of all held out")
+        lines.append(
+            f"{calibration.samples} {source} samples{more}, {calibration.held_out} of all held out {held_by(calibration)}"
+        )
     if calibration is not None and calibration.not_judged:
         lines.append(judged_line(calibration.judged_by, calibration.not_judged))
     if calibration is not None and calibration.mixed_blocks:
@@ -100,6 +102,14 @@ def repair_lines(report: Report) -> list[str]:
             "no step has seen"
         )
     return lines
+
+
+def held_by(calibration: CalibrationSummary) -> str:
+    """What was held out as a whole."""
+    if calibration.sources is None:
+        return "by sample"
+    count, held = calibration.sources
+    return f"by {calibration.held_by} ({held} of {count})"
 
 
 def variant_rows(report: Report) -> list[tuple[str, str, str, str, str, str]]:

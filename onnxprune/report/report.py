@@ -137,6 +137,8 @@ def _calibration(calibration: Calibration, subject: Subject) -> CalibrationSumma
         mixed_blocks=subject.blocks,
         judged_by=calibration.judged.tensors,
         not_judged=not_judged(calibration.judged),
+        held_by=samples.held_by,
+        sources=samples.sources,
     )
 
 

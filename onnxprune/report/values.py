@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
+from onnxprune.analyse.sources import Kind
 from onnxprune.calibrate.judging import Judged
 from onnxprune.cut.plan import Pair
 from onnxprune.groups.units import Pin
@@ -93,6 +94,8 @@ class CalibrationSummary:
     samples: how many, of the user's or made up.
     made_samples: how many more were patched together from them.
     held_out: how many of all were kept from the fits, to judge them by.
+    held_by: what was held out as a whole: a `sample`, a `group` (the array `groups`), a `file` or a `folder`.
+    sources: how many of these there are, and how many are held out; null by sample.
     passes: runs over the model that it took.
     tapped_tensors: inside the model, how many tensors were read.
     made_up: true where the user gave none.
@@ -110,6 +113,8 @@ class CalibrationSummary:
     mixed_blocks: int
     judged_by: tuple[str, ...] = ()
     not_judged: tuple[NotJudged, ...] = ()
+    held_by: Kind = "sample"
+    sources: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

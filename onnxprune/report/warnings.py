@@ -8,7 +8,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from onnxprune.analyse.copies import near_copies
 from onnxprune.analyse.samples import Samples
+from onnxprune.analyse.sources import GROUPS
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.groups.analysis import Analysis
 from onnxprune.model.save import stored_bytes, tensors
@@ -19,6 +21,7 @@ from onnxprune.repair.fits import Repair
 NO_DATA = "no inputs were given, so made-up ones were used; judge the result on your own data, or give some with --data FILE.npz"
 BROAD = 128  # whole numbers up to here and above are taken for unscaled ones
 FAR = 1.0  # divergence from which on a result is called far from the original
+MANY = 0.1  # share of held-out samples that may be near copies
 SPARSE = 0.3  # share of zeros from which on filling them is worth a word
 SMALL = 1 << 28  # bytes of a model whose zeros are counted
 
@@ -67,9 +70,19 @@ def _of_samples(calibration: Calibration, repair: Repair | None) -> Iterator[str
         yield NO_DATA
         return
     if repair is not None and not any(samples.held):
-        yield "nothing could be held out of so few inputs: the divergence is that of the samples that were fitted; give more"
+        why = (
+            f"all inputs are of one {samples.held_by}"
+            if samples.sources
+            else "nothing could be held out of so few inputs"
+        )
+        yield f"{why}: the divergence is that of the samples that were fitted; give more"
     elif repair is not None and _are_alike(samples):
         yield "the inputs are constant or all alike, so nothing is known of how others fare; give a few dozen different ones"
+    elif repair is not None and (copies := near_copies(samples))[0] > MANY * copies[1]:
+        yield (
+            f"{copies[0]} of {copies[1]} held-out samples are near copies of fitted ones, so the held-out figure flatters; say which "
+            f"belong together with an array '{GROUPS}', one label per sample"
+        )
     for name in _unscaled(samples):
         yield f"'{name}' holds whole numbers of up to {BROAD} and more; if the model wants them scaled, scale them first"
 
