@@ -55,18 +55,18 @@ def calibrate(
     weights = {x.key: x.linear.matrix(steps.constant(x.w).astype(np.float32)) for x in layers}
     inputs = list(dict.fromkeys(x.x for x in layers))
     names = judged.names
-    session, shown = _tapped(model.beside(flat), [*inputs, *names], layers)
+    session, shown = _tapped(model.beside(judged.led(flat)), [*inputs, *names], layers)
     # other samples may take other branches than the first: what they should give, the whole model says
     whole = judged.session(model) if conditions(model.proto) else None
     moments: dict[tuple[object, ...], Moments] = {}
     owner: dict[str, tuple[object, ...]] = {}
     outputs: list[list[Array]] = []
-    taps = [n for n in inputs if n not in samples.feeds[0]]
+    taps = [n for n in inputs if n not in judged.fed(samples.feeds[0])]
     for number, feeds in enumerate(samples.feeds):
-        values = session.run(feeds, [*names, *taps, *shown])
+        values = session.run(judged.fed(feeds), [*names, *taps, *shown])
         given = judged.read(values[: len(names)]) if whole is None else whole(feeds)
         outputs.append(deepcopy(given))  # what a session returns keeps its memory, all of it
-        known = feeds | dict(zip(taps, values[len(names) :], strict=False))
+        known = judged.fed(feeds) | dict(zip(taps, values[len(names) :], strict=False))
         sizes = values[len(names) + len(taps) :]
         progress((number + 1) / len(samples.feeds))
         if samples.held[number]:

@@ -49,7 +49,7 @@ def calibrated(
     if settings.recover == "none" and not needs and settings.then_quantize is None:
         return None
     samples = samples_for(analysis, settings, costs, settings.data is not None, aside=aside)
-    judged = judged_by(analysis.model, keeps_size(analysis), settings.judge)
+    judged = judged_by(analysis.model, keeps_size(analysis), settings.judge, leads=True)
     return calibrate(analysis, samples, judged, settings.seed, settings.data is None, clock.share)
 
 

@@ -101,11 +101,12 @@ class _Repairs:
         self.analysis, self.recover, self.seed = analysis, recover, seed
         self.gone = analysis.solution.of_units(removed)
         shapes = Shapes(analysis, self.gone)
-        samples = list(calibration.samples.feeds)
+        judged = calibration.judged
+        samples = [judged.fed(feeds) for feeds in calibration.samples.feeds]
         self.held = calibration.samples.held
-        self.flat = flat_model(analysis.model.beside(pruned), samples[0])
+        self.flat = judged.led(flat_model(analysis.model.beside(pruned), calibration.samples.feeds[0]))
         self.new = Stepwise(analysis.model.beside(self.flat), samples)
-        self.old = Stepwise(analysis.model.beside(calibration.flat), samples)
+        self.old = Stepwise(analysis.model.beside(judged.led(calibration.flat)), samples)
 
         def shape(key: str) -> tuple[int, ...] | None:
             if self.new.is_constant(key):

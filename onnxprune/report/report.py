@@ -29,6 +29,7 @@ from onnxprune.report.values import (
     Latency,
     RepairSummary,
     Variant,
+    decided,
     not_judged,
 )
 from onnxprune.report.warnings import warnings
@@ -137,6 +138,7 @@ def _calibration(calibration: Calibration, subject: Subject) -> CalibrationSumma
         mixed_blocks=subject.blocks,
         judged_by=calibration.judged.tensors,
         not_judged=not_judged(calibration.judged),
+        decided=decided(calibration.judged),
         held_by=samples.held_by,
         sources=samples.sources,
     )

@@ -172,11 +172,12 @@ class _Surgeon:
         mine = [w for w in weights if moments[w.tensor] is not None]
         self.weight_at = {use: w for w in mine for use in w.uses}
         model = analysis.model
-        samples = list(calibration.samples.feeds)
+        led = calibration.judged.led
+        samples = [calibration.judged.fed(feeds) for feeds in calibration.samples.feeds]
         base = with_values(model, analysis.view.opsets, sparse.values)
         self.flat = flat_model(model.beside(base), samples[0])
-        self.new = Stepwise(model.beside(self.flat), samples)
-        self.old = Stepwise(model.beside(calibration.flat), samples)
+        self.new = Stepwise(model.beside(led(self.flat)), samples)
+        self.old = Stepwise(model.beside(led(calibration.flat)), samples)
         self.pairing = Pairing(self.new, self.old, calibration.layers)
         self.keys = [next((o for o in n.output if o), "") for n in calibration.flat.graph.node]
 
