@@ -45,6 +45,8 @@ def _one(like: Array, rng: np.random.Generator, role: Role) -> Array:
         return np.broadcast_to(np.arange(like.shape[-1]) % role.rows, like.shape).astype(like.dtype)
     if role.kind == "mask" and 0 < like.ndim < 3:
         return _mask(like.shape, rng).astype(like.dtype)
+    if role.kind == "choice":
+        return like if np.isin(like, role.values).all() else np.full_like(like, role.values[-1])
     if like.dtype.kind in "iu" and like.size > 1:
         low, high = int(like.min()), int(like.max())
         return rng.integers(low, high + 1, like.shape).astype(like.dtype)

@@ -146,6 +146,7 @@ class _Walk:
         declared = {o.name: _declared(o) for o in self.model.proto.graph.output}
         deciding = {self.sizes[o] for o in outputs if o in self.sizes}
         sources = [n for d in self.decisions if d.node in deciding for n in d.sources]
+        self.decisions.sort(key=lambda d: d.node not in deciding)
         if self.decisions:  # all sizes are the leader's
             self.sizes.clear()
         follows = {
