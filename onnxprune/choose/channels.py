@@ -10,6 +10,7 @@ import onnx
 
 from onnxprune import runtime
 from onnxprune.analyse import feeds as feeding
+from onnxprune.analyse.ranges import in_range
 from onnxprune.analyse.roles import roles
 from onnxprune.analyse.samples import Samples
 from onnxprune.analyse.sources import BY_SAMPLE
@@ -70,7 +71,7 @@ def samples_for(
     given = (
         feeding.load_data(settings.data, inputs, labels=True)
         if settings.data
-        else synthesize(analysis.feeds[0], inputs, settings.seed, made_up, roles(analysis))
+        else in_range(analysis, synthesize(analysis.feeds[0], inputs, settings.seed, made_up, roles(analysis)))
     )
     macs = costs.macs() / batch_of(analysis.feeds[0])
     wanted = int(min(AUGMENTED, AUGMENTED_MACS / max(macs, 1))) if augmented else 0
