@@ -1,7 +1,7 @@
 """Calibration inputs for a user who has none.
 
-Images and the like are smooth on several scales: floating inputs are sums of noise at octaves, each enlarged to the input's size along
-its space axes, with random weights per sample; scaled to mean 0 and a random contrast about 1 (`analyse/ranges.py` then finds the range that
+Images and the like are smooth on several scales: floating inputs are sums of noise at octaves, each enlarged to the input's size along its
+space axes, with random weights per sample; scaled to mean 0 and a random contrast about 1 (`analyse/ranges.py` then finds the range that
 a model wants). Long rows of floats are recordings, a few numbers without a batch are scales, in [0, 1]. What picks rows of a table (token
 ids) takes any of its rows, positions count up, a mask is ones, for one sample in four with a tail of zeros (`analyse/roles.py`). Everything
 else keeps what random observation feeds drew. These inputs are a stand-in, and the report says so.
