@@ -159,9 +159,9 @@ MUTANTS = (
     ),
     Mutant(
         "nothing held out",
-        "analyse/feeds.py",
-        "held = [k % fold == fold - 1 for",
-        "held = [False for",
+        "analyse/sources.py",
+        "[fold - 1 :: fold]] = HELD",
+        "[fold - 1 :: fold]] = FITTED",
         guard("samples_to_judge_with_are_not_fitted_on"),
     ),
     Mutant(

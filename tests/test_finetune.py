@@ -294,7 +294,7 @@ def test_pool_cuts_samples_and_fixed_batches() -> None:
 
 
 def test_batches_depend_on_seed_and_step_alone() -> None:
-    training, held = split(100, 0)
+    training, held = split(range(100), 0)
     assert len(held) == 10 and not set(training) & set(held)
     source, later = batches(None, training, 16, 3), batches(None, training, 16, 3, start=8)  # type: ignore[arg-type]
     first = dict(next(source) for _ in range(12))

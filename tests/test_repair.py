@@ -693,7 +693,10 @@ def test_made_up_inputs_are_like_the_template(shape: tuple[int, ...]) -> None:
         assert np.isfinite(feed["x"]).all() and feed["flag"] == True and feed["length"] == 6  # noqa: E712
         assert template["ids"].min() <= feed["ids"].min() and feed["ids"].max() <= template["ids"].max()
     stacked = np.stack([f["x"] for f in found])
-    assert abs(stacked.mean()) < 1 and (0.3 < stacked.std() < 2)
+    if len(shape) == 2 and shape[1] > 1000:  # a recording
+        assert np.abs(stacked).max() <= 1 and stacked.std() > 0.05
+    else:
+        assert abs(stacked.mean()) < 1 and (0.3 < stacked.std() < 2)
     assert len(np.unique(stacked.reshape(-1, *shape[1:]), axis=0)) == len(found) * shape[0], "no two alike"
     again = synthesize(template, inputs, seed=1, count=24)
     assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(found, again, strict=True))
@@ -920,7 +923,7 @@ def test_the_report_says_what_was_fitted_and_on_what(pruned: tuple[onnxprune.Pru
     assert repair["damage"][1] < 0.1 * repair["damage"][0]
     assert all(f["error"][1] <= f["error"][0] for f in repair["fits"])
     text = markdown(result.report)
-    assert "128 calibration samples and 128 patched from them, 64 of all held out" in text
+    assert "128 calibration samples and 128 patched from them, 64 of all held out by sample" in text
 
 
 def test_without_recovery_weights_are_only_sliced() -> None:

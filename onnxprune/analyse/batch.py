@@ -77,6 +77,14 @@ class Batch:
             result[name] = feed[name][tuple(where)]
         return result
 
+    def picked(self, feed: Feeds, pieces: Array) -> Feeds:
+        """The pieces with these numbers, in their order."""
+        result = dict(feed)
+        for name, (axis, rows) in self.cut(feed).items():
+            at = (np.asarray(pieces)[:, None] * rows + np.arange(rows)).ravel()
+            result[name] = np.take(feed[name], at, axis)
+        return result
+
     def joined(self, feeds: Sequence[Feeds]) -> Feeds:
         """Several feeds as one."""
         result = dict(feeds[0])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx import helper
 
 from onnxprune.analyse.batch import Batch, Runner, accepts, find_batch, first_axes
 from onnxprune.analyse.samples import Samples
+from onnxprune.analyse.sources import ASIDE, BY_SAMPLE, FOLDS, GROUPS, HELD, TAG, UNSEEN, Sources, parted, parts, tagged
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds
 from onnxprune.runtime import declared_batch
@@ -20,23 +22,34 @@ from onnxprune.runtime import declared_batch
 def load_data(path: str | Path, inputs: list[onnx.ValueInfoProto], labels: bool = False) -> list[Feeds]:
     """Feeds from a `.npz` file (arrays named like the inputs, stacked along the batch axis) or a folder of them, one feed each.
 
+    A folder without such files of its own gives those of its subfolders.
     The array of a `.npy` file is the input of a model that has one.
     Arrays with other names are left out, or come along where `labels` are asked for. Raises `BadInputError` where names,
     types or shapes do not fit, and where a value is NaN.
     """
-    path = Path(path)
-    if path.is_dir():
-        files = sorted([*path.glob("*.npz"), *path.glob("*.npy")])
-        if not files:
-            raise BadInputError(f"--data {path} holds no .npz file; write one per input with numpy.savez.")
-        return [_read(file, inputs, labels) for file in files]
+    return [_read(file, inputs, labels) for file in data_files(Path(path))]
+
+
+def data_files(path: Path) -> list[Path]:
+    """The file, or those of a folder: its own, else those of its subfolders. Raises `BadInputError` where there is none."""
     if not path.exists():
         raise BadInputError(f"--data {path} does not exist; give a .npz file or a folder of them.")
-    return [_read(path, inputs, labels)]
+    if not path.is_dir():
+        return [path]
+    for pattern in ("", "**/"):
+        files = sorted([*path.glob(f"{pattern}*.npz"), *path.glob(f"{pattern}*.npy")])
+        if files:
+            return files
+    raise BadInputError(f"--data {path} holds no .npz file; write one per input with numpy.savez.")
 
 
-def read_arrays(path: Path, option: str, single: str = "", only: Collection[str] | None = None) -> dict[str, Array]:
-    """The arrays of a `.npz` file, or the one of a `.npy` file under the name `single`. only: names to read. Raises `BadInputError`."""
+def read_arrays(
+    path: Path, option: str, single: str = "", only: Collection[str] | None = None, missing: bool = False
+) -> dict[str, Array]:
+    """The arrays of a `.npz` file, or the one of a `.npy` file under the name `single`. Raises `BadInputError`.
+
+    only: names to read, all arrays where one of these is missing; missing: those of them that are there.
+    """
     try:
         archive = np.load(path, allow_pickle=False)
         if isinstance(archive, np.ndarray):
@@ -46,7 +59,9 @@ def read_arrays(path: Path, option: str, single: str = "", only: Collection[str]
                 f"{option} {path} is a single array; save it by name: numpy.savez(path, input_name=array)."
             )
         with archive:
-            if only is None or not {*only} <= {*archive.files}:
+            if missing and only is not None:
+                only = [name for name in only if name in archive.files]
+            elif only is None or not {*only} <= {*archive.files}:
                 only = archive.files
             return {name: archive[name] for name in only}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError, KeyError) as error:
@@ -72,6 +87,48 @@ def _read(path: Path, inputs: list[onnx.ValueInfoProto], labels: bool = False) -
         shape = list(feeds[empty].shape)
         raise BadInputError(f"--data {path}: '{empty}' has shape {shape} and so no samples; give some.")
     return (arrays if labels else {}) | feeds
+
+
+def sources_of(path: str | Path, inputs: Sequence[onnx.ValueInfoProto]) -> Sources:
+    """The sources of what `load_data` reads there, feed by feed. Raises `BadInputError` for `groups` that are no list of labels."""
+    path, names = Path(path), [v.name for v in inputs]
+    files = data_files(path)
+    given = [] if GROUPS in names else [_groups(file) for file in files]
+    if any(g is not None for g in given):
+        missing = [file for file, g in zip(files, given, strict=True) if g is None]
+        if missing:
+            raise BadInputError(
+                f"--data {missing[0]} has no array '{GROUPS}', and other files have; give all of them one."
+            )
+        return Sources("group", tuple(g for g in given if g is not None))
+    if len(files) < 2:
+        return BY_SAMPLE
+    folders = [file.relative_to(path).parts[0] for file in files]
+    nested = any(file.parent != path for file in files)
+    return Sources("folder" if nested else "file", tuple(np.asarray(f) for f in folders))
+
+
+def sources_in(feeds: Sequence[Feeds], inputs: Sequence[onnx.ValueInfoProto]) -> Sources:
+    """The sources of feeds that are in memory: what their arrays `groups` say, else every sample is one."""
+    if any(GROUPS not in f for f in feeds) or GROUPS in {v.name for v in inputs}:
+        return BY_SAMPLE
+    return Sources("group", tuple(_grouping(f[GROUPS], "The data") for f in feeds))
+
+
+def _groups(file: Path) -> Array | None:
+    found = {} if file.suffix == ".npy" else read_arrays(file, "--data", only=[GROUPS], missing=True)
+    return _grouping(found[GROUPS], f"--data {file}") if GROUPS in found else None
+
+
+def _grouping(array: Array, where: str) -> Array:
+    """One label per sample, or one for all."""
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim > 1 or array.dtype.kind not in "iubfSU":
+        raise BadInputError(
+            f"{where}: '{GROUPS}' must hold one label per sample, the source that it comes from; its shape is {list(array.shape)}."
+        )
+    return array
 
 
 def _without_samples(feeds: Feeds, inputs: list[onnx.ValueInfoProto]) -> str | None:
@@ -151,8 +208,6 @@ def take(feeds: Feeds, inputs: list[onnx.ValueInfoProto], count: int) -> Feeds:
 
 BATCH = 16
 PORTION = 1 << 19  # elements of the inputs in one portion, if more than one sample
-ASIDE = 5  # one portion of so many is set aside to judge the finished model
-FOLDS = 4
 PATCH = 0.5
 
 
@@ -196,38 +251,84 @@ def samples_of(
     seed: int = 0,
     model: Runner | None = None,
     aside: bool = False,
+    *,
+    sources: Sources = BY_SAMPLE,
 ) -> Samples:
-    """Calibration samples: every fourth portion is held out; where there are less than `wanted`, patched ones are added.
+    """Calibration samples: every fourth portion, or source, is held out; where there are less than `wanted`, patched ones are added.
 
-    model: to run, to see which axis holds samples (`analyse/batch.py`); without it, first axes do. aside: a fifth of the portions
-    takes no part in any of this.
+    model: to run, to see which axis holds samples (`analyse/batch.py`); without it, first axes do. aside: a fifth of the portions,
+    or sources, takes no part in any of this.
     """
-    known = {v.name for v in inputs}
-    nothing = Batch({}, {}, frozenset(known))
+    whole, batch, part, counts = _parted(feeds, inputs, limit, model, aside, sources)
+    names = {v.name for v in inputs}
+    rows = [{n: a for n, a in f.items() if n in names} for f in whole]
+    labels = [{n: a for n, a in f.items() if n not in names} for f in whole]
+    sizes = [batch.size(f) for f in rows]
+
+    def taken(some: list[int], held: Sequence[bool], unseen: Samples | None = None) -> Samples:
+        return Samples(
+            tuple(rows[k] for k in some),
+            tuple(held),
+            tuple(sizes[k] for k in some),
+            len(some),
+            tuple(labels[k] for k in some),
+            unseen,
+            sources.kind if counts else "sample",
+            counts,
+        )
+
+    last = [k for k, p in enumerate(part) if p == UNSEEN]
+    own = [k for k, p in enumerate(part) if p != UNSEEN]
+    found = taken(own, [part[k] == HELD for k in own], taken(last, [True] * len(last)) if aside else None)
+    return _augmented(found, batch, wanted, seed)
+
+
+def _parted(
+    feeds: list[Feeds],
+    inputs: list[onnx.ValueInfoProto],
+    limit: int | None,
+    model: Runner | None,
+    aside: bool,
+    sources: Sources,
+) -> tuple[list[Feeds], Batch, list[int], tuple[int, int] | None]:
+    """Portions that the model accepts, what becomes of each; and, where portions are of sources, how many there are and are held out."""
+    names = frozenset(v.name for v in inputs)
+    nothing = Batch({}, {}, names)
     batch = (first_axes(feeds, inputs) or nothing) if model is None else find_batch(feeds, inputs, model)
-    parts = ASIDE if aside else FOLDS
-    for whole in (portions(merged(feeds, batch), batch, limit, parts), portions(feeds, batch, limit, parts)):
-        if model is None or accepts(model, {n: a for n, a in whole[0].items() if n in known}):
-            break
+    least = ASIDE if aside else FOLDS
+    ways = ((joined, batch) for joined in (merged, _apart))
+
+    def fits(feed: Feeds) -> bool:
+        return model is None or accepts(model, {n: a for n, a in feed.items() if n in names})
+
+    way, batch = next(((w, b) for w, b in ways if fits(portions(w(feeds, b), b, limit, least)[0])), (_apart, nothing))
+    tied = tagged(feeds, batch, sources)
+    if TAG not in tied[0]:
+        whole = portions(way(feeds, batch), batch, limit, least) if batch is not nothing else feeds[:limit]
+        part, counts = parts(len(whole), aside).tolist(), None
+        number, what = len(whole), str(ASIDE)
     else:
-        whole, batch = feeds[:limit], nothing
-    given = [{n: a for n, a in f.items() if n in known} for f in whole]
-    labels = tuple({n: a for n, a in f.items() if n not in known} for f in whole)
-    unseen = None
-    if aside:
-        if len(given) < ASIDE:
-            raise BadInputError(
-                f"--max-drop judges the result on samples that no step has seen: give at least {ASIDE} with --data, not {len(given)}."
-            )
-        last = range(ASIDE // 2, len(given), ASIDE)
-        feeds_aside = tuple(given[k] for k in last)
-        sizes_aside = tuple(batch.size(f) for f in feeds_aside)
-        unseen = Samples(feeds_aside, (True,) * len(last), sizes_aside, len(last), tuple(labels[k] for k in last))
-        given = [f for k, f in enumerate(given) if k not in last]
-        labels = tuple(n for k, n in enumerate(labels) if k not in last)
-    fold = FOLDS if len(given) >= FOLDS else 2
-    sizes = [batch.size(f) for f in given]
-    held = [k % fold == fold - 1 for k in range(len(given))]
+        shares, found = parted(tied, batch, limit, aside)
+        cut = [portions(way(share, batch), batch, parts=1) for share in shares]
+        whole = [{n: a for n, a in f.items() if n != TAG} for some in cut for f in some]
+        part = [number for number, some in enumerate(cut) for _ in some]
+        counts = (len(found), int((found == HELD).sum()))
+        number, what = len(found), f"samples of {ASIDE} sources"
+    if aside and number < ASIDE:
+        raise BadInputError(
+            f"--max-drop judges the result on samples that no step has seen: give at least {what} with --data, not {number}."
+        )
+    return whole, batch, part, counts
+
+
+def _apart(feeds: list[Feeds], batch: Batch) -> list[Feeds]:
+    """As they are, see `merged`."""
+    return feeds
+
+
+def _augmented(samples: Samples, batch: Batch, wanted: int, seed: int) -> Samples:
+    """With patched samples, until there are as many as wanted."""
+    given, held, sizes = list(samples.feeds), list(samples.held), list(samples.sizes)
     made: list[Feeds] = []
     rng = np.random.default_rng(seed)
     count = sum(sizes)
@@ -235,8 +336,8 @@ def samples_of(
         for k, feed in enumerate(given):
             others = [f for f, h in zip(given, held, strict=True) if h == held[k]]
             made.append(_patched(feed, others[int(rng.integers(len(others)))], rng))
-    more = len(made) // max(len(given), 1)
-    return Samples(tuple(given + made), tuple(held * (1 + more)), tuple(sizes * (1 + more)), len(given), labels, unseen)
+    more = 1 + len(made) // max(len(given), 1)
+    return replace(samples, feeds=(*given, *made), held=tuple(held * more), sizes=tuple(sizes * more))
 
 
 def _patchable(feed: Feeds, batch: Batch) -> bool:

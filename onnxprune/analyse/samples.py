@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnxprune.analyse.sources import Kind
 from onnxprune.groups.observation import Feeds
 
 
@@ -16,6 +17,7 @@ class Samples:
     given: so many portions, the first ones, are the user's; the others were made from them (`analyse/feeds.py`).
     labels: other arrays that came with the user's portions.
     unseen: samples set aside, which no step looks at until the finished model is judged (`--max-drop` only).
+    held_by, sources: what is held out as a whole (`analyse/sources.py`), and how many of these there are and are held out; None by sample.
     """
 
     feeds: tuple[Feeds, ...]
@@ -24,6 +26,8 @@ class Samples:
     given: int
     labels: tuple[Feeds, ...] = ()
     unseen: Samples | None = None
+    held_by: Kind = "sample"
+    sources: tuple[int, int] | None = None
 
     @property
     def count(self) -> int:
@@ -39,3 +43,8 @@ class Samples:
     def own_held(self) -> list[int]:
         """Those of them that are held out; all, where none is."""
         return [k for k in self.own if self.held[k]] or self.own
+
+    @property
+    def independent(self) -> int:
+        """Held-out samples that tell something of their own: those of one source count as one."""
+        return self.sources[1] if self.sources else sum(self.sizes[k] for k in self.own_held)

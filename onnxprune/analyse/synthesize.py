@@ -1,9 +1,10 @@
 """Calibration inputs for a user who has none.
 
-Images, sounds and the like are smooth on several scales, so floating inputs are sums of noise at octaves, each enlarged to the
-input's size along its space axes, with random weights per sample; scaled to mean 0 and a random contrast about 1. What picks rows of a
-table (token ids) takes any of its rows, positions count up, a mask is ones, for one sample in four with a tail of zeros
-(`analyse/roles.py`). Everything else keeps what random observation feeds drew. These inputs are a stand-in, and the report says so.
+Images and the like are smooth on several scales: floating inputs are sums of noise at octaves, each enlarged to the input's size along its
+space axes, with random weights per sample; scaled to mean 0 and a random contrast about 1 (`analyse/ranges.py` then finds the range that
+a model wants). Long rows of floats are recordings, a few numbers without a batch are scales, in [0, 1]. What picks rows of a table (token
+ids) takes any of its rows, positions count up, a mask is ones, for one sample in four with a tail of zeros (`analyse/roles.py`). Everything
+else keeps what random observation feeds drew. These inputs are a stand-in, and the report says so.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from onnxprune.groups.observation import Array, Feeds, batch_of
 
 COUNT = 512
 ELEMENTS = 1 << 26
+WAVE = 1024  # positions from which on a row of floats is a recording
+SYLLABLE = 2000
+KNOBS = 8  # so many floats without a batch are scales, temperatures and the like
 TAILS = 0.25  # share of samples that are shorter than the others
 
 
@@ -45,14 +49,31 @@ def _one(like: Array, rng: np.random.Generator, role: Role) -> Array:
         return np.broadcast_to(np.arange(like.shape[-1]) % role.rows, like.shape).astype(like.dtype)
     if role.kind == "mask" and 0 < like.ndim < 3:
         return _mask(like.shape, rng).astype(like.dtype)
+    if role.kind == "choice":
+        return like if np.isin(like, role.values).all() else np.full_like(like, role.values[-1])
     if like.dtype.kind in "iu" and like.size > 1:
         low, high = int(like.min()), int(like.max())
         return rng.integers(low, high + 1, like.shape).astype(like.dtype)
     if like.dtype.kind != "f":
         return like
+    if like.ndim == 1 and like.size <= KNOBS:
+        return rng.uniform(0, 1, like.shape).astype(like.dtype)
+    if like.ndim == 2 and like.shape[1] >= WAVE:
+        return np.stack([_wave(like.shape[1], rng) for _ in range(like.shape[0])]).astype(like.dtype)
     if like.ndim < 3:
         return rng.standard_normal(like.shape).astype(like.dtype)
     return np.stack([_smooth(like.shape[1:], rng) for _ in range(like.shape[0])]).astype(like.dtype)
+
+
+def _wave(length: int, rng: np.random.Generator) -> Array:
+    """Noise of a spectrum of 1/f that swells and fades some times, within [-1, 1]."""
+    noise = np.fft.irfft(
+        np.fft.rfft(rng.standard_normal(length)) / np.sqrt(np.arange(length // 2 + 1) + length / 200), length
+    )
+    times = np.linspace(0, 1, max(4, length // SYLLABLE))
+    loud = np.interp(np.linspace(0, 1, length), times, rng.random(len(times)) ** 2)
+    sound = noise * loud
+    return np.asarray(rng.uniform(0.2, 1) * sound / max(float(np.abs(sound).max()), 1e-9))
 
 
 def _mask(shape: tuple[int, ...], rng: np.random.Generator) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from onnxprune import runtime
-from onnxprune.analyse.feeds import load_data, read_arrays
+from onnxprune.analyse.feeds import load_data, read_arrays, sources_in, sources_of
 from onnxprune.api.finetune import FinetuneResult
 from onnxprune.calibrate.damage import METRICS, Outputs
 from onnxprune.calibrate.judging import judged_by
@@ -63,13 +63,15 @@ class Tuning:
         self.names = [v.name for v in self.inputs]
         progress("check")
         session = Session(student, optimized=True, threads=self.threads)
-        self.pool: Pool = pool(feeds, self.inputs, session, settings.samples)
-        if len(self.pool.units) < 2:
+        sources = sources_of(data, self.inputs) if isinstance(data, str | Path) else sources_in(feeds, self.inputs)
+        self.pool: Pool = pool(feeds, self.inputs, session, settings.samples, sources)
+        if len(set(self.pool.sources)) < 2:
+            what = "samples" if sources.kind == "sample" else f"sources of samples ({sources.kind}s)"
             raise BadInputError(
-                "Fine-tuning needs at least two samples, to train on one and judge by another, and the data holds one; give more --data, "
+                f"Fine-tuning needs at least two {what}, to train on one and judge by another, and the data holds one; give more --data, "
                 "stacked along the batch axis in one file, or a folder with a file for each."
             )
-        self.training, self.held = split(len(self.pool.units), settings.seed)
+        self.training, self.held = split(self.pool.sources, settings.seed)
         self.network = Network(student)
         first = self._fed(self.pool.joined(self.pool.bundles(self.training, 4)[0]))
         self.error = check(self.network, first)

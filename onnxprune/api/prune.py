@@ -15,7 +15,7 @@ from onnxprune.analyse.observe import analysis_of
 from onnxprune.api.quantize import quantize
 from onnxprune.api.replay import finisher, read_plan, repeated
 from onnxprune.calibrate.calibration import Calibration
-from onnxprune.choose.budget import Budget, budget_of
+from onnxprune.choose.budget import Budget, budget_of, usual
 from onnxprune.choose.channels import decider, repaired
 from onnxprune.choose.layers import Choice, chosen
 from onnxprune.choose.max_drop import audited, is_drop, least
@@ -76,7 +76,8 @@ def prune(
 ) -> PruneResult:
     """Prune a model to a budget, or replay a plan.
 
-    model: path or ModelProto (left alone). budget: `Budget("macs", 0.5)`. output, plan, report: files to write; nothing is
+    model: path or ModelProto (left alone). budget: `Budget("macs", 0.5)`, the default where there is data; 0.8 without.
+    output, plan, report: files to write; nothing is
     written unless everything succeeds; the report's suffix says its format. apply: a plan to replay instead of deciding.
     options: the fields of `Options`.
     Raises `BadInputError`, `TargetNotReachableError`, `VerificationError`, `NothingPrunableError`.
@@ -86,10 +87,12 @@ def prune(
     files = {"-o": output, "--plan": plan, "--report": report}
     check_outputs(files, (model, apply, settings.data))
     renderer = None if report is None else renderer_for(report)
-    if (budget is None) == (apply is None):
+    if budget is not None and apply is not None:
         raise BadInputError(
             "Give exactly one target: --ratio, --macs, --params, --size, --max-drop, or a plan to --apply."
         )
+    if budget is None and apply is None:
+        budget = usual(settings.data is not None)
     clock = Clock(progress)
     runtime.load_custom_ops(settings.custom_ops)
     clock("load")

@@ -109,7 +109,7 @@ def sparsify(
     analysis = analysis_of(loaded, settings.scope)
     weights, left = _select(analysis, target, settings)
     clock("calibrate")
-    judged = judged_by(loaded, keeps_size(analysis), settings.judge)
+    judged = judged_by(loaded, keeps_size(analysis), settings.judge, leads=True)
     samples, calibration = _calibrated(analysis, settings, judged, chosen, clock)
     clock("sparsify")
     sparse = decide(analysis, weights, target, chosen, calibration, settings.seed, clock.share)

@@ -56,18 +56,18 @@ def calibrate(
     weights = {x.key: x.linear.matrix(steps.constant(x.w).astype(np.float32)) for x in layers}
     inputs = list(dict.fromkeys(x.x for x in layers))
     names = judged.names
-    tapped, shown = _tapped(flat, [*inputs, *names], layers)
+    tapped, shown = _tapped(judged.led(flat), [*inputs, *names], layers)
     session = Routed(model.beside(tapped), routing, "the model with its layers' inputs as outputs", optimized=True)
     moments: dict[tuple[object, ...], Moments] = {}
     owner: dict[str, tuple[object, ...]] = {}
     outputs: list[list[Array]] = []
-    taps = [n for n in inputs if n not in samples.feeds[0]]
+    taps = [n for n in inputs if n not in judged.fed(samples.feeds[0])]
     for number, feeds in enumerate(samples.feeds):
-        values = session.run(number, feeds, [*names, *taps, *shown])
+        values = session.run(number, judged.fed(feeds), [*names, *taps, *shown])
         outputs.append(
             deepcopy(judged.read(values[: len(names)]))
         )  # what a session returns keeps its memory, all of it
-        known = feeds | {n: v for n, v in zip(taps, values[len(names) :], strict=False) if v is not None}
+        known = judged.fed(feeds) | {n: v for n, v in zip(taps, values[len(names) :], strict=False) if v is not None}
         sizes = values[len(names) + len(taps) :]
         progress((number + 1) / len(samples.feeds))
         if samples.held[number]:

@@ -10,13 +10,14 @@ are compared themselves: the share of them that differ.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
 
 from onnxprune.calibrate.damage import Metric, Outputs
+from onnxprune.calibrate.leading import Decision, Leader, decisions, has_weights_behind
 from onnxprune.calibrate.stepwise import read_by
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds
@@ -37,11 +38,14 @@ class Judged:
     """tensors: what a model is judged by; outputs: all outputs of the model.
 
     follows: by output that is not judged itself, why, and the tensors that are judged in its place; none where there are none.
+    decisions: what decides sizes by values; leader: the model that makes these decisions for all (`calibrate/leading.py`).
     """
 
     tensors: tuple[str, ...]
     outputs: tuple[str, ...]
     follows: Mapping[str, tuple[str, tuple[str, ...]]]
+    decisions: tuple[Decision, ...] = ()
+    leader: Leader | None = field(default=None, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,14 +72,23 @@ class Judged:
 
     def session(self, model: Model, what: str = "the model", threads: int = 0) -> Callable[[Feeds], list[Array]]:
         """Runs a model and gives all `names`, see `read`."""
-        shown = model.beside(showing(model.proto, self.names))
+        shown = model.beside(showing(self.led(model.proto), self.names))
         session = Session(shown, optimized=True, threads=threads, what=what)
-        return lambda feeds: self.read(session.run_whole(feeds, self.names))
+        return lambda feeds: self.read(session.run_whole(self.fed(feeds), self.names))
+
+    def led(self, proto: onnx.ModelProto) -> onnx.ModelProto:
+        """A model that takes the leader's decisions, where there is one."""
+        return proto if self.leader is None else self.leader.led(proto)
+
+    def fed(self, feeds: Feeds) -> Feeds:
+        """What such a model is fed."""
+        return feeds if self.leader is None else self.leader.fed(feeds)
 
 
-def judged_by(model: Model, fits: Fits, chosen: Sequence[str] = ()) -> Judged:
+def judged_by(model: Model, fits: Fits, chosen: Sequence[str] = (), leads: bool = False) -> Judged:
     """What a model is judged by. fits: is a tensor there, and of the same size, in the models to be compared? chosen: `--judge`.
 
+    leads: the model may decide for the others where values decide sizes, and layers with weights come behind.
     Raises `BadInputError` for a chosen tensor that the graph does not make, or that does not fit.
     """
     graph = model.proto.graph
@@ -93,13 +106,13 @@ def judged_by(model: Model, fits: Fits, chosen: Sequence[str] = ()) -> Judged:
                 )
         others = {o: ("--judge names others", tuple(chosen)) for o in outputs if o not in chosen}
         return Judged(tuple(dict.fromkeys(chosen)), outputs, others)
-    return _Walk(model, fits).judged(outputs)
+    return _Walk(model, fits, leads).judged(outputs)
 
 
 class _Walk:
     """Which tensors depend on the values of the inputs, and whose sizes do."""
 
-    def __init__(self, model: Model, fits: Fits) -> None:
+    def __init__(self, model: Model, fits: Fits, leads: bool) -> None:
         graph = model.proto.graph
         self.model, self.fits = model, fits
         self.maker = {o: node for node in graph.node for o in node.output if o}
@@ -109,6 +122,9 @@ class _Walk:
         for node in graph.node:
             self._pass(node)
         self.types: dict[str, str] | None = None
+        self.decisions: list[Decision] = []
+        if leads and has_weights_behind(graph.node, self.values, self.sizes):
+            self.decisions = decisions(graph.node, self.values)
 
     def _pass(self, node: onnx.NodeProto) -> None:
         reads = sorted(read_by(node))
@@ -128,13 +144,23 @@ class _Walk:
 
     def judged(self, outputs: tuple[str, ...]) -> Judged:
         declared = {o.name: _declared(o) for o in self.model.proto.graph.output}
+        deciding = {self.sizes[o] for o in outputs if o in self.sizes}
+        sources = [n for d in self.decisions if d.node in deciding for n in d.sources]
+        self.decisions.sort(key=lambda d: d.node not in deciding)
+        if self.decisions:  # all sizes are the leader's
+            self.sizes.clear()
         follows = {
             o: (self._why(o, declared[o]), self._before(o)) for o in outputs if not self._is_direct(o, declared[o])
         }
         labels = [o for o, (_, before) in follows.items() if not before and o not in self.sizes]
         follows = {o: found for o, found in follows.items() if o not in labels}
         more = [t for _, tensors in follows.values() for t in tensors]
-        return Judged(tuple(dict.fromkeys((*(o for o in outputs if o not in follows), *more))), outputs, follows)
+        more += [n for n in dict.fromkeys(sources) if self._type(n) in FLOATS and self.fits(n)]
+        tensors = tuple(dict.fromkeys((*(o for o in outputs if o not in follows), *more)))
+        if not self.decisions:
+            return Judged(tensors, outputs, follows)
+        leader = Leader(self.model, tuple(dict.fromkeys(d.tensor for d in self.decisions)))
+        return Judged(tensors, outputs, follows, tuple(self.decisions), leader)
 
     def _is_direct(self, output: str, declared: str) -> bool:
         return output not in self.sizes and (declared or self._type(output)) in FLOATS

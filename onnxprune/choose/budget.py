@@ -19,6 +19,10 @@ TARGETS: dict[TargetName, str] = {
 AUTO = 8
 
 
+FLOOR = 0.8  # of the MACs: on made-up inputs nobody sees what a smaller model has forgotten
+USUAL = 0.5
+
+
 def flag_of(metric: TargetName) -> str:
     """How the command line writes it."""
     return f"--{metric.replace('_', '-')}"
@@ -49,6 +53,11 @@ class Budget:
         else:
             amount = number(0, 1, above=True, span="above 0 and at most 1")(flag, self.amount)
         object.__setattr__(self, "amount", amount)
+
+
+def usual(has_data: bool) -> Budget:
+    """The target where none is given: half of the MACs; without data no less than `FLOOR`."""
+    return Budget("macs", USUAL if has_data else FLOOR)
 
 
 def budget_of(given: Any) -> Budget | None:

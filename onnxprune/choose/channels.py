@@ -10,8 +10,10 @@ import onnx
 
 from onnxprune import runtime
 from onnxprune.analyse import feeds as feeding
+from onnxprune.analyse.ranges import in_range
 from onnxprune.analyse.roles import roles
 from onnxprune.analyse.samples import Samples
+from onnxprune.analyse.sources import BY_SAMPLE
 from onnxprune.analyse.synthesize import COUNT, synthesize
 from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.calibrate.calibration import Calibration
@@ -48,7 +50,7 @@ def calibrated(
     if settings.recover == "none" and not needs and settings.then_quantize is None:
         return None
     samples = samples_for(analysis, settings, costs, settings.data is not None, aside=aside)
-    judged = judged_by(analysis.model, keeps_size(analysis), settings.judge)
+    judged = judged_by(analysis.model, keeps_size(analysis), settings.judge, leads=True)
     return calibrate(analysis, samples, judged, settings.seed, settings.data is None, clock.share)
 
 
@@ -69,12 +71,13 @@ def samples_for(
     given = (
         feeding.load_data(settings.data, inputs, labels=True)
         if settings.data
-        else synthesize(analysis.feeds[0], inputs, settings.seed, made_up, roles(analysis))
+        else in_range(analysis, synthesize(analysis.feeds[0], inputs, settings.seed, made_up, roles(analysis)))
     )
     macs = costs.macs() / batch_of(analysis.feeds[0])
     wanted = int(min(AUGMENTED, AUGMENTED_MACS / max(macs, 1))) if augmented else 0
     session = runtime.Session(analysis.model)
-    return feeding.samples_of(given, inputs, settings.samples, wanted, settings.seed, session, aside)
+    sources = feeding.sources_of(settings.data, inputs) if settings.data else BY_SAMPLE
+    return feeding.samples_of(given, inputs, settings.samples, wanted, settings.seed, session, aside, sources=sources)
 
 
 def decider(

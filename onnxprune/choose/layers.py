@@ -24,7 +24,6 @@ import numpy as np
 import onnx
 
 from onnxprune.analyse.observe import analysis_of
-from onnxprune.analyse.samples import Samples
 from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.choose.budget import Budget
@@ -346,11 +345,14 @@ def thinned(calibration: Calibration) -> Calibration:
         own = [k for k, out in enumerate(samples.held) if out == held]
         chosen += own[:: max(1, round(sum(samples.sizes[k] for k in own) / FITTED))]
     few = [sorted(chosen)[k] for k in range(len(chosen))]
-    kept = Samples(
-        tuple(samples.feeds[k] for k in few),
-        tuple(samples.held[k] for k in few),
-        tuple(samples.sizes[k] for k in few),
-        sum(k < samples.given for k in few),
+    kept = replace(
+        samples,
+        feeds=tuple(samples.feeds[k] for k in few),
+        held=tuple(samples.held[k] for k in few),
+        sizes=tuple(samples.sizes[k] for k in few),
+        given=sum(k < samples.given for k in few),
+        labels=(),
+        unseen=None,
     )
     return replace(calibration, samples=kept, outputs=[calibration.outputs[k] for k in few])
 

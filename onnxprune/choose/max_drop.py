@@ -80,7 +80,7 @@ class _Loss:
         samples = calibration.samples
         self.calibration, self.original = calibration, original
         self.wholes = [(metric_of(name, calibration, own), own) for own in (samples.own_held, samples.own)]
-        self.spread = SPREAD / sqrt(max(1, sum(samples.sizes[k] for k in samples.own_held)))
+        self.spread = SPREAD / sqrt(max(1, samples.independent))
 
     def __call__(self, model: onnx.ModelProto) -> float:
         answers = self.calibration.judged.session(self.original.beside(model), "the pruned model")

@@ -75,7 +75,7 @@ def prune(
     """Prune MODEL to a target and write OUTPUT once it is proved equal to the masked original."""
     wanted: dict[TargetName, float | None] = {metric: options.pop(metric) for metric in TARGETS}
     targets = [(metric, amount) for metric, amount in wanted.items() if amount is not None]
-    if len(targets) + (apply is not None) != 1:
+    if len(targets) + (apply is not None) > 1:
         raise BadInputError(
             "Give exactly one target: --ratio, --macs, --params, --size or --max-drop (or --apply a plan)."
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from onnx import NodeProto, helper
+
 SIZED_BY: dict[str, tuple[int, ...]] = {
     "AffineGrid": (1,),
     "BlackmanWindow": (0,),
@@ -41,3 +43,20 @@ SIZED_BY_DATA = frozenset(
 def decides_size(op: str, i: int) -> bool:
     """Can the value of input `i` change the size of what the operator gives?"""
     return op in SIZED_BY_DATA or i in SIZED_BY.get(op, ())
+
+
+WHOLE = frozenset(
+    """
+    And ArgMax ArgMin BitwiseAnd BitwiseNot BitwiseOr Ceil Equal Floor Greater GreaterOrEqual IsInf IsNaN Less LessOrEqual
+    NonMaxSuppression NonZero Not Or Round Sign Xor
+    """.split()
+)
+"""Operators that give whole numbers, whatever they read."""
+
+
+def makes_whole(node: NodeProto) -> bool:
+    """Are a node's outputs whole numbers (or answers), so that a small change of what it reads changes them by one or not at all?"""
+    if node.op_type == "Cast":
+        to = next(a.i for a in node.attribute if a.name == "to")
+        return helper.tensor_dtype_to_np_dtype(to).kind in "iub"
+    return node.op_type in WHOLE

@@ -104,11 +104,13 @@ class _Repairs:
         self.analysis, self.recover, self.seed = analysis, recover, seed
         self.gone = analysis.solution.of_units(removed)
         shapes = Shapes(analysis, self.gone)
-        samples = list(calibration.samples.feeds)
+        judged = calibration.judged
+        samples = [judged.fed(feeds) for feeds in calibration.samples.feeds]
         self.held = calibration.samples.held
-        self.flat, routing = flatten(pruned, calibration.routing.routes)
+        flat, routing = flatten(pruned, calibration.routing.routes)
+        self.flat = judged.led(flat)
         self.new = Stepwise(analysis.model.beside(self.flat), samples, routing)
-        self.old = Stepwise(analysis.model.beside(calibration.flat), samples, calibration.routing)
+        self.old = Stepwise(analysis.model.beside(judged.led(calibration.flat)), samples, calibration.routing)
 
         def shape(key: str) -> tuple[int, ...] | None:
             if self.new.is_constant(key):

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from onnxprune.proof.verdict import Verdict
 from onnxprune.report.report import Report
 from onnxprune.report.sparsity import SparsityReport
-from onnxprune.report.values import Latency, NotJudged
+from onnxprune.report.values import CalibrationSummary, Decided, Latency, NotJudged
 from onnxprune.runtime import Speedup
 
+NAMED = 3  # nodes and tensors in one line
 VARIANT_COLUMNS = ("bytes", "ms per run", "divergence", "other top-1", "loss")
 
 
@@ -65,6 +66,17 @@ def judged_line(judged_by: Sequence[str], not_judged: Sequence[NotJudged]) -> st
     return f"judged by: {named}; {'; '.join(f'{a}, as {x.reason}' for a, x in zip(said, not_judged, strict=True))}"
 
 
+def decided_line(decided: Sequence[Decided]) -> str:
+    """Which nodes make as many positions as values say, and whose values were taken."""
+    nodes = list(dict.fromkeys(d.node for d in decided))
+    tensors = ", ".join(f"'{t}'" for t in list(dict.fromkeys(d.tensor for d in decided))[:NAMED])
+    named = ", ".join(nodes[:NAMED]) + (f" and {len(nodes) - NAMED} more" if len(nodes) > NAMED else "")
+    return (
+        f"{named} make{'' if len(nodes) > 1 else 's'} as many as values say: where the models are compared, the original's values of "
+        f"{tensors} are taken by both"
+    )
+
+
 def depth_lines(report: Report) -> list[str]:
     """Layers and nodes that went, the largest first; how many were looked at."""
     if report.depth is None:
@@ -86,9 +98,13 @@ def repair_lines(report: Report) -> list[str]:
     if calibration is not None:
         source = "made-up" if calibration.made_up else "calibration"
         more = f" and {calibration.made_samples} patched from them" if calibration.made_samples else ""
-        lines.append(f"{calibration.samples} {source} samples{more}, {calibration.held_out} of all held out")
+        lines.append(
+            f"{calibration.samples} {source} samples{more}, {calibration.held_out} of all held out {held_by(calibration)}"
+        )
     if calibration is not None and calibration.not_judged:
         lines.append(judged_line(calibration.judged_by, calibration.not_judged))
+    if calibration is not None and calibration.decided:
+        lines.append(decided_line(calibration.decided))
     if calibration is not None and calibration.mixed_blocks:
         lines.append(f"{calibration.mixed_blocks} blocks of units mixed into principal directions")
     if repair is not None:
@@ -105,6 +121,14 @@ def repair_lines(report: Report) -> list[str]:
             "no step has seen"
         )
     return lines
+
+
+def held_by(calibration: CalibrationSummary) -> str:
+    """What was held out as a whole."""
+    if calibration.sources is None:
+        return "by sample"
+    count, held = calibration.sources
+    return f"by {calibration.held_by} ({held} of {count})"
 
 
 def variant_rows(report: Report) -> list[tuple[str, str, str, str, str, str]]:

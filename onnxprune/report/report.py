@@ -30,6 +30,7 @@ from onnxprune.report.values import (
     Latency,
     RepairSummary,
     Variant,
+    decided,
     not_judged,
 )
 from onnxprune.report.warnings import warnings
@@ -97,7 +98,7 @@ def report_of(outcome: Outcome, plan: Plan) -> Report:
         unknown_operators=tuple(subject.bare.unknown),
         cost=CostPairs(plan.macs, plan.params, Pair(subject.bare.model.size_bytes, stored_bytes(outcome.model))),
         seconds={k: round(v, 3) for k, v in outcome.seconds.items()},
-        warnings=tuple(warnings(analysis, outcome.model, calibration, repair)),
+        warnings=tuple(warnings(analysis, outcome.model, calibration, repair, _kept(plan))),
         check=outcome.verdict,
         calibration=None if calibration is None else _calibration(calibration, subject),
         repair=None if repair is None else _repair(repair),
@@ -141,7 +142,15 @@ def _calibration(calibration: Calibration, subject: Subject) -> CalibrationSumma
         mixed_blocks=subject.blocks,
         judged_by=calibration.judged.tensors,
         not_judged=not_judged(calibration.judged),
+        decided=decided(calibration.judged),
+        held_by=samples.held_by,
+        sources=samples.sources,
     )
+
+
+def _kept(plan: Plan) -> float:
+    """Share of the MACs."""
+    return plan.macs.after / plan.macs.before if plan.macs and plan.macs.before else 1.0
 
 
 def _repair(repair: Repair) -> RepairSummary:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
+from onnxprune.analyse.sources import Kind
 from onnxprune.calibrate.judging import Judged
 from onnxprune.cut.plan import Pair
 from onnxprune.groups.units import Pin
@@ -87,12 +88,32 @@ def not_judged(judged: Judged) -> tuple[NotJudged, ...]:
 
 
 @dataclass(frozen=True)
+class Decided:
+    """Where values decide a size, and layers with weights come behind: while models are compared, the original decides for both.
+
+    node: what makes as many positions as values say.
+    tensor: the whole numbers (or answers) that say it, taken from the original.
+    """
+
+    node: str
+    tensor: str
+
+
+def decided(judged: Judged) -> tuple[Decided, ...]:
+    """By node, what the original decides."""
+    return tuple(Decided(d.node, d.tensor) for d in judged.decisions)
+
+
+@dataclass(frozen=True)
 class CalibrationSummary:
     """The inputs that importance was measured on and weights were fitted to.
 
     samples: how many, of the user's or made up.
     made_samples: how many more were patched together from them.
     held_out: how many of all were kept from the fits, to judge them by.
+    decided: sizes that depend on values, and on whose.
+    held_by: what was held out as a whole: a `sample`, a `group` (the array `groups`), a `file` or a `folder`.
+    sources: how many of these there are, and how many are held out; null by sample.
     passes: runs over the model that it took.
     tapped_tensors: inside the model, how many tensors were read.
     made_up: true where the user gave none.
@@ -110,6 +131,9 @@ class CalibrationSummary:
     mixed_blocks: int
     judged_by: tuple[str, ...] = ()
     not_judged: tuple[NotJudged, ...] = ()
+    decided: tuple[Decided, ...] = ()
+    held_by: Kind = "sample"
+    sources: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

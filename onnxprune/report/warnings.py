@@ -9,8 +9,11 @@ import onnx
 from onnx import TensorProto
 
 from onnxprune import ops
+from onnxprune.analyse.copies import near_copies
 from onnxprune.analyse.samples import Samples
+from onnxprune.analyse.sources import GROUPS
 from onnxprune.calibrate.calibration import Calibration
+from onnxprune.choose.budget import FLOOR
 from onnxprune.groups.analysis import Analysis
 from onnxprune.model.save import stored_bytes, tensors
 from onnxprune.model.tensors import is_external, read
@@ -18,17 +21,28 @@ from onnxprune.ops import failures, is_quantized
 from onnxprune.repair.fits import Repair
 
 NO_DATA = "no inputs were given, so made-up ones were used; judge the result on your own data, or give some with --data FILE.npz"
+BELOW = (
+    "{:.2f} of the MACs were kept without data: at 0.5 an ImageNet classifier kept 2 % of its answers so, whatever divergence is reported; "
+    "give a few dozen inputs with --data, or keep 0.8"
+)
+NEAR = 0.05  # how far below the target rounding may end
 BROAD = 128  # whole numbers up to here and above are taken for unscaled ones
 FAR = 1.0  # divergence from which on a result is called far from the original
+MANY = 0.1  # share of held-out samples that may be near copies
 SPARSE = 0.3  # share of zeros from which on filling them is worth a word
 SMALL = 1 << 28  # bytes of a model whose zeros are counted
 
 
 def warnings(
-    analysis: Analysis, pruned: onnx.ModelProto, calibration: Calibration | None, repair: Repair | None
+    analysis: Analysis,
+    pruned: onnx.ModelProto,
+    calibration: Calibration | None,
+    repair: Repair | None,
+    kept: float = 1.0,
 ) -> list[str]:
-    """analysis: of the original. repair: None where none was asked for."""
-    found = [f"{text}; what the node touches is kept" for text in analysis.crashed]
+    """analysis: of the original. repair: None where none was asked for. kept: share of the MACs."""
+    found = [BELOW.format(kept)] if calibration is not None and calibration.made_up and kept < FLOOR - NEAR else []
+    found += [f"{text}; what the node touches is kept" for text in analysis.crashed]
     found += [text for text in failures.seen() if text not in analysis.crashed]
     found += _of_samples(calibration, repair) if calibration is not None else ()
     found += _of_branches(analysis, calibration) if calibration is not None and repair is not None else ()
@@ -69,9 +83,19 @@ def _of_samples(calibration: Calibration, repair: Repair | None) -> Iterator[str
         yield NO_DATA
         return
     if repair is not None and not any(samples.held):
-        yield "nothing could be held out of so few inputs: the divergence is that of the samples that were fitted; give more"
+        why = (
+            f"all inputs are of one {samples.held_by}"
+            if samples.sources
+            else "nothing could be held out of so few inputs"
+        )
+        yield f"{why}: the divergence is that of the samples that were fitted; give more"
     elif repair is not None and _are_alike(samples):
         yield "the inputs are constant or all alike, so nothing is known of how others fare; give a few dozen different ones"
+    elif repair is not None and (copies := near_copies(samples))[0] > MANY * copies[1]:
+        yield (
+            f"{copies[0]} of {copies[1]} held-out samples are near copies of fitted ones, so the held-out figure flatters; say which "
+            f"belong together with an array '{GROUPS}', one label per sample"
+        )
     for name in _unscaled(samples):
         yield f"'{name}' holds whole numbers of up to {BROAD} and more; if the model wants them scaled, scale them first"
 

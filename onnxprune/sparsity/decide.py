@@ -173,11 +173,12 @@ class _Surgeon:
         mine = [w for w in weights if moments[w.tensor] is not None]
         self.weight_at = {use: w for w in mine for use in w.uses}
         model = analysis.model
-        samples = list(calibration.samples.feeds)
+        led = calibration.judged.led
+        samples = [calibration.judged.fed(feeds) for feeds in calibration.samples.feeds]
         base = with_values(model, analysis.view.opsets, sparse.values)
         flat, routing = flatten(base, calibration.routing.routes)
-        self.new = Stepwise(model.beside(flat), samples, routing)
-        self.old = Stepwise(model.beside(calibration.flat), samples, calibration.routing)
+        self.new = Stepwise(model.beside(led(flat)), samples, routing)
+        self.old = Stepwise(model.beside(led(calibration.flat)), samples, calibration.routing)
         self.pairing = Pairing(self.new, self.old, calibration.layers)
         self.keys = [next((o for o in n.output if o), "") for n in calibration.flat.graph.node]
 

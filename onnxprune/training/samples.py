@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import ValueInfoProto
 
-from onnxprune.analyse.batch import Runner, accepts, find_batch
+from onnxprune.analyse.batch import Batch, Runner, accepts, find_batch
 from onnxprune.analyse.feeds import merged
+from onnxprune.analyse.sources import BY_SAMPLE, TAG, Sources, tagged
 from onnxprune.groups.observation import Feeds
 
 HELD = 0.1
@@ -22,11 +23,13 @@ class Pool:
 
     axes: of the arrays that have one part per sample, the axis along which they are joined; all others go with every batch.
     joins: may several units run at once?
+    sources: by unit, the number of the source that it comes from (`analyse/sources.py`).
     """
 
     units: tuple[Feeds, ...]
     axes: Mapping[str, int]
     joins: bool
+    sources: tuple[int, ...]
 
     def joined(self, indices: Sequence[int]) -> Feeds:
         """Several units as one feed."""
@@ -51,33 +54,51 @@ class Pool:
         return [b for rows in groups.values() for b in rows]
 
 
-def pool(feeds: Sequence[Feeds], inputs: Sequence[ValueInfoProto], model: Runner, most: int | None = None) -> Pool:
+def pool(
+    feeds: Sequence[Feeds],
+    inputs: Sequence[ValueInfoProto],
+    model: Runner,
+    most: int | None = None,
+    sources: Sources = BY_SAMPLE,
+) -> Pool:
     """model: to run, to see which axis holds samples (`analyse/batch.py`). most: samples to take."""
     batch = find_batch(feeds, inputs, model)
     units: list[Feeds] = []
     axes: dict[str, int] = {}
-    for feed in merged(list(feeds), batch):
+    for feed in merged(tagged(feeds, batch, sources), batch):
         units += [batch.part(feed, k, k + 1) for k in range(batch.count(feed))]
-        axes |= {n: axis for n, (axis, _) in batch.cut(feed).items()}
-    units = units[:most]
+        axes |= {n: axis for n, (axis, _) in batch.cut(feed).items() if n != TAG}
+    own, units = _untagged(units[:most])
 
     def fits(feed: Feeds) -> bool:
         return accepts(model, {n: a for n, a in feed.items() if n in batch.names})
 
     if not fits(units[0]):
-        return Pool(tuple(feeds[:most]), dict.fromkeys(batch.names, 0), False)
-    found = Pool(tuple(units), axes, bool(batch.axes) and not batch.is_fixed and len(units) > 1)
+        whole = tagged(feeds, Batch({}, {}, batch.names), sources)
+        own, units = _untagged(whole[:most])
+        return Pool(tuple(units), dict.fromkeys(batch.names, 0), False, own)
+    found = Pool(tuple(units), axes, bool(batch.axes) and not batch.is_fixed and len(units) > 1, own)
     first = found.bundles(range(len(units)), 2)[0] if found.joins else []
     if len(first) == 2 and not fits(found.joined(first)):
-        return Pool(found.units, found.axes, False)
+        return replace(found, joins=False)
     return found
 
 
-def split(count: int, seed: int) -> tuple[list[int], list[int]]:
-    """Indices to train on, and to judge by: a tenth, at least one."""
-    order = np.random.default_rng([seed, 1]).permutation(count).tolist()
-    held = min(max(1, round(HELD * count)), MAX_HELD, count - 1)
-    return sorted(order[held:]), sorted(order[:held])
+def _untagged(units: Sequence[Feeds]) -> tuple[tuple[int, ...], list[Feeds]]:
+    """The number of each one's source, and the arrays without it."""
+    numbers = tuple(int(u[TAG][0]) if TAG in u else k for k, u in enumerate(units))
+    return numbers, [{n: a for n, a in u.items() if n != TAG} for u in units]
+
+
+def split(sources: Sequence[int], seed: int) -> tuple[list[int], list[int]]:
+    """Units to train on, and to judge by: a tenth, at least one, and whole sources. sources: by unit; at least two."""
+    known, of, sizes = np.unique(np.asarray(sources), return_inverse=True, return_counts=True)
+    order = np.random.default_rng([seed, 1]).permutation(len(known))
+    before = np.cumsum(sizes[order]) - sizes[order]
+    wanted = min(max(1, round(HELD * len(of))), MAX_HELD)
+    chosen = order[: max(1, min(int((before < wanted).sum()), len(known) - 1))]
+    out = np.isin(of, chosen)
+    return np.flatnonzero(~out).tolist(), np.flatnonzero(out).tolist()
 
 
 def batches(

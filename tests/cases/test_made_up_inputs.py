@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
-from onnxprune import runtime
+import numpy as np
+import onnx
+import pytest
+
+import onnxprune
+from onnxprune import Budget, runtime
 from onnxprune.analyse.batch import accepts
 from onnxprune.analyse.observe import analysis_of
+from onnxprune.analyse.ranges import WAYS, range_of, scaled
 from onnxprune.analyse.roles import Role, roles
 from onnxprune.analyse.scope import Scope
 from onnxprune.analyse.synthesize import synthesize
@@ -51,3 +57,91 @@ def test_ids_take_any_row_and_masks_are_mostly_ones() -> None:
     assert (feeds[0]["position_ids"] == np.arange(feeds[0]["position_ids"].shape[1])).all()
     session = runtime.Session(analysis.model)
     assert all(accepts(session, f) for f in feeds)
+
+
+def test_whole_numbers_are_followed_through_casts_and_offsets() -> None:
+    text = """g (int32[1,L] tokens, int32[1,L] position, int64 rate) => (float[1,L,6] y)
+        <float[300,16] words, float[40,16] places, float[16,6] w, int64 two, int64 wide, int64 narrow, int64[1] last> {
+        t = Cast<to=7>(tokens)
+        c = Unsqueeze(t, last)
+        f = Squeeze(c, last)
+        e = Gather(words, f)
+        p = Cast<to=7>(position)
+        q = Add(p, two)
+        g1 = Gather(places, q)
+        is_wide = Equal(rate, wide)
+        is_narrow = Equal(rate, narrow)
+        some = Or(is_wide, is_narrow)
+        s = Add(e, g1)
+        m = Cast<to=1>(some)
+        u = Mul(s, m)
+        y = MatMul(u, w)
+    }"""
+    values = {"two": 2, "wide": 16000, "narrow": 8000, "last": [-1]}
+    model = net(text, constants={k: np.asarray(v) for k, v in values.items()})
+    analysis = analysis_of(load(model), Scope(input_shapes={"tokens": (1, 8), "position": (1, 8)}))
+    found = roles(analysis)
+    assert found == {
+        "tokens": Role("index", 300),
+        "position": Role("position", 38),
+        "rate": Role("choice", values=(8000, 16000)),
+    }
+    feeds = synthesize(analysis.feeds[0], runtime.graph_inputs(model), 0, 16, found)
+    assert {int(f["rate"]) for f in feeds} == {16000} and max(int(f["tokens"].max()) for f in feeds) > 250
+
+
+def test_without_a_target_or_data_most_is_kept(tmp_path: Path) -> None:
+    mlp = "g (float[N,8] x) => (float[N,5] y) <float[8,32] w, float[32,5] v> { a = MatMul(x, w) r = Relu(a) y = MatMul(r, v) }"
+    np.savez(tmp_path / "d.npz", x=np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32))
+    made_up = onnxprune.prune(net(mlp), benchmark=False).report
+    assert made_up.target == {"macs": 0.8} and not any("without data" in w for w in made_up.warnings)
+    assert onnxprune.prune(net(mlp), data=tmp_path / "d.npz", benchmark=False).report.target == {"macs": 0.5}
+    asked = onnxprune.prune(net(mlp), Budget("macs", 0.5), benchmark=False).report
+    assert "of the MACs were kept without data" in asked.warnings[0]
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_images_are_in_the_range_that_the_first_norm_was_trained_on(way: str) -> None:
+    """The stored statistics are those of other images in that range."""
+    text = """g (float[N,3,24,24] x) => (float[N,5,24,24] y)
+        <float[16,3,3,3] w, float[16] s, float[16] b, float[16] m, float[16] v, float[5,16,1,1] u> {
+        c = Conv<pads=[1,1,1,1]>(x, w)
+        n = BatchNormalization(c, s, b, m, v)
+        r = Relu(n)
+        y = Conv(r, u)
+    }"""
+    rng = np.random.default_rng(5)
+    images = scaled([{"x": rng.normal(size=(32, 3, 24, 24)).cumsum(3).astype(np.float32) / 4}], "x", WAYS[way])
+    w = rng.normal(size=(16, 3, 3, 3)).astype(np.float32)
+    probe = net(
+        "g (float[N,3,24,24] x) => (float[N,16,24,24] c) <float[16,3,3,3] w> { c = Conv<pads=[1,1,1,1]>(x, w) }",
+        constants={"w": w},
+    )
+    (c,) = runtime.Session(load(probe)).run(images[0])
+    stored = {"w": w, "m": c.mean(axis=(0, 2, 3)), "v": c.var(axis=(0, 2, 3))}
+    analysis = analysis_of(load(net(text, constants=stored)), Scope())
+    made = synthesize(analysis.feeds[0], runtime.graph_inputs(analysis.model.proto), 0, 64)
+    assert range_of(analysis, made, "x") == way
+
+
+def test_a_mean_that_is_taken_away_tells_the_range() -> None:
+    text = "g (float[N,3,8,8] x) => (float[N,5,8,8] y) <float[1,3,1,1] m, float[5,3,1,1] u> { d = Sub(x, m) y = Conv(d, u) }"
+    for mean, way in ((0.45, "0 to 1"), (123.7, "0 to 255")):
+        model = net(text, constants={"m": np.full((1, 3, 1, 1), mean, np.float32)})
+        analysis = analysis_of(load(model), Scope())
+        assert range_of(analysis, list(analysis.feeds), "x") == way
+
+
+def test_recordings_and_scales() -> None:
+    made = synthesize(
+        {"w": np.zeros((2, 16000), np.float32), "k": np.zeros(3, np.float32)}, graph_of(w=[2, 16000], k=[3]), 0, 16
+    )
+    waves, knobs = (np.concatenate([np.atleast_2d(f[n]) for f in made]) for n in "wk")
+    assert np.abs(waves).max() <= 1 and np.abs(waves).max(axis=1).min() > 0.15
+    loud = np.square(waves).reshape(len(waves), 8, -1).mean(axis=2)
+    assert np.median(loud.max(axis=1) / loud.min(axis=1)) > 4, "they swell and fade"
+    assert knobs.min() >= 0 and knobs.max() <= 1
+
+
+def graph_of(**shapes: list[int]) -> list[onnx.ValueInfoProto]:
+    return [onnx.helper.make_tensor_value_info(n, 1, s) for n, s in shapes.items()]

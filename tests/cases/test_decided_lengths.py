@@ -1,0 +1,115 @@
+"""Predicted durations set the number of frames, and a decoder with weights follows: a voice, small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxprune
+from onnxprune import Budget
+from onnxprune.calibrate.judging import judged_by
+from onnxprune.model.loaded import Model
+from tests.oracle import net
+
+VOICE = """g (int64[1,L] ids) => (float[1,T,8] wave)
+    <float[40,16] table, float[16,32] e, float[32,16] f, float[16,24] p, float[24,1] q, float[16,48] d, float[48,48] k, float[48,8] o,
+     int64[1] last, int64[1] one, int64 zero, int64 unit, int64[2] ends, float low, float high> {
+    h0 = Gather(table, ids)
+    h1 = MatMul(h0, e)
+    h2 = Relu(h1)
+    h = MatMul(h2, f)
+    s1 = MatMul(h, p)
+    s2 = Relu(s1)
+    s3 = MatMul(s2, q)
+    s4 = Sigmoid(s3)
+    s5 = Mul(s4, high)
+    durations = Add(s5, low)
+    whole = Ceil(durations)
+    flat = Squeeze(whole, last)
+    ending = CumSum(flat, one0)
+    total = ReduceMax<keepdims=0>(ending)
+    count = Cast<to=7>(total)
+    frames = Range(zero, count, unit)
+    real = Cast<to=1>(frames)
+    column = Unsqueeze(real, one)
+    starting = Sub(ending, flat)
+    before = Less(column, ending)
+    early = Less(column, starting)
+    after = Not(early)
+    both = And(before, after)
+    path2 = Cast<to=1>(both)
+    path = Unsqueeze(path2, first)
+    spread = MatMul(path, h)
+    d1 = MatMul(spread, d)
+    d2 = Relu(d1)
+    d3 = MatMul(d2, k)
+    d4 = Relu(d3)
+    wave = MatMul(d4, o)
+}"""
+VALUES = {
+    "last": [-1],
+    "one": [1],
+    "first": [0],
+    "zero": 0,
+    "unit": 1,
+    "ends": [0, 0],
+    "one0": 1,
+    "low": np.float32(0.5),
+    "high": np.float32(4),
+}
+
+
+@pytest.fixture(scope="module")
+def voice() -> onnx.ModelProto:
+    text = VOICE.replace("int64[2] ends, ", "int64[1] first, int64 one0, ")
+    return net(text, constants={k: np.asarray(v) for k, v in VALUES.items() if k != "ends"}, seed=1)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    rng = np.random.default_rng(0)
+    for k in range(24):
+        np.savez(tmp_path / f"{k:02}.npz", ids=rng.integers(0, 40, (1, int(rng.integers(8, 20)))))
+    return str(tmp_path)
+
+
+def test_the_original_decides_the_lengths(voice: onnx.ModelProto) -> None:
+    found = judged_by(Model(voice, None), lambda name: True, leads=True)
+    assert found.tensors == ("wave", "durations") and not found.follows
+    assert [(d.tensor, d.node, d.sources) for d in found.decisions] == [("whole", "Range 'frames'", ("durations",))]
+    plain = judged_by(Model(voice, None), lambda name: True)
+    assert "wave" not in plain.tensors and plain.leader is None
+
+
+@pytest.mark.parametrize("with_data", [True, False], ids=["data", "made up"])
+def test_all_parts_of_a_voice_are_cut_and_repaired(voice: onnx.ModelProto, data: str, with_data: bool) -> None:
+    given = {"data": data} if with_data else {"input_shapes": {"ids": (1, 12)}}
+    result = onnxprune.prune(voice, Budget("macs", 0.6), round_to=1, benchmark=False, **given)
+    report = result.report
+    assert report.calibration is not None and report.repair is not None
+    assert report.calibration.judged_by == ("wave", "durations")
+    assert [(d.node, d.tensor) for d in report.calibration.decided] == [("Range 'frames'", "whole")]
+    before, after = report.repair.damage.before, report.repair.damage.after
+    assert before is not None and after is not None and 0 < after < before < np.inf
+    assert "wave" in {f.layer for f in report.repair.fits if f.ridge is not None} and not report.repair.unpaired
+    lost = {m.tensor for g in result.plan.groups if g.removed for m in g.members}
+    assert {"e", "d", "k"} & lost
+    onnxprune.verify(voice, result.model, result.plan)
+
+
+def test_the_console_names_the_node_that_decides(voice: onnx.ModelProto, data: str) -> None:
+    from onnxprune.report.lines import repair_lines
+
+    report = onnxprune.prune(voice, Budget("macs", 0.6), round_to=1, benchmark=False, data=data).report
+    assert (
+        "Range 'frames' makes as many as values say: where the models are compared, the original's values of 'whole' are taken by both"
+        in repair_lines(report)
+    )
+
+
+def test_a_voice_is_made_sparse(voice: onnx.ModelProto, data: str) -> None:
+    report = onnxprune.sparsify(voice, sparsity=0.5, data=data, benchmark=False).report
+    assert 0 < report.difference.divergence < np.inf
