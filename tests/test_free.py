@@ -525,3 +525,21 @@ def test_an_axis_with_a_name_gets_a_number() -> None:
         output.type.tensor_type.shape.dim[1].dim_param = f"size_{output.name}"
     result = prune(model, 0.5, free="embedding")
     assert dims(result.model, "embedding") == ["N", 6] and dims(result.model, "y") == ["N", "size_y"]
+
+
+def test_states_that_may_shrink_are_judged_by_the_other_outputs(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    past = {f"past_key_values_0_{x}": rng.normal(size=(64, 4, 3, 8)).astype(np.float32) for x in ("key", "value")}
+    np.savez(tmp_path / "data.npz", x=rng.normal(size=(64, 2, 16)).astype(np.float32), **past)
+    made = onnxprune.prune(step(), Budget("macs", 0.5), data=tmp_path / "data.npz", free=CACHE, round_to=1)
+    assert made.report.calibration is not None
+    assert made.report.calibration.judged_by == ("y",)
+    assert {x.output for x in made.report.calibration.not_judged} == {"present_0_key", "present_0_value"}
+    assert lost(made.plan, "input") and lost(made.plan, "output")
+
+
+def test_a_file_may_not_say_what_shrank() -> None:
+    model = step()
+    model.metadata_props.add(key="onnxprune.interface", value="[]")
+    with pytest.raises(BadInputError, match=r"'onnxprune\.interface', which is reserved"):
+        onnxprune.prune(model, Budget("ratio", 0.5))

@@ -24,6 +24,7 @@ from onnxprune.groups.classes import Bools
 from onnxprune.groups.maps import Facet, Maps, Shape, per_axis, varying
 from onnxprune.groups.units import Ids, Pin, UnitTable
 from onnxprune.model.element_types import NUMBERS
+from onnxprune.model.interface import KEY
 from onnxprune.runtime import graph_inputs
 
 IsDynamic = Callable[[str, int], bool]
@@ -45,7 +46,11 @@ NOTHING = Freed()
 
 
 def freed(proto: ModelProto, patterns: Sequence[str]) -> Freed:
-    """What patterns such as `present.*` and pairs such as `h=h_out` free. Raises `BadInputError` for one that names nothing."""
+    """What patterns such as `present.*` and pairs such as `h=h_out` free. Raises `BadInputError` for one that names
+    nothing, and for a file that says itself what shrank (`model/interface.py`).
+    """
+    if any(p.key == KEY for p in proto.metadata_props):
+        raise BadInputError(f"The model has a metadata entry '{KEY}', which is reserved; remove the entry.")
     inputs = [v.name for v in graph_inputs(proto)]
     outputs = [v.name for v in proto.graph.output]
     free: set[str] = set()

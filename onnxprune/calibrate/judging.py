@@ -10,7 +10,7 @@ are compared themselves: the share of them that differ.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -85,10 +85,14 @@ class Judged:
         return feeds if self.leader is None else self.leader.fed(feeds)
 
 
-def judged_by(model: Model, fits: Fits, chosen: Sequence[str] = (), leads: bool = False) -> Judged:
+def judged_by(
+    model: Model, fits: Fits, chosen: Sequence[str] = (), leads: bool = False, states: Sequence[str] = ()
+) -> Judged:
     """What a model is judged by. fits: is a tensor there, and of the same size, in the models to be compared? chosen: `--judge`.
 
     leads: the model may decide for the others where values decide sizes, and layers with weights come behind.
+    states: outputs that the next step is fed and that may shrink with that input (`--free`): what they are worth shows in the other
+    outputs, so they are judged only where there are no others.
     Raises `BadInputError` for a chosen tensor that the graph does not make, or that does not fit.
     """
     graph = model.proto.graph
@@ -106,7 +110,14 @@ def judged_by(model: Model, fits: Fits, chosen: Sequence[str] = (), leads: bool 
                 )
         others = {o: ("--judge names others", tuple(chosen)) for o in outputs if o not in chosen}
         return Judged(tuple(dict.fromkeys(chosen)), outputs, others)
-    return _Walk(model, fits, leads).judged(outputs)
+    found = _Walk(model, fits, leads).judged(outputs)
+    left = tuple(t for t in found.tensors if t not in states)
+    if not left or len(left) == len(found.tensors):
+        return found
+    why: dict[str, tuple[str, tuple[str, ...]]] = {
+        o: ("it is a state that may shrink (--free)", ()) for o in found.tensors if o in states
+    }
+    return replace(found, tensors=left, follows={**found.follows, **why})
 
 
 class _Walk:

@@ -10,6 +10,7 @@ import onnx
 
 from onnxprune import runtime
 from onnxprune.analyse import feeds as feeding
+from onnxprune.analyse.freed import freed
 from onnxprune.analyse.ranges import in_range
 from onnxprune.analyse.roles import roles
 from onnxprune.analyse.samples import Samples
@@ -50,7 +51,8 @@ def calibrated(
     if settings.recover == "none" and not needs and settings.then_quantize is None:
         return None
     samples = samples_for(analysis, settings, costs, settings.data is not None, aside=aside)
-    judged = judged_by(analysis.model, keeps_size(analysis), settings.judge, leads=True)
+    states = [after for _, after in freed(analysis.model.proto, settings.free).pairs]
+    judged = judged_by(analysis.model, keeps_size(analysis), settings.judge, leads=True, states=states)
     return calibrate(analysis, samples, judged, settings.seed, settings.data is None, clock.share)
 
 
