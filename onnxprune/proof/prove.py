@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import onnx
 
@@ -12,7 +13,7 @@ from onnxprune.cut.bypass import Bypass
 from onnxprune.errors import BadInputError, VerificationError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
-from onnxprune.groups.observation import Feeds
+from onnxprune.groups.observation import Array, Feeds
 from onnxprune.model.draws import seeded
 from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.model.save import embedded
@@ -46,34 +47,38 @@ def proved(
         base = replace(model, proto=seeded(model.proto))
         if original and bypasses:
             base = replace(original, proto=standing_in(seeded(original.proto), bypasses))
-        masked = masked_original(analysis, removed, types, base)
-        reference = runtime.Session(model.beside(masked), what="the masked original")
-        plain = runtime.Session(pruned, what="the pruned model")
-        optimized = _optimized(model, pruned)
 
-        silent = set(reference.outputs)  # until something of them was compared
+        def masked() -> runtime.Session:
+            proto = masked_original(analysis, removed, types, base)
+            return runtime.Session(model.beside(proto), what="the masked original")
+
+        def plain() -> runtime.Session:
+            return runtime.Session(pruned, what="the pruned model")
+
+        names = [o.name for o in model.proto.graph.output]
+        silent = set(names)  # until something of them was compared
 
         def compare(pair: Sequence[Feeds]) -> tuple[float, float]:
-            results = [(reference.run(feeds), plain.run(feeds)) for feeds in pair]
+            results = list(zip(_answers(masked, pair), _answers(plain, pair), strict=True))
             for wanted, _ in results:
-                silent.intersection_update(not_compared(wanted, reference.outputs))
+                silent.intersection_update(not_compared(wanted, names))
             if all(is_vacuous(wanted) for wanted, _ in results):
                 raise VerificationError(
                     "The model's outputs are not finite on these inputs, so nothing can be proved; give others with --data."
                 )
             return max(error(*r) for r in results), max(deviation(*r) for r in results)
 
-        found, _ = compare(analysis.feeds)
-        for feeds in analysis.feeds:
-            if optimized is not None:
-                optimized.run(feeds)
+        found, apart = compare(analysis.feeds)
+        _check_optimized(model, pruned, analysis.feeds)
         if found <= tolerance_of(model.proto, 0.0):
             return verdict(analysis, removed, found, silent=silent)
         # Is it the model's own noise? Then random inputs of another scale may show what these could not.
-        sessions = [runtime.Session(model), runtime.Session(model, optimized=True)]
-        for pair in (analysis.feeds, *(runtime.rescaled(analysis.feeds, seed, scale) for scale in SCALES)):
-            found, apart = compare(pair)
-            noise = max(error(*(s.run(feeds) for s in sessions)) for feeds in pair)
+        for scale in (None, *SCALES):
+            pair = analysis.feeds
+            if scale is not None:
+                pair = runtime.rescaled(analysis.feeds, seed, scale)
+                found, apart = compare(pair)
+            noise = _noise(model, pair)
             if found <= tolerance_of(model.proto, noise, apart):
                 break
         else:
@@ -81,6 +86,20 @@ def proved(
     except BadInputError as problem:
         raise VerificationError(f"The comparison does not run: {problem} Please report this model.") from None
     return verdict(analysis, removed, found, noise, apart, silent=silent)
+
+
+def _answers(make: Callable[[], runtime.Session], pair: Sequence[Feeds]) -> list[list[Array]]:
+    """What a model answers to each of the feeds. It is loaded for that and let go: no two of those that are compared are held at once."""
+    session = make()
+    return [session.run(feeds) for feeds in pair]
+
+
+def _noise(model: Model, pair: Sequence[Feeds]) -> float:
+    """How far the model is from itself with ONNX Runtime's optimizations."""
+    plain, optimized = (
+        _answers(partial(runtime.Session, model, optimized=optimized), pair) for optimized in (False, True)
+    )
+    return max(error(*both) for both in zip(plain, optimized, strict=True))
 
 
 def check_well_formed(original: Model, result: Model) -> None:
@@ -110,16 +129,18 @@ def _refused(model: Model, full: bool = False) -> str | None:
     return None
 
 
-def _optimized(model: Model, pruned: Model) -> runtime.Session | None:
-    """The pruned model with ONNX Runtime's optimizations; None where they break the original too."""
+def _check_optimized(model: Model, pruned: Model, pair: Sequence[Feeds]) -> None:
+    """The pruned model runs with ONNX Runtime's optimizations, too, unless they break the original."""
     try:
-        return runtime.Session(pruned, optimized=True, what="the pruned model")
+        session = runtime.Session(pruned, optimized=True, what="the pruned model")
     except BadInputError:
         try:
             runtime.Session(model, optimized=True)
         except BadInputError:
-            return None
+            return
         raise
+    for feeds in pair:
+        session.run(feeds)
 
 
 def latency(analysis: Analysis, pruned: onnx.ModelProto) -> list[list[float]]:

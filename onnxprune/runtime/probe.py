@@ -40,12 +40,30 @@ class Probe:
         """What both feeds show."""
         both = [feeds[0]] if feeds[1] is feeds[0] else list(feeds)
         seen = self._top.observe(both)
-        return Observation(seen[0][0], seen[-1][0], seen[0][1], seen[-1][1], seen[0][2], feeds)
+        return Observation(seen[0][0], seen[-1][0], *_compact(seen[0][1], seen[-1][1]), seen[0][2], feeds)
 
 
 def observe(model: LoadedModel, feeds: tuple[Feeds, Feeds], wanted: set[str], typed: set[str]) -> Observation:
     """Run the model on both feeds, see `Probe`."""
     return Probe(model, wanted, typed).observation(feeds)
+
+
+MAX_CHANGING = 1024
+"""Elements of a value that may be kept though the feeds gave different ones: shapes and sizes have few, and tables are of no use then."""
+
+
+def _compact(first: Feeds, second: Feeds) -> tuple[Feeds, Feeds]:
+    """The values of both feeds, equal ones stored once; of others only small ones."""
+    left, right = dict(first), dict(second)
+    for key, value in first.items():
+        other = second.get(key)
+        if other is not None and value.dtype == other.dtype and np.array_equal(value, other):
+            right[key] = value
+        else:
+            for values in (left, right):
+                if key in values and values[key].size > MAX_CHANGING:
+                    del values[key]
+    return left, right
 
 
 Seen = tuple[dict[str, tuple[int, ...]], dict[str, Array], dict[str, Any]]
@@ -95,7 +113,7 @@ class _Probed:
         self.outputs = [*show_shapes(proto.graph, self.produced), *self.values]
         for name in self.values + dtyped:
             proto.graph.output.append(helper.make_empty_tensor_value_info(name))
-        self.session = Session(model.beside(proto), what="the model with its intermediate results as outputs")
+        self.session = Session(model.beside(proto), shapes_first=True, what="the model with its intermediate results as outputs")
         self.dtypes = {path + n: self.session.output_types[n] for n in dtyped + self.values}
 
     def run(self, feeds: Feeds) -> list[Array]:
@@ -103,7 +121,7 @@ class _Probed:
             if known is feeds:
                 return results
         results = self.session.run(feeds, self.outputs)
-        self.done.append((feeds, results))
+        self.done = [*self.done[:1], (feeds, results)]
         return results
 
     def observe(self, both: list[Feeds]) -> list[Seen]:
