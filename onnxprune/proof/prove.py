@@ -42,7 +42,7 @@ def proved(
     check_interface(model.proto, pruned.proto)
     if bypasses:
         _check_shapes(pruned)
-    types = runtime.observe(model, analysis.feeds, set(), masked_keys(analysis, removed)).dtypes
+    types = runtime.types_of(model, analysis.feeds, masked_keys(analysis, removed))
     try:
         base = replace(model, proto=seeded(model.proto))
         if original and bypasses:
