@@ -9,6 +9,7 @@ from functools import partial
 import onnx
 
 from onnxprune import runtime
+from onnxprune.clock import Share, unshared
 from onnxprune.cut.bypass import Bypass
 from onnxprune.errors import BadInputError, VerificationError
 from onnxprune.groups.analysis import Analysis
@@ -33,16 +34,18 @@ def proved(
     seed: int,
     original: LoadedModel | None = None,
     bypasses: Sequence[Bypass] = (),
+    share: Share = unshared,
 ) -> Verdict:
     """Load, check and compare the pruned model; raise `VerificationError` where anything is off.
 
-    original, bypasses: where the analysis is of what bypasses left of an original.
+    original, bypasses: where the analysis is of what bypasses left of an original. share: told how much is done.
     """
     model = analysis.model
     check_interface(model.proto, pruned.proto)
     if bypasses:
         _check_shapes(pruned)
     types = runtime.types_of(model, analysis.feeds, masked_keys(analysis, removed))
+    share(0.25)
     try:
         base = replace(model, proto=seeded(model.proto))
         if original and bypasses:
@@ -69,6 +72,7 @@ def proved(
             return max(error(*r) for r in results), max(deviation(*r) for r in results)
 
         found, apart = compare(analysis.feeds)
+        share(0.75)
         _check_optimized(model, pruned, analysis.feeds)
         if found <= tolerance_of(model.proto, 0.0):
             return verdict(analysis, removed, found, silent=silent)
@@ -143,10 +147,10 @@ def _check_optimized(model: Model, pruned: Model, pair: Sequence[Feeds]) -> None
         session.run(feeds)
 
 
-def latency(analysis: Analysis, pruned: onnx.ModelProto) -> list[list[float]]:
+def latency(analysis: Analysis, pruned: onnx.ModelProto, share: Share = unshared) -> list[list[float]]:
     """Milliseconds per run of the original and the pruned model, in turn."""
     sessions = [
         runtime.Session(analysis.model.beside(p), optimized=True, threads=1, spinning=True, what="the model")
         for p in (analysis.model.proto, pruned)
     ]
-    return runtime.latency(sessions, analysis.feeds[0])
+    return runtime.latency(sessions, analysis.feeds[0], share=share)

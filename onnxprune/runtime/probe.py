@@ -149,7 +149,10 @@ class _Probed:
         known: list[Feeds] = []
         for feeds in both:
             results = self.run(feeds)
-            shapes = {path + n: tuple(int(d) for d in s) for n, s in zip(self.produced, results[len(self.values) :], strict=True)}
+            shapes = {
+                path + n: tuple(int(d) for d in s)
+                for n, s in zip(self.produced, results[len(self.values) :], strict=True)
+            }
             shapes |= {path + n: v.shape for n, v in feeds.items() if n not in self.captured} | constants
             found = dict(zip(self.values, results, strict=False))
             seen.append((shapes, {path + n: v for n, v in found.items()}, self.dtypes))
