@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from math import prod
 
 import numpy as np
 import onnx
@@ -29,6 +30,8 @@ from onnxprune.ops.layers import find_layers
 from onnxprune.runtime import Session
 
 CAP = 5000
+BUDGET = 1 << 30
+"""Bytes of layers' inputs that one run may leave; where there are more, the samples run once for each part of the layers."""
 
 
 def calibrate(
@@ -55,41 +58,62 @@ def calibrate(
     weights = {x.key: x.linear.matrix(steps.constant(x.w).astype(np.float32)) for x in layers}
     inputs = list(dict.fromkeys(x.x for x in layers))
     names = judged.names
-    session, shown = _tapped(model.beside(flat), [*inputs, *names], layers)
     # other samples may take other branches than the first: what they should give, the whole model says
     whole = judged.session(model) if conditions(model.proto) else None
     moments: dict[tuple[object, ...], Moments] = {}
     owner: dict[str, tuple[object, ...]] = {}
     outputs: list[list[Array]] = []
     taps = [n for n in inputs if n not in samples.feeds[0]]
-    for number, feeds in enumerate(samples.feeds):
-        values = session.run(feeds, [*names, *taps, *shown])
-        given = judged.read(values[: len(names)]) if whole is None else whole(feeds)
-        outputs.append(deepcopy(given))  # what a session returns keeps its memory, all of it
-        known = feeds | dict(zip(taps, values[len(names) :], strict=False))
-        sizes = values[len(names) + len(taps) :]
-        progress((number + 1) / len(samples.feeds))
-        if samples.held[number]:
-            continue
-        seen: set[tuple[object, ...]] = set()
-        for k, layer in enumerate(layers):
-            y = tuple(int(n) for n in sizes[k])
-            linear, w = layer.linear, weights[layer.key]
-            if w.shape[1] > CAP:
+    parts = _parts(inputs, analysis, samples) or [[]]
+    for part, shown_inputs in enumerate(parts):
+        mine = [x for x in layers if x.x in shown_inputs]
+        wanted = [n for n in shown_inputs if n in taps]
+        session, shown = _tapped(model.beside(flat), [*shown_inputs, *names], mine)
+        for number, feeds in enumerate(samples.feeds):
+            values = session.run(feeds, [*names, *wanted, *shown])
+            if not part:
+                given = judged.read(values[: len(names)]) if whole is None else whole(feeds)
+                outputs.append(deepcopy(given))  # what a session returns keeps its memory, all of it
+            known = feeds | dict(zip(wanted, values[len(names) :], strict=False))
+            sizes = values[len(names) + len(wanted) :]
+            progress((part + (number + 1) / len(samples.feeds)) / len(parts))
+            if samples.held[number]:
                 continue
-            mark = (layer.x, repr(linear), y)
-            owner.setdefault(layer.key, mark[:2])
-            if mark in seen:
-                continue
-            seen.add(mark)
-            chosen = pick(linear.positions(y), allotted(w.shape[1], w.shape[0], len(samples.feeds)), (seed, number))
-            into = moments.setdefault(mark[:2], Moments.empty(w.shape[0], w.shape[1], 0))
-            into.unfold(linear, known[layer.x], y, chosen)
+            seen: set[tuple[object, ...]] = set()
+            for k, layer in enumerate(mine):
+                y = tuple(int(n) for n in sizes[k])
+                linear, w = layer.linear, weights[layer.key]
+                if w.shape[1] > CAP:
+                    continue
+                mark = (layer.x, repr(linear), y)
+                owner.setdefault(layer.key, mark[:2])
+                if mark in seen:
+                    continue
+                seen.add(mark)
+                chosen = pick(linear.positions(y), allotted(w.shape[1], w.shape[0], len(samples.feeds)), (seed, number))
+                into = moments.setdefault(mark[:2], Moments.empty(w.shape[0], w.shape[1], 0))
+                into.unfold(linear, known[layer.x], y, chosen)
     by_layer = {key: moments[mark] for key, mark in owner.items() if mark in moments}
-    passes = 1 if whole is None else 2
+    passes = len(parts) + (whole is not None)
     return Calibration(
         flat, samples, layers, by_layer, weights, outputs, passes, tuple(taps), made_up, steps.constant, judged
     )
+
+
+def _parts(tensors: list[str], analysis: Analysis, samples: Samples) -> list[list[str]]:
+    """The layers' inputs in parts that take `BUDGET` bytes each in one run, or are one tensor; sizes as in the largest of the samples."""
+    usual = sum(v.size for v in analysis.feeds[0].values())
+    most = max(sum(f[n].size for n in analysis.feeds[0]) for f in samples.feeds)
+    parts: list[list[str]] = []
+    room = 0.0
+    for name in tensors:
+        size = 4 * prod(analysis.observation.shapes.get(name, ())) * most / max(usual, 1)
+        if size > room or not parts:
+            parts.append([])
+            room = BUDGET
+        parts[-1].append(name)
+        room -= size
+    return parts
 
 
 def _tapped(flat: Model, tensors: list[str], layers: list[LinearLayer]) -> tuple[Session, list[str]]:
@@ -101,4 +125,6 @@ def _tapped(flat: Model, tensors: list[str], layers: list[LinearLayer]) -> tuple
         if name not in have:
             proto.graph.output.append(helper.make_empty_tensor_value_info(name))
     shapes = show_shapes(proto.graph, [x.y for x in layers])
-    return Session(flat.beside(proto), optimized=True, what="the model with its layers' inputs as outputs"), shapes
+    return Session(
+        flat.beside(proto), optimized=True, shapes_first=True, what="the model with its layers' inputs as outputs"
+    ), shapes
