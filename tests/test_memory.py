@@ -21,7 +21,9 @@ g (float[n, 3, 64, 64] x, int64[k, 2] i) => (float[k, 64, 64] y) <int64[2] one =
 
 def test_large_values_that_change_are_not_kept() -> None:
     rng = np.random.default_rng(0)
-    feeds = [{"x": rng.standard_normal((2, 3, 64, 64)).astype("f"), "i": rng.integers(0, 2, (900, 2))} for _ in range(2)]
+    feeds = [
+        {"x": rng.standard_normal((2, 3, 64, 64)).astype("f"), "i": rng.integers(0, 2, (900, 2))} for _ in range(2)
+    ]
     probe = runtime.Probe(load(parser.parse_model(MODEL)), {"j"}, set())
     seen = probe.observation((feeds[0], feeds[1]))
     assert seen.values == {} and seen.other_values == {}

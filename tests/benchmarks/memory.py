@@ -4,8 +4,8 @@ Every graph of a folder of stripped graphs (`--zoo`, weights are drawn at random
 in processes of its own. A peak is the largest resident size (VmHWM in /proc, Linux only) since the stage began, imports and all.
 
 What is allowed is 4 x the file + 3 x what one inference takes + 200 MB. One inference is a process that loads the file in ONNX Runtime
-as it is by default and runs it once: its peak, less what it had before it loaded the file. It is taken with one sample (the natural size,
-which counts) and with the larger of the two inputs that onnxprune observes the model with. Markdown goes to stdout.
+as it is by default and runs it once: its peak, less what it had before it loaded the file. It is taken with one sample (the natural size)
+and with the larger of the two inputs that onnxprune observes the model with; the table says with which of them it holds. Markdown goes to stdout.
 """
 
 from __future__ import annotations
@@ -58,9 +58,11 @@ def measured(path: Path, folder: Path) -> tuple[list[str], dict[str, float]]:
     stages: dict[str, float] = pruned.get("stages", {})
     highest = max([*looked.get("stages", {}).values(), *stages.values()], default=float("nan"))
     where = max(stages, key=lambda s: stages[s]) if stages else "-"
+    wider = allowed + 3 * (observed - natural)
+    holds = "yes" if highest <= allowed else "at observed size" if highest <= wider else "**no**"
     numbers = (size, natural, observed, allowed, looked.get("peak"), pruned.get("peak"))
     row = ["failed" if x is None else f"{x:,.0f}" for x in numbers]
-    return [*row, where, "yes" if highest <= allowed else "**no**"], stages
+    return [*row, where, holds], stages
 
 
 def _part(*arguments: object) -> dict[str, Any]:
