@@ -10,6 +10,7 @@ from onnxprune.analyse import feeds as feeding
 from onnxprune.analyse.freed import freed
 from onnxprune.analyse.scope import Scope
 from onnxprune.analyse.walk import analyse
+from onnxprune.clock import Share, unshared
 from onnxprune.errors import BadInputError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.observation import Feeds, Observation
@@ -17,14 +18,17 @@ from onnxprune.model.loaded import LoadedModel
 from onnxprune.ops import failures
 
 
-def analysis_of(loaded: LoadedModel, scope: Scope, feeds: tuple[Feeds, Feeds] | None = None) -> Analysis:
-    """`feeds`: what to observe a part of a model with that has been observed as a whole."""
+def analysis_of(
+    loaded: LoadedModel, scope: Scope, feeds: tuple[Feeds, Feeds] | None = None, share: Share = unshared
+) -> Analysis:
+    """`feeds`: what to observe a part of a model with that has been observed as a whole. share: told how much is done."""
     if feeds is None:
         failures.begin()
         _globs(loaded, scope)
 
     def observed(wanted: set[str], typed: set[str]) -> Observation:
         probe = runtime.Probe(loaded, wanted, typed)
+        share(0.2)
         return probe.observation(feeds or feeds_of(loaded, scope, probe))
 
     return analyse(
@@ -34,6 +38,7 @@ def analysis_of(loaded: LoadedModel, scope: Scope, feeds: tuple[Feeds, Feeds] | 
         exclude=_matcher(scope.exclude),
         include=_matcher(scope.include),
         free=freed(loaded.proto, scope.free),
+        share=share,
     )
 
 

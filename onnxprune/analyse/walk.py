@@ -16,6 +16,7 @@ import numpy as np
 from onnxprune import ops
 from onnxprune.analyse.freed import NOTHING, Freed, admit, offer, release, tie_pair
 from onnxprune.analyse.guard import guarded
+from onnxprune.clock import Share, unshared
 from onnxprune.groups.analysis import Analysis, Use
 from onnxprune.groups.grouping import solve
 from onnxprune.groups.maps import Facet, Maps, Shape, period, simplify
@@ -38,19 +39,22 @@ def analyse(
     exclude: Callable[[str], bool] | None = None,
     include: Callable[[str], bool] | None = None,
     free: Freed = NOTHING,
+    share: Share = unshared,
 ) -> Analysis:
     """Index maps, pins and groups of a model. `observer(wanted, typed)` runs it (see `runtime.Probe`).
 
     exclude: names of nodes or tensors whose units the user wants left alone; include: leave alone what has no weight
-    whose node or tensor matches. free: inputs and outputs that may shrink.
+    whose node or tensor matches. free: inputs and outputs that may shrink. share: told how much is done.
     """
     graph = view(import_graph(model), {o.domain: o.version for o in model.proto.opset_import})
     nodes = list(graph.graph.walk())
     wanted = {n.inputs[i] for n in nodes for i in rule(n).params if i < len(n.inputs)} - set(graph.constants)
     typed = {n.outputs[0] for n in nodes if rule(n).typed}
     observation = observer(wanted, typed)
+    share(0.5)
     walk = _Walk(graph, observation, exclude, include, free)
     walk.whole()
+    share(0.8)
     fixed = fixed_tensors(graph)
     activations = [f for key, maps in walk.state.items() if key not in fixed for f in maps]
     computed = [f for key, maps in walk.state.items() if key in fixed for f in maps]

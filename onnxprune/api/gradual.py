@@ -26,6 +26,7 @@ from onnxprune.choose.field import both
 from onnxprune.choose.field import options as fields_of
 from onnxprune.choose.finetune_options import GradualOptions, finetune_options_of
 from onnxprune.choose.options import Options
+from onnxprune.clock import prefixed
 from onnxprune.errors import BadInputError, TargetNotReachableError
 from onnxprune.model.files import check_outputs
 from onnxprune.model.load import Source, load
@@ -175,7 +176,7 @@ def _rounds(
 
 
 def _told(progress: Callable[[str], None], k: int, rounds: int) -> Callable[[str], None]:
-    return lambda text: progress(f"round {k + 1} of {rounds}: {text}")
+    return lambda text: progress(prefixed(f"round {k + 1} of {rounds}: ", text))
 
 
 def _counted(counts: dict[str, tuple[int, int]], cut: pipeline.PruneResult) -> dict[str, tuple[int, int]]:

@@ -8,11 +8,12 @@ from onnxprune import runtime
 from onnxprune.analyse.observe import analysis_of
 from onnxprune.choose.costs import CostModel
 from onnxprune.choose.options import options_of
+from onnxprune.clock import Clock, Progress, silent
 from onnxprune.model.load import Source, load
 from onnxprune.report.inspection import inspection
 
 
-def inspect(model: Source, **options: Any) -> dict[str, Any]:
+def inspect(model: Source, *, progress: Progress = silent, **options: Any) -> dict[str, Any]:
     """Groups, units, members, MACs and parameters that each group carries, and every pin with its reason and remedy.
 
     model: path or ModelProto. options: the fields of `Options` that say how to look:
@@ -20,5 +21,10 @@ def inspect(model: Source, **options: Any) -> dict[str, Any]:
     """
     settings = options_of(options, "inspect")
     runtime.load_custom_ops(settings.custom_ops)
-    analysis = analysis_of(load(model), settings.scope)
+    clock = Clock(progress)
+    clock("load")
+    loaded = load(model)
+    clock("analyse")
+    analysis = analysis_of(loaded, settings.scope, share=clock.share)
+    clock("list")
     return inspection(analysis, CostModel(analysis))

@@ -103,7 +103,7 @@ def prune(
     clock("analyse")
     replay = None if apply is None else read_plan(apply)
     settings = completed(settings if replay is None else replayed(settings, replay), budget)
-    analysis = analysis_of(loaded, settings.scope)
+    analysis = analysis_of(loaded, settings.scope, share=clock.share)
     original = whole(analysis, settings, clock, is_drop(budget) or (replay is not None and replay.has_limit))
     clock("score")
     if replay is not None:
@@ -169,7 +169,15 @@ def _carried_out(
     verdict: Verdict | None = None
     if settings.check:
         finished = loaded.beside(finish(bare))
-        verdict = proved(subject.bare, removed, finished, settings.seed, original=loaded, bypasses=subject.bypasses)
+        verdict = proved(
+            subject.bare,
+            removed,
+            finished,
+            settings.seed,
+            original=loaded,
+            bypasses=subject.bypasses,
+            share=clock.share,
+        )
     clock("compensate")
     calibration = subject.against
     if calibration is not None and settings.recover != "none":
@@ -188,7 +196,7 @@ def _carried_out(
         clock("audit")
         drop = audited(original.bare, original.calibration, pruned, budget, settings)
     clock("benchmark")
-    times = latency(original.bare, pruned) if settings.benchmark else None
+    times = latency(original.bare, pruned, clock.share) if settings.benchmark else None
     clock.stop()
     return Outcome(
         settings=settings,

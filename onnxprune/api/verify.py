@@ -10,7 +10,7 @@ from onnxprune.analyse.observe import analysis_of
 from onnxprune.api.replay import finisher, read_plan, repeated
 from onnxprune.choose.options import options_of, replayed
 from onnxprune.choose.subject import uncalibrated
-from onnxprune.clock import Clock, silent
+from onnxprune.clock import Clock, Progress, silent
 from onnxprune.cut.plan import Plan
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.errors import BadInputError
@@ -21,7 +21,9 @@ from onnxprune.proof.refit import check_refit
 from onnxprune.proof.verdict import Verdict
 
 
-def verify(original: Source, pruned: Source, plan: str | PathLike[str] | Plan, **options: Any) -> Verdict:
+def verify(
+    original: Source, pruned: Source, plan: str | PathLike[str] | Plan, *, progress: Progress = silent, **options: Any
+) -> Verdict:
     """Compare a pruned model with the masked original. Raises `VerificationError` where they differ, and where the pruned model is not
     what the plan makes of the original, fitted weights apart.
 
@@ -31,6 +33,8 @@ def verify(original: Source, pruned: Source, plan: str | PathLike[str] | Plan, *
     """
     given = options_of(options, "verify")
     runtime.load_custom_ops(given.custom_ops)
+    clock = Clock(progress)
+    clock("load")
     loaded, other = load(original), load(pruned)
     made = read_plan(plan)
     if is_quantized(other.proto.graph) and not is_quantized(loaded.proto.graph):
@@ -39,14 +43,17 @@ def verify(original: Source, pruned: Source, plan: str | PathLike[str] | Plan, *
             "verify what the same command writes without --then-quantize."
         )
     settings = replayed(given, made)
-    analysis = analysis_of(loaded, settings.scope)
-    choice = repeated(uncalibrated(analysis), made, "the plan", settings, Clock(silent))
+    clock("analyse")
+    analysis = analysis_of(loaded, settings.scope, share=clock.share)
+    choice = repeated(uncalibrated(analysis), made, "the plan", settings, clock)
     subject, removed = choice.subject, choice.removed
+    clock("rewrite")
     cut, finish = rewrite(subject.bare, removed), finisher(settings, loaded)
     run = loaded.beside(finish(cut)) if made.refit else other  # fitted weights are no part of what is equal
     if made.refit:
         check_refit(loaded.beside(cut), other, made.refit, made.refit_sha256, finish)
-    verdict = proved(subject.bare, removed, run, given.seed, loaded, subject.bypasses)
+    clock("verify")
+    verdict = proved(subject.bare, removed, run, given.seed, loaded, subject.bypasses, clock.share)
     if not made.refit:  # what no input reaches is not run: branches, values that are overwritten
         check_refit(loaded.beside(cut), other, (), None, finish)
     return verdict

@@ -7,9 +7,10 @@ same way share their moments. A layer with more than `CAP` inputs per output kee
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import reduce
+from math import prod
 from operator import add
 
 import numpy as np
@@ -31,6 +32,8 @@ from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.layers import find_layers
 
 CAP = 5000
+BUDGET = 1 << 30
+"""Bytes of layers' inputs that one run may leave; where there are more, the samples run once for each part of the layers."""
 
 
 def calibrate(
@@ -56,48 +59,84 @@ def calibrate(
     weights = {x.key: x.linear.matrix(steps.constant(x.w).astype(np.float32)) for x in layers}
     inputs = list(dict.fromkeys(x.x for x in layers))
     names = judged.names
-    tapped, shown = _tapped(judged.led(flat), [*inputs, *names], layers)
-    session = Routed(model.beside(tapped), routing, "the model with its layers' inputs as outputs", optimized=True)
-    moments: dict[tuple[object, ...], Moments] = {}
-    owner: dict[str, tuple[object, ...]] = {}
     outputs: list[list[Array]] = []
-    taps = [n for n in inputs if n not in judged.fed(samples.feeds[0])]
-    for number, feeds in enumerate(samples.feeds):
-        values = session.run(number, judged.fed(feeds), [*names, *taps, *shown])
-        outputs.append(
-            deepcopy(judged.read(values[: len(names)]))
-        )  # what a session returns keeps its memory, all of it
-        known = judged.fed(feeds) | {n: v for n, v in zip(taps, values[len(names) :], strict=False) if v is not None}
-        sizes = values[len(names) + len(taps) :]
-        progress((number + 1) / len(samples.feeds))
-        if samples.held[number]:
-            continue
+    parts = _parts(inputs, analysis, samples) or [[]]
+    led = judged.led(flat)
+    gathered = _Gathered(weights, len(samples.feeds), seed)
+    for part, tensors in enumerate(parts):
+        mine = [x for x in layers if x.x in tensors]
+        wanted = [n for n in tensors if n not in judged.fed(samples.feeds[0])]
+        tapped, shown = _tapped(led, [*tensors, *names], mine)
+        what = "the model with its layers' inputs as outputs"
+        session = Routed(model.beside(tapped), routing, what, optimized=True, shapes_first=True)
+        for number, feeds in enumerate(samples.feeds):
+            given = judged.fed(feeds)
+            values = session.run(number, given, [*names, *wanted, *shown])
+            if not part:  # a copy, as what a session returns keeps its memory, all of it
+                outputs.append(deepcopy(judged.read(values[: len(names)])))
+            progress((part + (number + 1) / len(samples.feeds)) / len(parts))
+            if not samples.held[number]:
+                known = {n: v for n, v in zip(wanted, values[len(names) :], strict=False) if v is not None}
+                gathered.add(number, mine, given | known, values[len(names) + len(wanted) :])
+    by_layer = gathered.by_layer()
+    for unit in units_of(layers, steps) if routing.guards else ():
+        marks = dict.fromkeys(gathered.owner[x.key] for x in unit if x.key in by_layer)
+        if len(marks) > 1:
+            by_layer |= dict.fromkeys((x.key for x in unit), reduce(add, (gathered.moments[mark] for mark in marks)))
+    passes = len(parts) + any(routing.routes)  # one to see the conditions
+    taps = tuple(n for n in inputs if n not in judged.fed(samples.feeds[0]))
+    return Calibration(
+        flat, routing, samples, layers, by_layer, weights, outputs, passes, taps, made_up, steps.constant, judged
+    )
+
+
+class _Gathered:
+    """Moments of layers' inputs; layers that read the same tensor the same way have theirs together."""
+
+    def __init__(self, weights: Mapping[str, Array], samples: int, seed: int) -> None:
+        self.weights, self.samples, self.seed = weights, samples, seed
+        self.moments: dict[tuple[object, ...], Moments] = {}
+        self.owner: dict[str, tuple[object, ...]] = {}
+
+    def add(
+        self, number: int, layers: Sequence[LinearLayer], known: Mapping[str, Array], sizes: Sequence[Array | None]
+    ) -> None:
+        """Add a sample. known: the layers' inputs; sizes: the shapes of their outputs, None in a branch that the sample does not take."""
         seen: set[tuple[object, ...]] = set()
-        for k, layer in enumerate(layers):
-            size = sizes[k]
-            if size is None:  # in a branch that this sample does not take
+        for layer, size in zip(layers, sizes, strict=True):
+            linear, w = layer.linear, self.weights[layer.key]
+            if size is None or w.shape[1] > CAP:
                 continue
             y = tuple(int(n) for n in size)
-            linear, w = layer.linear, weights[layer.key]
-            if w.shape[1] > CAP:
-                continue
             mark = (layer.x, repr(linear), y)
-            owner.setdefault(layer.key, mark[:2])
+            self.owner.setdefault(layer.key, mark[:2])
             if mark in seen:
                 continue
             seen.add(mark)
-            chosen = pick(linear.positions(y), allotted(w.shape[1], w.shape[0], len(samples.feeds)), (seed, number))
-            into = moments.setdefault(mark[:2], Moments.empty(w.shape[0], w.shape[1], 0))
+            count = allotted(w.shape[1], w.shape[0], self.samples)
+            chosen = pick(linear.positions(y), count, (self.seed, number))
+            into = self.moments.setdefault(mark[:2], Moments.empty(w.shape[0], w.shape[1], 0))
             into.unfold(linear, known[layer.x], y, chosen)
-    by_layer = {key: moments[mark] for key, mark in owner.items() if mark in moments}
-    for unit in units_of(layers, steps) if routing.guards else ():
-        marks = dict.fromkeys(owner[x.key] for x in unit if x.key in by_layer)
-        if len(marks) > 1:
-            by_layer |= dict.fromkeys((x.key for x in unit), reduce(add, (moments[mark] for mark in marks)))
-    passes = 2 if any(routing.routes) else 1  # one to see the conditions
-    return Calibration(
-        flat, routing, samples, layers, by_layer, weights, outputs, passes, tuple(taps), made_up, steps.constant, judged
-    )
+
+    def by_layer(self) -> dict[str, Moments]:
+        """Of every layer that some sample came by."""
+        return {key: self.moments[mark] for key, mark in self.owner.items() if mark in self.moments}
+
+
+def _parts(tensors: list[str], analysis: Analysis, samples: Samples) -> list[list[str]]:
+    """The layers' inputs in parts that take `BUDGET` bytes each in one run, or are one tensor; sizes as in the largest of the samples."""
+    usual = sum(v.size for v in analysis.feeds[0].values())
+    most = max(sum(f[n].size for n in analysis.feeds[0]) for f in samples.feeds)
+    parts: list[list[str]] = []
+    room = 0.0
+    for name in tensors:
+        size = 4 * prod(analysis.observation.shapes.get(name, ())) * most / max(usual, 1)
+        if size > room or not parts:
+            parts.append([])
+            room = BUDGET
+        parts[-1].append(name)
+        room -= size
+    return parts
 
 
 def _tapped(flat: onnx.ModelProto, tensors: list[str], layers: list[LinearLayer]) -> tuple[onnx.ModelProto, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from onnx import ModelProto, helper
@@ -48,8 +49,16 @@ def flat_model(model: Model, samples: Sequence[Feeds]) -> tuple[ModelProto, Rout
 class Routed:
     """Runs samples through a flat model, each along its own route; a session for each route."""
 
-    def __init__(self, model: Model, routing: Routing, what: str = "the model", optimized: bool = False) -> None:
-        self.model, self.routing, self.what, self.optimized = model, routing, what, optimized
+    def __init__(
+        self,
+        model: Model,
+        routing: Routing,
+        what: str = "the model",
+        optimized: bool = False,
+        shapes_first: bool = False,
+    ) -> None:
+        self.model, self.routing = model, routing
+        self._open = partial(Session, optimized=optimized, shapes_first=shapes_first, what=what)
         self._sessions: dict[tuple[tuple[str, bool], ...], Session] = {}
 
     def run(self, sample: int, feeds: Feeds, outputs: Sequence[str]) -> list[Array | None]:
@@ -58,7 +67,7 @@ class Routed:
         mark = tuple(sorted(route.items()))
         if mark not in self._sessions:
             along = self.model.beside(self.routing.along(self.model.proto, route))
-            self._sessions[mark] = Session(along, optimized=self.optimized, what=self.what)
+            self._sessions[mark] = self._open(along)
         session = self._sessions[mark]
         there = [n for n in outputs if n in session.output_types]
         found = dict(zip(there, session.run(feeds, there) if there else [], strict=True))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -135,16 +134,6 @@ def check_report(report: Path | None) -> None:
 
 
 # ---------------------------------------------------------------- output
-
-
-@contextmanager
-def progress(is_silent: bool) -> Iterator[Callable[[str], None]]:
-    """Shows the stage that is under way, where somebody looks."""
-    if is_silent or not ERR.is_terminal:
-        yield lambda stage: None
-        return
-    with ERR.status("load") as status:
-        yield status.update
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ()) -> Table:

@@ -15,9 +15,9 @@ from onnxprune.cli.common import (
     json_option,
     options,
     output_option,
-    progress,
     quiet_option,
 )
+from onnxprune.cli.progress import progress
 from onnxprune.model.json_text import to_json
 
 

@@ -19,6 +19,7 @@ from onnxprune.cli.common import (
     options,
     table,
 )
+from onnxprune.cli.progress import progress
 from onnxprune.model.json_text import to_json
 from onnxprune.model.typed_json import plain
 
@@ -38,7 +39,8 @@ def inspect(*, model: Path, as_json: bool, verbose: bool, **given: Any) -> None:
     """Show what can be removed from MODEL, what each group carries, and every pin with its reason and remedy."""
     from onnxprune.api.inspect import inspect as run
 
-    found = run(model, **given)
+    with progress(as_json) as told:
+        found = run(model, progress=told, **given)
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
@@ -113,7 +115,8 @@ def verify(*, original: Path, pruned: Path, plan: Path, as_json: bool, **given: 
     from onnxprune.api.verify import verify as run
     from onnxprune.report.lines import left_out
 
-    found = run(original, pruned, plan, **given)
+    with progress(as_json) as told:
+        found = run(original, pruned, plan, progress=told, **given)
     if as_json:
         click.echo(to_json(plain(found)), nl=False)
         return

@@ -22,11 +22,11 @@ from onnxprune.cli.common import (
     json_option,
     options,
     output_option,
-    progress,
     quiet_option,
     report_option,
     table,
 )
+from onnxprune.cli.progress import progress
 from onnxprune.errors import BadInputError
 from onnxprune.model.json_text import to_json
 

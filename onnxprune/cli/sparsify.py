@@ -17,11 +17,11 @@ from onnxprune.cli.common import (
     json_option,
     options,
     output_option,
-    progress,
     quiet_option,
     report_option,
     table,
 )
+from onnxprune.cli.progress import progress
 
 if TYPE_CHECKING:
     from onnxprune.report.sparsity import SparsityReport

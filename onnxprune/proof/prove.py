@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import onnx
 
 from onnxprune import runtime
+from onnxprune.clock import Share, unshared
 from onnxprune.cut.bypass import Bypass
 from onnxprune.cut.ports import ports
 from onnxprune.errors import BadInputError, VerificationError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
-from onnxprune.groups.observation import Feeds
+from onnxprune.groups.observation import Array, Feeds
 from onnxprune.model.draws import seeded
 from onnxprune.model.interface import marked
 from onnxprune.model.loaded import LoadedModel, Model
@@ -34,49 +36,57 @@ def proved(
     seed: int,
     original: LoadedModel | None = None,
     bypasses: Sequence[Bypass] = (),
+    share: Share = unshared,
 ) -> Verdict:
     """Load, check and compare the pruned model; raise `VerificationError` where anything is off.
 
-    original, bypasses: where the analysis is of what bypasses left of an original.
+    original, bypasses: where the analysis is of what bypasses left of an original. share: told how much is done.
     """
     model, changed = analysis.model, ports(analysis, removed)
     check_interface(model.proto, pruned.proto, changed)
     pruned = pruned.beside(marked(pruned.proto, changed))
     if bypasses:
         _check_shapes(pruned)
-    types = runtime.observe(model, analysis.feeds, set(), masked_keys(analysis, removed)).dtypes
+    types = runtime.types_of(model, analysis.feeds, masked_keys(analysis, removed))
+    share(0.25)
     try:
         base = replace(model, proto=seeded(model.proto))
         if original and bypasses:
             base = replace(original, proto=standing_in(seeded(original.proto), bypasses))
-        masked = masked_original(analysis, removed, types, base)
-        reference = runtime.Session(model.beside(masked), what="the masked original")
-        plain = runtime.Session(pruned, what="the pruned model")
-        optimized = _optimized(model, pruned)
 
-        silent = set(reference.outputs)  # until something of them was compared
+        def masked() -> runtime.Session:
+            proto = masked_original(analysis, removed, types, base)
+            return runtime.Session(model.beside(proto), what="the masked original")
+
+        def plain() -> runtime.Session:
+            return runtime.Session(pruned, what="the pruned model")
+
+        names = [o.name for o in model.proto.graph.output]
+        silent = set(names)  # until something of them was compared
 
         def compare(pair: Sequence[Feeds]) -> tuple[float, float]:
-            results = [(reference.run(masked_feeds(analysis, removed, f)), plain.run_whole(f)) for f in pair]
+            fed = [masked_feeds(analysis, removed, f) for f in pair]
+            results = list(zip(_answers(masked, fed), _answers(plain, pair), strict=True))
             for wanted, _ in results:
-                silent.intersection_update(not_compared(wanted, reference.outputs))
+                silent.intersection_update(not_compared(wanted, names))
             if all(is_vacuous(wanted) for wanted, _ in results):
                 raise VerificationError(
                     "The model's outputs are not finite on these inputs, so nothing can be proved; give others with --data."
                 )
             return max(error(*r) for r in results), max(deviation(*r) for r in results)
 
-        found, _ = compare(analysis.feeds)
-        for feeds in analysis.feeds:
-            if optimized is not None:
-                optimized.run(feeds)
+        found, apart = compare(analysis.feeds)
+        share(0.75)
+        _check_optimized(model, pruned, analysis.feeds)
         if found <= tolerance_of(model.proto, 0.0):
             return verdict(analysis, removed, found, silent=silent)
         # Is it the model's own noise? Then random inputs of another scale may show what these could not.
-        sessions = [runtime.Session(model), runtime.Session(model, optimized=True)]
-        for pair in (analysis.feeds, *(runtime.rescaled(analysis.feeds, seed, scale) for scale in SCALES)):
-            found, apart = compare(pair)
-            noise = max(error(*(s.run(feeds) for s in sessions)) for feeds in pair)
+        for scale in (None, *SCALES):
+            pair = analysis.feeds
+            if scale is not None:
+                pair = runtime.rescaled(analysis.feeds, seed, scale)
+                found, apart = compare(pair)
+            noise = _noise(model, pair)
             if found <= tolerance_of(model.proto, noise, apart):
                 break
         else:
@@ -84,6 +94,20 @@ def proved(
     except BadInputError as problem:
         raise VerificationError(f"The comparison does not run: {problem} Please report this model.") from None
     return verdict(analysis, removed, found, noise, apart, silent=silent)
+
+
+def _answers(make: Callable[[], runtime.Session], pair: Sequence[Feeds]) -> list[list[Array]]:
+    """What a model answers to each of the feeds. It is loaded for that and let go: no two of those that are compared are held at once."""
+    session = make()
+    return [session.run_whole(feeds) for feeds in pair]
+
+
+def _noise(model: Model, pair: Sequence[Feeds]) -> float:
+    """How far the model is from itself with ONNX Runtime's optimizations."""
+    plain, optimized = (
+        _answers(partial(runtime.Session, model, optimized=optimized), pair) for optimized in (False, True)
+    )
+    return max(error(*both) for both in zip(plain, optimized, strict=True))
 
 
 def check_well_formed(original: Model, result: Model) -> None:
@@ -113,22 +137,24 @@ def _refused(model: Model, full: bool = False) -> str | None:
     return None
 
 
-def _optimized(model: Model, pruned: Model) -> runtime.Session | None:
-    """The pruned model with ONNX Runtime's optimizations; None where they break the original too."""
+def _check_optimized(model: Model, pruned: Model, pair: Sequence[Feeds]) -> None:
+    """The pruned model runs with ONNX Runtime's optimizations, too, unless they break the original."""
     try:
-        return runtime.Session(pruned, optimized=True, what="the pruned model")
+        session = runtime.Session(pruned, optimized=True, what="the pruned model")
     except BadInputError:
         try:
             runtime.Session(model, optimized=True)
         except BadInputError:
-            return None
+            return
         raise
+    for feeds in pair:
+        session.run(feeds)
 
 
-def latency(analysis: Analysis, pruned: onnx.ModelProto) -> list[list[float]]:
+def latency(analysis: Analysis, pruned: onnx.ModelProto, share: Share = unshared) -> list[list[float]]:
     """Milliseconds per run of the original and the pruned model, in turn."""
     sessions = [
         runtime.Session(analysis.model.beside(p), optimized=True, threads=1, spinning=True, what="the model")
         for p in (analysis.model.proto, pruned)
     ]
-    return runtime.latency(sessions, analysis.feeds[0])
+    return runtime.latency(sessions, analysis.feeds[0], share=share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds, Observation
 from onnxprune.model.branches import SEPARATOR, captured, shell, show_shapes, subgraphs
-from onnxprune.model.loaded import LoadedModel
+from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.runtime.session import Session
 
 
@@ -28,6 +29,7 @@ class Probe:
             raise BadInputError("The model has no outputs, so there is nothing to keep; give a model that has some.")
         try:
             self._top = _Probed(model, model.proto.graph, None, {}, "", wanted, typed)
+            self._top.session  # noqa: B018 (made here, so that what it cannot load is said here)
         except BadInputError:
             Session(model)  # says it in the model's own words, if it is the model's fault
             raise
@@ -40,12 +42,37 @@ class Probe:
         """What both feeds show."""
         both = [feeds[0]] if feeds[1] is feeds[0] else list(feeds)
         seen = self._top.observe(both)
-        return Observation(seen[0][0], seen[-1][0], seen[0][1], seen[-1][1], seen[0][2], feeds)
+        return Observation(seen[0][0], seen[-1][0], *_compact(seen[0][1], seen[-1][1]), seen[0][2], feeds)
 
 
-def observe(model: LoadedModel, feeds: tuple[Feeds, Feeds], wanted: set[str], typed: set[str]) -> Observation:
-    """Run the model on both feeds, see `Probe`."""
-    return Probe(model, wanted, typed).observation(feeds)
+def types_of(model: LoadedModel, feeds: tuple[Feeds, Feeds], keys: set[str]) -> dict[str, Any]:
+    """ONNX Runtime's names for the types of tensors, such as "tensor(float)". Only subgraphs need a run, for what they are fed."""
+    if not any(True for node in model.proto.graph.node for _ in subgraphs(node)):
+        return _Probed(model, model.proto.graph, None, {}, "", set(), keys).dtypes
+    return Probe(model, set(), keys).observation(feeds).dtypes
+
+
+def _output_types(model: Model) -> dict[str, str]:
+    return Session(model, what=_PROBED).output_types
+
+
+_PROBED = "the model with its intermediate results as outputs"
+MAX_CHANGING = 1024
+"""Elements of a value that may be kept though the feeds gave different ones: shapes and sizes have few, and tables are of no use then."""
+
+
+def _compact(first: Feeds, second: Feeds) -> tuple[Feeds, Feeds]:
+    """The values of both feeds, equal ones stored once; of others only small ones."""
+    left, right = dict(first), dict(second)
+    for key, value in first.items():
+        other = second.get(key)
+        if other is not None and value.dtype == other.dtype and np.array_equal(value, other):
+            right[key] = value
+        else:
+            for values in (left, right):
+                if key in values and values[key].size > MAX_CHANGING:
+                    del values[key]
+    return left, right
 
 
 Seen = tuple[dict[str, tuple[int, ...]], dict[str, Array], dict[str, Any]]
@@ -92,18 +119,26 @@ class _Probed:
         self.values = [o for o in self.produced if o in needed or path + o in wanted]
         dtyped = [o for o in self.produced if path + o in typed and o not in self.values]
         del proto.graph.output[:]
-        self.outputs = [*show_shapes(proto.graph, self.produced), *self.values]
-        for name in self.values + dtyped:
-            proto.graph.output.append(helper.make_empty_tensor_value_info(name))
-        self.session = Session(model.beside(proto), what="the model with its intermediate results as outputs")
-        self.dtypes = {path + n: self.session.output_types[n] for n in dtyped + self.values}
+        proto.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in self.values + dtyped)
+        self.dtypes = {path + n: t for n, t in _output_types(model.beside(proto)).items()} if dtyped else {}
+        del proto.graph.output[len(self.values) :]
+        self.outputs = [*self.values, *show_shapes(proto.graph, self.produced)]
+        self._proto = proto
+
+    @cached_property
+    def session(self) -> Session:
+        """With the shapes and the wanted values as outputs, and nothing else, as ONNX Runtime keeps every output until a run ends."""
+        session = Session(self.model.beside(self._proto), shapes_first=True, what=_PROBED)
+        self.dtypes |= {self.path + n: session.output_types[n] for n in self.values}
+        del self._proto
+        return session
 
     def run(self, feeds: Feeds) -> list[Array]:
         for known, results in self.done:
             if known is feeds:
                 return results
         results = self.session.run(feeds, self.outputs)
-        self.done.append((feeds, results))
+        self.done = [*self.done[:1], (feeds, results)]
         return results
 
     def observe(self, both: list[Feeds]) -> list[Seen]:
@@ -114,9 +149,12 @@ class _Probed:
         known: list[Feeds] = []
         for feeds in both:
             results = self.run(feeds)
-            shapes = {path + n: tuple(int(d) for d in s) for n, s in zip(self.produced, results, strict=False)}
+            shapes = {
+                path + n: tuple(int(d) for d in s)
+                for n, s in zip(self.produced, results[len(self.values) :], strict=True)
+            }
             shapes |= {path + n: v.shape for n, v in feeds.items() if n not in self.captured} | constants
-            found = dict(zip(self.values, results[len(self.produced) :], strict=True))
+            found = dict(zip(self.values, results, strict=False))
             seen.append((shapes, {path + n: v for n, v in found.items()}, self.dtypes))
             known.append(found | feeds)
         for node in self.graph.node:

@@ -50,7 +50,10 @@ class Session:
 
     threads: of one operator; 0 for a thread per core. spinning: ONNX Runtime's default, its idle threads keep their cores busy until
     they are wanted again. That is what a deployed model does and so what is timed (`latency`); elsewhere it takes the cores from
-    the linear algebra between two runs.
+    the linear algebra between two runs. A deployed model also keeps the memory of its largest run; elsewhere it is given back after
+    every run, since several models are loaded at once.
+
+    shapes_first: a `Shape` node runs as soon as its tensor is there, so that no tensor is kept for it until the end of the run.
 
     draws: the model draws random numbers. Unless it is timed, they are the same in every run and in every model that was made of it
     (`model/draws.py`).
@@ -65,11 +68,15 @@ class Session:
         optimized: bool = False,
         threads: int = 0,
         spinning: bool = False,
+        shapes_first: bool = False,
         what: str = "the model",
     ) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
+        options.enable_cpu_mem_arena = spinning
+        if shapes_first:
+            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         if not optimized:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

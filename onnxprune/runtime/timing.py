@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import ceil, sqrt
 from statistics import median
 
+from onnxprune.clock import Share, unshared
 from onnxprune.groups.observation import Feeds
 from onnxprune.model.interface import cut_feeds
 from onnxprune.runtime.session import Session
@@ -22,11 +23,16 @@ MOST = 200  # runs in a block
 
 
 def latency(
-    sessions: Sequence[Session], feeds: Feeds, repeats: int = 30, warmup: int = 3, seconds: float = 10.0
+    sessions: Sequence[Session],
+    feeds: Feeds,
+    repeats: int = 30,
+    warmup: int = 3,
+    seconds: float = 10.0,
+    share: Share = unshared,
 ) -> list[list[float]]:
     """Milliseconds per run of each session, one number for each of `repeats` rounds.
 
-    Stops early, after at least three counted rounds, once `seconds` have passed.
+    Stops early, after at least three counted rounds, once `seconds` have passed. share: told how much is done.
     """
     times: list[list[float]] = [[] for _ in sessions]
     fed = [cut_feeds(s.interface, feeds) for s in sessions]
@@ -35,6 +41,7 @@ def latency(
     for k in range(warmup + repeats):
         if k >= warmup + 3 and time.perf_counter() - begin > seconds:
             break
+        share(max(k / (warmup + repeats), min(1.0, (time.perf_counter() - begin) / seconds)))
         order = range(len(sessions)) if k % 2 else reversed(range(len(sessions)))
         for s in order:
             start = time.perf_counter()

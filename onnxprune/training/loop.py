@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from onnxprune.clock import Step
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array
 from onnxprune.training.functions.base import Tensor
@@ -112,7 +113,8 @@ def train(
             break
         running.append(loss)
         state.step += 1
-        progress(f"train {done:.0%}, loss {np.mean(running[-50:]):.4f}, held-out {state.best_loss:.4f}")
+        losses_now = f", loss {np.mean(running[-50:]):.4f}, held-out {state.best_loss:.4f}"
+        progress(Step("train", done, losses_now))
         due = (
             schedule.minutes is not None
             and time.perf_counter() - last_judged > 60 * schedule.minutes / schedule.evaluations

@@ -103,7 +103,7 @@ def _with_output_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
 def analysed(proto: onnx.ModelProto, inexact: bool = False) -> Analysis:
     loaded = load(proto)
     feeds = runtime.find_feeds(loaded)
-    return analyse(loaded, lambda wanted, typed: runtime.observe(loaded, feeds, wanted, typed), inexact)
+    return analyse(loaded, lambda wanted, typed: runtime.Probe(loaded, wanted, typed).observation(feeds), inexact)
 
 
 def found(analysis: Analysis) -> dict[str, int]:
@@ -128,7 +128,7 @@ def oracle(analysis: Analysis, share: float, seed: int, checker: bool = True) ->
     if checker:
         onnx.checker.check_model(pruned)
     keys = masked_keys(analysis, removed)
-    types = runtime.observe(analysis.model, analysis.feeds, set(), keys).dtypes
+    types = runtime.types_of(analysis.model, analysis.feeds, keys)
     reference = runtime.Session(Model(masked_original(analysis, removed, types)), what="the masked original")
     result = runtime.Session(Model(pruned), what="the pruned model")
     worst = 0.0
