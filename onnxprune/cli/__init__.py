@@ -8,6 +8,7 @@ from __future__ import annotations
 import click
 
 from onnxprune.cli import finetune, look, prune, sparsify
+from onnxprune.cli.allocation import give_back_large_blocks
 from onnxprune.version import __version__
 
 
@@ -15,6 +16,7 @@ from onnxprune.version import __version__
 @click.version_option(__version__, prog_name="onnxprune")
 def main() -> None:
     """Prune ONNX models: channels, heads, neurons; proved in ONNX Runtime."""
+    give_back_large_blocks()
 
 
 for command in (prune.prune, sparsify.sparsify, finetune.finetune, *look.COMMANDS):

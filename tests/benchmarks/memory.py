@@ -137,6 +137,9 @@ def prune(path: str, output: str) -> dict[str, Any]:
 
 def _staged(run: Callable[[Callable[[str], None]], Any]) -> dict[str, Any]:
     """The peak of every stage that `run` tells of."""
+    from onnxprune.cli.allocation import give_back_large_blocks
+
+    give_back_large_blocks()  # as the command line does
     stages: dict[str, float] = {}
     name = ["imports"]
 
