@@ -20,15 +20,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
-from onnxprune.groups.maps import Maps, Shape
+from onnxprune.groups.maps import Maps
 from onnxprune.groups.observation import Array
 from onnxprune.groups.units import Ids
 from onnxprune.ops.attention import TOKENS, silence
 from onnxprune.ops.base import CostContext, MapContext, MaskEdit, Rule, weights_at
 from onnxprune.ops.labelled import Operand, bind, flatten, named, unnamed
+from onnxprune.ops.linear import unpacked
 from onnxprune.ops.pointwise import tie_blocks
 
 
@@ -53,19 +55,22 @@ INPUTS = {
 
 @dataclass(frozen=True)
 class _Form:
-    """How weights are stored: codes per byte (1 for floats) of each layer, positions per block (0: one scale per row)."""
+    """How weights are stored: bits of a code (8 for floats, which are not packed), positions per block (0: one scale per row)."""
 
-    packed: tuple[int, int]
-    block: int
+    bits: int = 8
+    block: int = 0
 
     @staticmethod
-    def of(attrs: dict[str, object], is_coded: bool) -> _Form:
-        bits = [8, 8]
-        if is_coded:
-            common = attrs.get("expert_weight_bits", 4)
-            bits = [int(attrs.get(f"fc{n}_expert_weight_bits", common)) for n in (1, 2)]  # type: ignore[call-overload]
-        block = int(attrs.get("block_size", 0)) if is_coded else 0  # type: ignore[call-overload]
-        return _Form((8 // bits[0], 8 // bits[1]), max(0, block))
+    def of(attrs: dict[str, Any], where: _Inputs) -> _Form:
+        if where.scales is None:
+            return _Form()
+        bits = attrs.get("fc1_expert_weight_bits", attrs.get("expert_weight_bits", 4))
+        return _Form(int(bits), max(0, int(attrs.get("block_size", 0))))
+
+    @property
+    def packed(self) -> int:
+        """Codes per byte."""
+        return 8 // self.bits
 
 
 def experts(ctx: MapContext) -> list[Maps]:
@@ -78,8 +83,8 @@ def experts(ctx: MapContext) -> list[Maps]:
     if reason := _unknown_form(ctx, where):
         ctx.pin_axes(0, (last,), reason)
         return ctx.nothing()
-    form = _Form.of(ctx.attrs, where.scales is not None)
-    inner = ctx.shape(where.weights[1])[2] * form.packed[1]
+    form = _Form.of(ctx.attrs, where)
+    inner = ctx.shape(where.weights[1])[2] * form.packed
     labels = ("t", "h") if last == 1 else ("b", "s", "h")
     x = flatten(ctx, Operand(labels, ctx.shape(0), named(ctx.maps(0), labels)), TOKENS)
     hidden = [f.ids for f in x.facets]
@@ -106,11 +111,15 @@ def _unknown_form(ctx: MapContext, where: _Inputs) -> str:
         return "has gates apart from their values (swiglu_fusion is not 1), which ONNX Runtime does not run on the CPU"
     if where.scales is None or where.zeros is None:
         return ""
+    if activation != "swiglu" and int(ctx.attr("swiglu_fusion", 0)):
+        return f"has swiglu_fusion beside the activation '{activation}', for which ONNX Runtime reads beyond its weights"
     kind = ctx.attr("quant_type", "int")
     kind = kind.decode() if isinstance(kind, bytes) else kind
-    bits = [int(ctx.attr(f"fc{n}_expert_weight_bits", ctx.attr("expert_weight_bits", 4))) for n in (1, 2)]
-    if kind != "int" or any(n not in (2, 4, 8) for n in bits) or any(ctx.has(i) for i in where.others):
-        return f"has codes of kind '{kind}' with {bits[0]} and {bits[1]} bits, whose layout its rule does not cover"
+    bits = {int(ctx.attr(f"fc{n}_expert_weight_bits", ctx.attr("expert_weight_bits", 4))) for n in (1, 2)}
+    if kind != "int" or not (len(bits) == 1 and bits <= {2, 4, 8}) or any(ctx.has(i) for i in where.others):
+        return f"has codes of kind '{kind}' with {' and '.join(map(str, sorted(bits)))} bits, which its rule does not cover"
+    if bits == {2} and int(ctx.attr("block_size", 0)) >= 32:
+        return "has codes of 2 bits in blocks of 32 or more, which ONNX Runtime rounds otherwise in other widths"
     if int(ctx.attr("weights_prepacked", -1)) == 1:
         return "has weights that are packed for one execution provider"
     if any(not ctx.has(i) or not ctx.is_lazy(i) for i in (*where.weights, *where.scales)):
@@ -126,11 +135,11 @@ def _layer(ctx: MapContext, n: int, rows: Ids | None, hidden: list[Ids], inner: 
     rows: units `[E, O]` of the outputs, None where they are the `hidden` ones `[H]`; inner: units `[E, K]` of the inputs, likewise.
     """
     where = INPUTS[ctx.node.op]
-    form = _Form.of(ctx.attrs, where.scales is not None)
+    form = _Form.of(ctx.attrs, where)
     outputs = [rows] if rows is not None else [h[None] for h in hidden]
     inputs = [inner] if inner is not None else [h[None] for h in hidden]
     zeros = where.zeros[n] if where.zeros is not None and ctx.has(where.zeros[n]) else None
-    byte, block = form.packed[n], form.block
+    byte, block = form.packed, form.block
     together = (block * (byte if zeros is not None else 1)) if block else byte
     inputs = _kept_together(ctx, inputs, together, "inputs")
     if zeros is not None and not block:
@@ -177,22 +186,21 @@ def silence_experts(edit: MaskEdit) -> None:
 def silence_codes(edit: MaskEdit) -> None:
     """Bytes of removed inner positions become codes of zero: the zero points of their row or block, else half of the codes' range."""
     where = INPUTS["QMoE"]
-    form = _Form.of(edit.attrs, True)
+    form = _Form.of(edit.attrs, where)
     assert where.zeros is not None
-    i, byte = where.weights[1], form.packed[1]
-    codes, bits = edit.constant(i), 8 // byte
+    i, byte = where.weights[1], form.packed
+    codes, bits = edit.constant(i), form.bits
     if codes is None:
         return
     table: Array = np.full((1, 1, 1), 1 << (bits - 1), np.int64)
     if edit.has(where.zeros[1]):
         stored = edit.constant(where.zeros[1])
         assert stored is not None
-        shifts = np.arange(byte) * bits
-        unpacked = (stored[..., None].astype(np.int64) >> shifts & ((1 << bits) - 1)).reshape(*stored.shape[:-1], -1)
+        points = unpacked(stored, bits).astype(np.int64)
         if form.block:
-            table = np.repeat(unpacked, form.block // byte, axis=2)[:, :, : codes.shape[2]]
+            table = np.repeat(points, form.block // byte, axis=2)[:, :, : codes.shape[2]]
         else:
-            table = unpacked[:, : codes.shape[1], None]
+            table = points[:, : codes.shape[1], None]
     zero = table * (255 // ((1 << bits) - 1))  # the same code in every place of the byte
     edit.set_constant(i, np.where(edit.removed(i), zero.astype(codes.dtype), codes))
 
@@ -214,14 +222,9 @@ def _macs(cost: CostContext, where: _Inputs) -> int:
     first, second = (cost.inputs[i] for i in where.weights)
     if x is None or first is None or second is None:
         return 0
-    form = _Form.of(cost.attrs, where.scales is not None)
+    form = _Form.of(cost.attrs, where)
     visits = min(int(cost.attrs.get("k", 1)), first[0])
-    return prod(x[:-1]) * visits * sum(_size(w, n) for w, n in zip((first, second), form.packed, strict=True))
-
-
-def _size(weights: Shape, packed: int) -> int:
-    """Weights of one expert."""
-    return prod(weights[1:]) * packed
+    return prod(x[:-1]) * visits * (prod(first[1:]) + prod(second[1:])) * form.packed
 
 
 RULES = [
