@@ -184,7 +184,10 @@ def zero_inside(model: ModelProto, plan: onnxprune.Plan) -> None:
                 m
                 for g in plan.groups
                 for m in g.members
-                if m.node and m.node.rpartition(":")[0] in raw and m.node.rpartition(":")[2] == str(i) and m.axis == INSIDE[node.op_type]
+                if m.node
+                and m.node.rpartition(":")[0] in raw
+                and m.node.rpartition(":")[2] == str(i)
+                and m.axis == INSIDE[node.op_type]
             ]
             if cuts and name in values:
                 array = values[name].copy()

@@ -112,7 +112,9 @@ def _unknown_form(ctx: MapContext, where: _Inputs) -> str:
     if where.scales is None or where.zeros is None:
         return ""
     if activation != "swiglu" and int(ctx.attr("swiglu_fusion", 0)):
-        return f"has swiglu_fusion beside the activation '{activation}', for which ONNX Runtime reads beyond its weights"
+        return (
+            f"has swiglu_fusion beside the activation '{activation}', for which ONNX Runtime reads beyond its weights"
+        )
     kind = ctx.attr("quant_type", "int")
     kind = kind.decode() if isinstance(kind, bytes) else kind
     bits = {int(ctx.attr(f"fc{n}_expert_weight_bits", ctx.attr("expert_weight_bits", 4))) for n in (1, 2)}
@@ -197,10 +199,8 @@ def silence_codes(edit: MaskEdit) -> None:
         stored = edit.constant(where.zeros[1])
         assert stored is not None
         points = unpacked(stored, bits).astype(np.int64)
-        if form.block:
-            table = np.repeat(points, form.block // byte, axis=2)[:, :, : codes.shape[2]]
-        else:
-            table = points[:, : codes.shape[1], None]
+        blocks = points if form.block else points[:, : codes.shape[1], None]
+        table = np.repeat(blocks, form.block // byte or 1, axis=2)[:, :, : codes.shape[2]]
     zero = table * (255 // ((1 << bits) - 1))  # the same code in every place of the byte
     edit.set_constant(i, np.where(edit.removed(i), zero.astype(codes.dtype), codes))
 

@@ -149,7 +149,13 @@ def block_linear(ctx: LinearContext) -> Linear | None:
     """Codes that are stored, with scales and zero points; the bias is input 5, or what an Add behind the node adds."""
     n, k, size, bits = (int(ctx.attrs.get(x, d)) for x, d in (("N", 0), ("K", 0), ("block_size", 0), ("bits", 4)))
     is_stored = all(not ctx.has(i) or ctx.is_constant[i] for i in (1, 2, 3, 5))
-    if not is_stored or ctx.is_constant[0] or ctx.has(4) or ctx.attrs.get("weight_prepacked", 0) or bits not in (2, 4, 8):
+    if (
+        not is_stored
+        or ctx.is_constant[0]
+        or ctx.has(4)
+        or ctx.attrs.get("weight_prepacked", 0)
+        or bits not in (2, 4, 8)
+    ):
         return None
     scales, points = ctx.value(2), ctx.value(3)
     blocks = -(-k // size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnx import numpy_helper
 import onnxprune
 from onnxprune import Budget
 from onnxprune.ops.base import CostContext
-from onnxprune.ops.experts import coded_experts_macs, experts_macs
+from onnxprune.ops.experts import INPUTS, _unknown_form, coded_experts_macs, experts_macs
 from tests.oracle import Array, check, deviation, dims, feeds, masked, net, pins, prune, removed, session
 
 MS = ', "com.microsoft" : 1'
@@ -47,8 +48,8 @@ def floats(activation: str = "relu", inner: int = 12, bias: bool = True, batch: 
 
 def bits_of(stored: Array, bits: int) -> Array:
     """Codes of bytes, one after the other, the lowest bits first."""
-    parts = [(stored >> np.uint8(k)) % (1 << bits) for k in range(0, 8, bits)]
-    return np.stack(parts, axis=-1).reshape(*stored.shape[:-1], -1).astype(np.int64)
+    parts = [stored.astype(np.int64) >> k & (1 << bits) - 1 for k in range(0, 8, bits)]
+    return np.stack(parts, axis=-1).reshape(*stored.shape[:-1], -1)
 
 
 def coded(
@@ -63,14 +64,11 @@ def coded(
         constants[f"s{n}"] = (rng.uniform(0.5, 1, scales) / 2**bits).astype(np.float32)
         constants[f"b{n}"] = rng.standard_normal((EXPERTS, rows)).astype(np.float32)
         if zero:
-            points = (*scales[:-1], -(-scales[-1] * bits // 8))
-            constants[f"z{n}"] = rng.integers(0, 256, points).astype(np.uint8)
+            constants[f"z{n}"] = rng.integers(0, 256, (*scales[:-1], -(-scales[-1] * bits // 8))).astype(np.uint8)
     attributes = f'k=2, activation_type="{activation}", swiglu_fusion={int(gated)}, normalize_routing_weights=1'
     attributes += f", expert_weight_bits={bits}" + (f", block_size={block}" if block else "") + more
     points = ", , , , z1, z2" if zero else ""
-    return net(
-        text(f"QMoE<{attributes}>(h, f, w1, s1, b1, w2, s2, b2{points})"), domains=MS, constants=constants
-    )
+    return net(text(f"QMoE<{attributes}>(h, f, w1, s1, b1, w2, s2, b2{points})"), domains=MS, constants=constants)
 
 
 def weights(values: dict[str, Array], n: int, bits: int, block: int) -> Array:
@@ -188,12 +186,13 @@ def test_weights_that_are_cast() -> None:
     check(original, [HIDDEN, 12])
 
 
-def test_the_whole_of_a_layer_follows_a_cost_and_data(tmp_path: Path) -> None:
+def test_experts_are_pruned_to_a_cost_with_data(tmp_path: Path) -> None:
     x = np.random.default_rng(1).normal(size=(24, 3, 6)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x)
     made = onnxprune.prune(floats(), Budget("macs", 0.5), data=str(tmp_path / "x.npz"), round_to=1, benchmark=False)
-    assert made.plan.macs.after <= made.plan.macs.before / 2
-    assert made.plan.macs.before == (6 * 32 + 32 * 4 + 2 * 12 * (32 + 32) + 32 * 5) * made.plan.macs.before // 2016
+    macs = made.plan.macs
+    assert macs is not None and macs.after <= macs.before / 2
+    assert macs.before % (6 * 32 + 32 * 4 + 2 * 12 * (32 + 32) + 32 * 5) == 0  # per token
 
 
 # ---------------------------------------------------------------- codes
@@ -204,7 +203,7 @@ def test_the_whole_of_a_layer_follows_a_cost_and_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("bits", "block"), [(2, 0), (4, 0), (8, 0), (2, 16), (4, 16), (4, 32)])
 def test_experts_of_codes_by_hand(activation: str, zero: bool, bits: int, block: int) -> None:
     """Bytes and blocks go whole; where zero points of blocks share a byte, the blocks do too."""
-    inner = 128 if zero and block else 64
+    inner = 256 if block else 64
     original = coded(activation, inner, bits, block, zero)
     made = equals_by_hand(original, activation, bits, block)
     if block and not zero:
@@ -236,16 +235,26 @@ def test_pieces_that_are_not_whole_are_named() -> None:
     )
 
 
+def test_codes_whose_rounding_depends_on_the_width_are_named() -> None:
+    original = coded(bits=2, block=32)
+    assert "has codes of 2 bits in blocks of 32 or more" in pins(original)
+    check(original)
+
+
 @pytest.mark.parametrize(
-    ("original", "reason"),
+    ("attributes", "reason"),
     [
-        (coded(bits=2, block=32), "has codes of 2 bits in blocks of 32 or more"),
-        (coded(more=", weights_prepacked=1"), "has weights that are packed for one execution provider"),
-        (coded("relu", more=", swiglu_fusion=1").__class__(), ""),
+        ({"activation_type": b"relu", "swiglu_fusion": 1}, "has swiglu_fusion beside the activation 'relu'"),
+        ({"weights_prepacked": 1}, "has weights that are packed for one execution provider"),
+        ({"quant_type": b"fp8"}, "has codes of kind 'fp8'"),
+        ({"fc2_expert_weight_bits": 8}, "has codes of kind 'int' with 4 and 8 bits"),
+        ({"activation_type": b"geglu"}, "has the activation 'geglu'"),
     ],
 )
-def test_forms_that_cannot_be_proved_are_named(original: onnx.ModelProto, reason: str) -> None:
-    assert not reason or reason in pins(original)
+def test_forms_that_are_not_followed_are_named(attributes: dict[str, Any], reason: str) -> None:
+    """ONNX Runtime 1.32 does not run them here, or reads gates that are not there."""
+    context: Any = SimpleNamespace(attr=lambda name, default: attributes.get(name, default), has=lambda i: False)
+    assert reason in _unknown_form(context, INPUTS["QMoE"])
 
 
 @pytest.mark.parametrize(
@@ -259,7 +268,7 @@ def test_what_onnx_runtime_does_not_run_is_said(node: str, sentence: str) -> Non
     declared = f", float[{EXPERTS},24,{HIDDEN}] w1, float[{EXPERTS},{HIDDEN},12] w2"
     declared += f", float[{EXPERTS},24,{HIDDEN}] w3" if "w3" in node else ""
     original = net(text(node, declared), domains=MS, constants={"flat": np.array([-1, EXPERTS])})
-    with pytest.raises(onnxprune.OnnxpruneError, match=sentence):
+    with pytest.raises(onnxprune.BadInputError, match=sentence):
         prune(original, 0.5)
 
 
