@@ -162,15 +162,21 @@ def masked(model: ModelProto, plan: onnxprune.Plan, example: dict[str, Array]) -
         del graph.node[:]
         graph.node.extend(nodes)
         del graph.value_info[:]
-    zero_recurrences(copy, plan)
+    zero_inside(copy, plan)
     return copy
 
 
-def zero_recurrences(model: ModelProto, plan: onnxprune.Plan) -> None:
-    """A recurrence hands its hidden state on inside the node, where no mask reaches it: its gates' weights are zeroed instead."""
+INSIDE = {"LSTM": 1, "GRU": 1, "RNN": 1, "MoE": 2}  # the axis of the weights whose zeros silence what lives inside
+
+
+def zero_inside(model: ModelProto, plan: onnxprune.Plan) -> None:
+    """A recurrence hands its hidden state on inside the node, experts their inner positions, where no mask reaches them.
+
+    The weights that compute or read them are zeroed instead.
+    """
     values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type not in ("LSTM", "GRU", "RNN"):
+        if node.op_type not in INSIDE:
             continue
         raw = {o.removesuffix("//raw") for o in node.output}
         for i, name in enumerate(node.input):
@@ -178,7 +184,10 @@ def zero_recurrences(model: ModelProto, plan: onnxprune.Plan) -> None:
                 m
                 for g in plan.groups
                 for m in g.members
-                if m.node and m.node.rpartition(":")[0] in raw and m.node.rpartition(":")[2] == str(i) and m.axis == 1
+                if m.node
+                and m.node.rpartition(":")[0] in raw
+                and m.node.rpartition(":")[2] == str(i)
+                and m.axis == INSIDE[node.op_type]
             ]
             if cuts and name in values:
                 array = values[name].copy()

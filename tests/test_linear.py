@@ -268,7 +268,7 @@ def layers(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> list[L
         shapes.setdefault(v.name, tuple(d.dim_value for d in v.type.tensor_type.shape.dim))
     for t in model.graph.initializer:
         shapes[t.name] = tuple(t.dims)
-    return find_layers(model, shapes.get, steps.is_plain)
+    return find_layers(model, shapes.get, steps.is_plain, steps.constant)
 
 
 def test_layers_and_where_their_biases_are() -> None:

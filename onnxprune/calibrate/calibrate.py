@@ -55,7 +55,7 @@ def calibrate(
             return tuple(steps.constant(key).shape)
         return shapes.get(key)
 
-    layers = [x for x in find_layers(flat, shape, steps.is_plain) if not steps.is_constant(x.x)]
+    layers = [x for x in find_layers(flat, shape, steps.is_plain, steps.constant) if not steps.is_constant(x.x)]
     weights = {x.key: x.linear.matrix(steps.constant(x.w).astype(np.float32)) for x in layers}
     inputs = list(dict.fromkeys(x.x for x in layers))
     names = judged.names

@@ -14,6 +14,7 @@ from onnxprune.ops import (
     attention,
     control,
     conv,
+    experts,
     fused,
     growing,
     indexing,
@@ -43,6 +44,7 @@ RULES: list[Rule] = [
     *recurrent.RULES,
     *attention.RULES,
     *fused.RULES,
+    *experts.RULES,
     *quantized.RULES,
     *misc.RULES,
 ]

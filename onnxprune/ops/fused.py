@@ -13,7 +13,7 @@ from onnxprune.groups.maps import Facet, Maps, simplify, varying
 from onnxprune.groups.units import Ids
 from onnxprune.ops.base import CostContext, Edit, MapContext, Rule
 from onnxprune.ops.labelled import Label, Named, Operand, bind, combine, named, operand, unnamed
-from onnxprune.ops.linear import LinearContext
+from onnxprune.ops.linear import Blocks, Linear, LinearContext, unpacked
 from onnxprune.ops.matmul import gemm, gemm_macs, gemm_weights
 from onnxprune.ops.pointwise import broadcast, tie_blocks
 
@@ -145,6 +145,37 @@ def follow_blocks(edit: Edit) -> None:
             edit.set_attr(name, after)
 
 
+def block_linear(ctx: LinearContext) -> Linear | None:
+    """Codes that are stored, with scales and zero points; the bias is input 5, or what an Add behind the node adds."""
+    n, k, size, bits = (int(ctx.attrs.get(x, d)) for x, d in (("N", 0), ("K", 0), ("block_size", 0), ("bits", 4)))
+    is_stored = all(not ctx.has(i) or ctx.is_constant[i] for i in (1, 2, 3, 5))
+    if (
+        not is_stored
+        or ctx.is_constant[0]
+        or ctx.has(4)
+        or ctx.attrs.get("weight_prepacked", 0)
+        or bits not in (2, 4, 8)
+    ):
+        return None
+    scales, points = ctx.value(2), ctx.value(3)
+    blocks = -(-k // size)
+    if scales is None or scales.size != n * blocks or prod(ctx.shape(1)) != n * blocks * size * bits // 8:
+        return None
+    zeros = np.full((n, blocks), 1 << (bits - 1))
+    if points is not None:
+        rows = points.reshape(n, -1)
+        zeros = (unpacked(rows, bits) if rows.dtype == np.uint8 else rows)[:, :blocks]
+    return Blocks(
+        k,
+        b=5 if ctx.has(5) else None,
+        bits=bits,
+        size=size,
+        stored=ctx.shape(1),
+        scales=scales.reshape(n, blocks).astype(np.float64),
+        zeros=zeros.astype(np.float64),
+    )
+
+
 def block_macs(cost: CostContext) -> int:
     out = cost.outputs[0]
     return 0 if out is None else prod(out) * int(cost.attrs.get("K", 0))
@@ -231,6 +262,7 @@ RULES = [
         block_matmul,
         adjust=follow_blocks,
         macs=block_macs,
+        linear=block_linear,
         note="of the contracted axis, whole blocks go",
     ),
     Rule(("com.microsoft::GatherBlockQuantized",), "movement", gather_blocks, note="of the width, whole blocks go"),

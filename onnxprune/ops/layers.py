@@ -8,6 +8,7 @@ from functools import partial
 from onnx import ModelProto, NodeProto, helper
 
 from onnxprune.groups.maps import Shape
+from onnxprune.groups.observation import Array
 from onnxprune.ops import failures, rule_for
 from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.linear import LinearContext, Product
@@ -17,8 +18,9 @@ def find_layers(
     proto: ModelProto,
     shape: Callable[[str], Shape | None],
     is_constant: Callable[[str], bool],
+    constant: Callable[[str], Array],
 ) -> list[LinearLayer]:
-    """All layers in graph order. `shape(key)` may be unknown (None): such a node is no layer."""
+    """All layers in graph order. `shape(key)` may be unknown (None): such a node is no layer. constant: values of those that are one."""
     readers: dict[str, list[tuple[int, int]]] = {}
     for k, node in enumerate(proto.graph.node):
         for i, name in enumerate(node.input):
@@ -33,7 +35,8 @@ def find_layers(
         if any(s is None for s, n in zip(shapes, node.input, strict=True) if n) or shape(node.output[0]) is None:
             continue
         attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        context = LinearContext(attrs, shapes, tuple(bool(n) and is_constant(n) for n in node.input))
+        fixed = tuple(bool(n) and is_constant(n) for n in node.input)
+        context = LinearContext(attrs, shapes, fixed, _values(node, fixed, constant))
         found = failures.attempt(rule, "linear", failures.label(node), partial(rule.linear, context), None)
         if found is None:
             continue
@@ -46,6 +49,12 @@ def find_layers(
         y = node.output[0]
         layers.append(LinearLayer(k, y, found, node.input[found.x], node.input[found.w], bias, y, adder))
     return layers
+
+
+def _values(
+    node: NodeProto, fixed: tuple[bool, ...], constant: Callable[[str], Array]
+) -> Callable[[int], Array | None]:
+    return lambda i: constant(node.input[i]) if i < len(fixed) and fixed[i] else None
 
 
 def _adder(

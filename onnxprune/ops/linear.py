@@ -12,12 +12,13 @@ For a convolution X is the im2col of its input, zeros of the padding included. R
     rows(x, y, picks), targets(y, picks)         X [g, p, K] and Y [g, p, O] at picked positions
     matrix(w), kernel(matrix)                    W [g, K, O] and back
     bias(b), stored_bias(values)                 b [g, O] (None where it is not one number per output) and back
+    is_rounded      w is kept in codes, so that matrix(kernel(W)) is W rounded
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -33,11 +34,15 @@ Picks = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class LinearContext:
-    """What a `linear` rule sees: attributes and concrete shapes of the inputs (None where skipped); `is_constant` per input."""
+    """What a `linear` rule sees: attributes and concrete shapes of the inputs (None where skipped); `is_constant` per input.
+
+    value: of a constant input; None where only shapes are looked at.
+    """
 
     attrs: dict[str, Any]
     shapes: tuple[Shape | None, ...]
     is_constant: tuple[bool, ...]
+    value: Callable[[int], Array | None] = lambda i: None
 
     def has(self, i: int) -> bool:
         return i < len(self.shapes) and self.shapes[i] is not None
@@ -64,6 +69,7 @@ class Product:
     b: int | None = None
 
     groups = 1
+    is_rounded = False
 
     @property
     def x(self) -> int:
@@ -109,6 +115,50 @@ class Product:
         return np.asarray(values.reshape(-1) / self.beta)
 
 
+def unpacked(stored: Array, bits: int) -> Array:
+    """Codes of 2, 4 or 8 bits `[.., bytes * 8 / bits]` of bytes `[.., bytes]`, the lowest bits first."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    codes = stored[..., None] >> shifts & np.uint8((1 << bits) - 1)
+    return np.asarray(codes.reshape(*stored.shape[:-1], -1))
+
+
+def packed(codes: Array, bits: int) -> Array:
+    """Bytes of codes: `unpacked` backwards."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    parts = codes.reshape(*codes.shape[:-1], -1, shifts.size).astype(np.uint8) << shifts
+    return np.asarray(np.bitwise_or.reduce(parts, axis=-1))
+
+
+@dataclass(frozen=True)
+class Blocks(Product):
+    """y = x W with W kept as codes `[O, blocks, bytes]`: W[k, o] = (code - zero) * scale, with one of each per block of `size` inputs.
+
+    stored: shape of the codes. scales, zeros: `[O, blocks]`.
+    """
+
+    bits: int = 4
+    size: int = 32
+    stored: Shape = ()
+    scales: Floats = field(default_factory=lambda: np.ones((1, 1)), repr=False, compare=False)
+    zeros: Floats = field(default_factory=lambda: np.zeros((1, 1)), repr=False, compare=False)
+
+    is_rounded = True
+
+    def matrix(self, w: Array) -> Array:
+        codes = unpacked(w.astype(np.uint8).reshape(*self.scales.shape, -1), self.bits)
+        values = (codes - self.zeros[..., None]) * self.scales[..., None]
+        return np.ascontiguousarray(values.reshape(len(self.scales), -1)[:, : self.width].T)[None]
+
+    def kernel(self, matrix: Array) -> Array:
+        """The nearest codes; the scales stay."""
+        outputs, blocks = self.scales.shape
+        values = np.zeros((outputs, blocks * self.size))
+        values[:, : self.width] = matrix[0].T
+        scales = np.where(self.scales == 0, 1.0, self.scales)[..., None]
+        found = np.rint(values.reshape(outputs, blocks, -1) / scales + self.zeros[..., None])
+        return packed(np.clip(found, 0, (1 << self.bits) - 1), self.bits).reshape(self.stored)
+
+
 @dataclass(frozen=True)
 class Sliding:
     """A convolution of any rank: x [N, g*i, S...], W [g*o, i, k...]; `before` is the padding in front of each spatial axis.
@@ -130,6 +180,7 @@ class Sliding:
     x = 0
     w = 1
     channel_axis = 1
+    is_rounded = False
 
     @property
     def channels(self) -> NDArray[np.int64]:

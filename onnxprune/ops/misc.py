@@ -201,8 +201,6 @@ PINNED = {
     "ai.onnx.ml::TreeEnsembleClassifier ai.onnx.ml::TreeEnsembleRegressor ai.onnx.ml::ZipMap": "reads features by their "
     "position",
     "com.microsoft::MatMulBnb4 com.microsoft::MatMulFpQ4": "quantizes its weights in blocks of a few bits, one after the other",
-    "com.microsoft::MoE com.microsoft::QMoE": "holds its experts in one node, whose weights are not followed (experts written as "
-    "MatMuls are pruned)",
     "com.microsoft::DecoderMaskedMultiHeadAttention com.microsoft::SparseAttention com.microsoft::PackedAttention "
     "com.microsoft::PackedMultiHeadAttention com.microsoft::LongformerAttention com.microsoft::DecoderAttention "
     "com.microsoft::PagedAttention com.microsoft::AttnLSTM com.microsoft::WordConvEmbedding "

@@ -117,7 +117,7 @@ class _Repairs:
                 return tuple(self.new.constant(key).shape)
             return shapes.new(key) if key in analysis.observation.shapes else None
 
-        found = find_layers(self.flat, shape, self.new.is_plain)
+        found = find_layers(self.flat, shape, self.new.is_plain, self.new.constant)
         known = {x.key for x in calibration.layers}
         self.layers = [x for x in found if x.key in known and not self.new.is_constant(x.x)]
         self.pairing = Pairing(self.new, self.old, self.layers)
@@ -311,6 +311,7 @@ class _Repairs:
     def _set_bias(self, layer: LinearLayer, bias: Floats, dtype: np.dtype[np.generic]) -> None:
         if layer.adder is None:
             assert layer.linear.b is not None
+            dtype = self.new.constant(layer.b).dtype if layer.b else dtype
             self._set(layer.node, layer.key, layer.linear.b, layer.linear.stored_bias(bias), dtype)
             return
         node, i = layer.adder
@@ -320,8 +321,9 @@ class _Repairs:
 
     def _as_read(self, layer: LinearLayer, w: Floats) -> Floats:
         """The weights as the layer reads them: rounded, where they are kept in codes."""
-        kernel = self.new.as_read(layer.w, layer.linear.kernel(w))
-        return w if kernel is None else layer.linear.matrix(kernel.astype(np.float64))
+        kernel = layer.linear.kernel(w)
+        read = kernel if layer.linear.is_rounded else self.new.as_read(layer.w, kernel)
+        return w if read is None else layer.linear.matrix(read.astype(np.float64))
 
     def _set(self, node: int, key: str, i: int, value: Array, dtype: np.dtype[np.generic], readers: int = 1) -> None:
         """readers: nodes that get the same value at this input."""

@@ -12,6 +12,8 @@ import pytest
 
 import onnxprune
 from onnxprune import Budget
+from onnxprune.ops.fused import block_linear
+from onnxprune.ops.linear import Blocks, LinearContext
 from tests.oracle import Array, attribute, check, deviation, dims, feeds, masked, net, node, pins, prune, reach, session
 
 MS = ', "com.microsoft" : 1'
@@ -136,6 +138,62 @@ def test_whole_blocks_of_matmul_n_bits_go(zero: bool, flat: bool) -> None:
     made = prune(original, 0.5)
     attributes = [attribute(node(made.model, "MatMulNBits", k), x) for k in (0, 1) for x in "KN"]
     assert attributes == ([32, 64, 64, 32] if zero else [32, 48, 48, 32])
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("zero", [False, True])
+def test_layers_of_matmul_n_bits_are_fitted(tmp_path: Path, zero: bool, flat: bool) -> None:
+    """What is fitted is written back as codes of the same scales and zero points, nearer to the original than those that were cut."""
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(1).normal(size=(40, 3, 6)).astype(np.float32))
+    data = str(tmp_path / "x.npz")
+    original = n_bits(zero, flat)
+    made = onnxprune.prune(original, Budget("ratio", 0.5), data=data, round_to=1, benchmark=False)
+    cut = onnxprune.prune(original, plan=made.plan, recover="none", benchmark=False)
+    repair = made.report.repair
+    assert repair is not None and {f.layer for f in repair.fits} == {"h", "f", "k", "y"}
+    fits = {f.layer: f.error for f in repair.fits}
+    assert fits["f"].after < 0.5 * fits["f"].before and fits["k"].after < 0.6 * fits["k"].before
+    assert repair.damage.before is not None and repair.damage.after is not None
+    assert repair.damage.after < 0.1 * repair.damage.before
+    fitted, sliced = ({t.name: onnx.numpy_helper.to_array(t) for t in m.model.graph.initializer} for m in (made, cut))
+    for name in ("p", "q"):
+        assert fitted[name].dtype == np.uint8 and (fitted[name] != sliced[name]).any()
+    for name in ("ps", "qs", *(("pz", "qz") if zero else ())):
+        assert np.array_equal(fitted[name], sliced[name])
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_codes_are_decoded_as_the_node_does(bits: int) -> None:
+    """A last block that is not whole, zero points packed: matrix(codes) is what the node multiplies by, and kernel(matrix) the codes."""
+    rng = np.random.default_rng(bits)
+    n, k, size = 6, 40, 16
+    codes, row = rng.integers(0, 256, (n, 3, size * bits // 8)).astype(np.uint8), -(-3 * bits // 8)
+    constants: dict[str, Array] = {
+        "b": codes,
+        "s": rng.uniform(0.1, 0.3, (n, 3)).astype(np.float32),
+        "z": rng.integers(0, 256, (n, row)).astype(np.uint8),
+        "c": rng.standard_normal(n).astype(np.float32),
+    }
+    original = net(
+        f"""g (float[M,{k}] x) => (float[M,{n}] y) {{
+            y = com.microsoft.MatMulNBits<K={k}, N={n}, bits={bits}, block_size={size}>(x, b, s, z, , c)
+        }}""",
+        domains=MS,
+        constants=constants,
+    )
+    names = list(node(original, "MatMulNBits").input)
+    shapes = tuple((2, k) if x == "x" else constants[x].shape if x else None for x in names)
+    attrs = {"K": k, "N": n, "bits": bits, "block_size": size}
+    context = LinearContext(attrs, shapes, tuple(x in constants for x in names), lambda i: constants.get(names[i]))
+    linear = block_linear(context)
+    assert isinstance(linear, Blocks) and linear.b == 5
+    x = rng.standard_normal((4, k)).astype(np.float32)
+    matrix = linear.matrix(codes.astype(np.float64))
+    wanted = (x @ matrix[0] + constants["c"]).astype(np.float32)
+    assert deviation([wanted], session(original).run(None, {"x": x})) < 1e-5
+    again = linear.kernel(matrix)
+    assert again.shape == codes.shape and again.dtype == np.uint8
+    assert np.array_equal(linear.matrix(again), matrix)  # codes of the last block's padding say nothing
 
 
 def test_odd_blocks_that_share_bytes_of_zero_points_are_named() -> None:
