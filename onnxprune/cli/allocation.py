@@ -1,8 +1,8 @@
 """The C library gives large blocks of memory back to the system as soon as they are free.
 
 glibc takes blocks above a threshold from the system one by one, and gives them back one by one; but it raises that threshold, up to
-32 MB, with every such block that is freed. From then on activations of that size lie on the heap, and what is free between others stays with the
-process: three times what a run needs, as measured on a transformer of images. A threshold that was set does not rise.
+32 MB, with every such block that is freed. From then on activations of that size lie on the heap, and what is free between others stays
+with the process: three times what a run needs, as measured on a transformer of images. A threshold that was set does not rise.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds
-from onnxprune.model.draws import draws, seeded
+from onnxprune.model.draws import drawn, draws
 from onnxprune.model.interface import Interface, cut_feeds, filled_values, interface_of
 from onnxprune.model.loaded import Model
 from onnxprune.runtime.refusal import first_line, refusal
@@ -85,13 +85,15 @@ class Session:
         for library in _custom_ops:
             options.register_custom_ops_library(library)
         self.draws = not spinning and draws(model.proto)
-        data = (seeded(model.proto) if self.draws else model.proto).SerializeToString()
+        proto = drawn(model.proto) if self.draws else model.proto
+        self._redraws = self.draws and draws(proto)
+        data = proto.SerializeToString()
         self._make = partial(ort.InferenceSession, data, options, providers=["CPUExecutionProvider"])
         try:
             self._session = self._make()
         except Exception as error:  # onnxruntime raises many unrelated types
             raise BadInputError(refusal(model.proto, what, error)) from None
-        if not self.draws:
+        if not self._redraws:
             del self._make
         self._is_fresh = True
         self.interface: Interface = interface_of(model.proto)
@@ -101,7 +103,7 @@ class Session:
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> list[Array]:
         """The values of `outputs` (all by default), as the model gives them. feeds: may be those of its original."""
         feeds = cut_feeds(self.interface, feeds) if self.interface else feeds
-        if self.draws and not self._is_fresh:  # a session goes on drawing where its last run stopped
+        if self._redraws and not self._is_fresh:  # a session goes on drawing where its last run stopped
             self._session = self._make()
         self._is_fresh = False
         try:

@@ -10,7 +10,8 @@ import pytest
 
 import onnxprune
 from onnxprune import Budget, VerificationError
-from onnxprune.model.draws import draws, seeded
+from onnxprune.model.draws import drawn, draws, seeded
+from onnxprune.model.loaded import Model
 from onnxprune.runtime import session as sessions
 from tests.oracle import net
 
@@ -96,3 +97,34 @@ def test_an_original_that_does_not_equal_itself_is_called_that(monkeypatch: pyte
         onnxprune.prune(original, Budget("ratio", 0.5), round_to=1, benchmark=False)
     said = str(caught.value)
     assert "node 'noise' (RandomNormalLike)" in said and "original itself" in said and "report" not in said
+
+
+LIKE = {
+    "RandomNormalLike<mean=2.0,scale=3.0>(x)": (2.0, 3.0),
+    "RandomUniformLike<low=-1.0,high=3.0>(x)": (1.0, 4 / 12**0.5),
+    "Bernoulli(x)": (0.25, 0.1875**0.5),
+    "RandomNormalLike<dtype=11>(x)": (0.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("node", LIKE)
+def test_numbers_of_a_table_are_distributed_as_the_nodes_draw_them(node: str) -> None:
+    kind = "double" if "dtype" in node else "float"
+    text = f"g (float[N,500] x) => ({kind}[N,500] y) {{ y = {node} }}"
+    proto = drawn(net(text, opset=17))
+    assert not draws(proto)
+    session = sessions.Session(Model(proto, None))
+    feeds = {"x": np.full((100, 500), 0.25, np.float32)}
+    first, second = session.run(feeds)[0], session.run(feeds)[0]
+    assert first.tobytes() == second.tobytes()
+    mean, deviation = LIKE[node]
+    assert abs(first.mean() - mean) < 0.05 * deviation and abs(first.std() - deviation) < 0.05 * deviation
+    assert first.shape == (100, 500) and first.dtype == (np.float64 if "dtype" in node else np.float32)
+    assert len(np.unique(first)) > 40_000 or "Bernoulli" in node
+
+
+def test_a_model_that_draws_is_loaded_once_for_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = sessions.Session(Model(model("normal, like"), None))
+    monkeypatch.setattr(session, "_make", None, raising=False)
+    feeds = {"x": np.ones((3, 8), np.float32)}
+    assert session.draws and session.run(feeds)[0].tobytes() == session.run(feeds)[0].tobytes()
