@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import onnxruntime as ort
@@ -45,13 +45,21 @@ def load_custom_ops(paths: Sequence[str | Path]) -> None:
     _custom_ops[:] = dict.fromkeys(found)
 
 
+@cache
+def _share_arena() -> None:
+    """One memory arena for all timed sessions of the process: they run in turn, and each would keep one as large."""
+    where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    as_requested = 1  # grow by what is asked for, not to the next power of two
+    ort.create_and_register_allocator(where, ort.OrtArenaCfg(0, as_requested, -1, -1))
+
+
 class Session:
     """One loaded model; errors of ONNX Runtime come out as one-sentence `BadInputError`s.
 
     threads: of one operator; 0 for a thread per core. spinning: ONNX Runtime's default, its idle threads keep their cores busy until
     they are wanted again. That is what a deployed model does and so what is timed (`latency`); elsewhere it takes the cores from
-    the linear algebra between two runs. A deployed model also keeps the memory of its largest run; elsewhere it is given back after
-    every run, since several models are loaded at once.
+    the linear algebra between two runs. A deployed model also keeps the memory of its largest run, and those that are timed share it;
+    elsewhere it is given back after every run, since several models are loaded at once.
 
     shapes_first: a `Shape` node runs as soon as its tensor is there, so that no tensor is kept for it until the end of the run.
 
@@ -75,6 +83,9 @@ class Session:
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
         options.enable_cpu_mem_arena = spinning
+        if spinning:
+            _share_arena()
+            options.add_session_config_entry("session.use_env_allocators", "1")
         if shapes_first:
             options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
