@@ -73,15 +73,20 @@ def merge(work: Relations) -> None:
     """
     units = work.units
     starts = np.cumsum([0, *[int(p.max(initial=-1)) + 1 for p in units.places]])
-    call = np.concatenate([p + s for p, s in zip(units.places, starts, strict=False)] or [np.empty(0, np.int64)])
-    child_units = np.concatenate([r[0] for r in units.rows] or [np.empty(0, np.int64)])
     parent_of = np.empty(int(starts[-1]), np.int64)
-    parent_of[call] = np.concatenate([r[1] for r in units.rows] or [np.empty(0, np.int64)])
+    for place, start, (_, parents) in zip(units.places, starts, units.rows, strict=False):
+        parent_of[place + start] = parents
     while True:
         classes = np.append(units.components(), -1)
         work.classes = classes
         first = representatives(classes)
-        pairs, _ = distinct_rows(call, classes[child_units])
+        pairs = np.concatenate(  # call by call, as most positions of a large map say the same
+            [
+                distinct_rows(place.astype(np.int64), classes[children])[0] + (start, 0)
+                for place, start, (children, _) in zip(units.places, starts, units.rows, strict=False)
+            ]
+            or [np.empty((0, 2), np.int64)]
+        )
         table = np.column_stack([classes[parent_of[pairs[:, 0]]], pairs])
         broken = np.unique(table[table[:, 2] < 0, 0])
         if broken.size:

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
+from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 Ids = NDArray[np.int64]
+Stored = NDArray[np.int32]
+STORED = np.int32  # of ids that are kept until the graph has been walked
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,11 @@ class UnitTable:
     """Collects units and relations while the graph is walked. Ids are consecutive integers."""
 
     count: int = 0
-    pairs: list[tuple[Ids, Ids]] = field(default_factory=list)
+    pairs: list[tuple[Stored, Stored]] = field(default_factory=list)
     pins: list[tuple[Ids, Pin | None]] = field(default_factory=list)
     approximations: list[tuple[Ids, Pin]] = field(default_factory=list)
-    rows: list[tuple[Ids, Ids]] = field(default_factory=list)
-    places: list[Ids] = field(default_factory=list)
+    rows: list[tuple[Stored, Stored]] = field(default_factory=list)
+    places: list[Stored] = field(default_factory=list)
     issues: list[tuple[Ids, str]] = field(default_factory=list)
     boxes: list[Ids] = field(default_factory=list)
     aligned: list[Ids] = field(default_factory=list)
@@ -64,9 +66,9 @@ class UnitTable:
         a, b = (x.ravel() for x in np.broadcast_arrays(a, b))
         both = (a >= 0) & (b >= 0)
         if both.all():
-            self.pairs.append((a, b))
+            self.pairs.append((a.astype(STORED), b.astype(STORED)))
             return
-        self.pairs.append((a[both], b[both]))
+        self.pairs.append((a[both].astype(STORED), b[both].astype(STORED)))
         self.pin(np.concatenate([a[(a >= 0) & (b < 0)], b[(b >= 0) & (a < 0)]]), pin)
 
     def align(self, facet: Ids, axes: tuple[int, ...]) -> Ids:
@@ -113,14 +115,15 @@ class UnitTable:
         place = np.arange(parent.size, dtype=np.int64).reshape(parent.shape)
         flat = [x.ravel() for x in np.broadcast_arrays(children, parent, place)]
         known = flat[1] >= 0
-        self.rows.append((flat[0][known], flat[1][known]))
-        self.places.append(flat[2][known])
+        self.rows.append((flat[0][known].astype(STORED), flat[1][known].astype(STORED)))
+        self.places.append(flat[2][known].astype(STORED))
 
     def components(self) -> Ids:
         """Class id per unit, numbered in order of first unit."""
         if not self.count:
             return np.empty(0, np.int64)
-        a = np.concatenate([p[0] for p in self.pairs] or [np.empty(0, np.int64)])
-        b = np.concatenate([p[1] for p in self.pairs] or [np.empty(0, np.int64)])
-        links = coo_array((np.ones(a.size, np.int8), (a, b)), shape=(self.count, self.count))
+        a = np.concatenate([p[0] for p in self.pairs] or [np.empty(0, STORED)])
+        b = np.concatenate([p[1] for p in self.pairs] or [np.empty(0, STORED)])
+        links = csr_array((np.ones(a.size), (a, b)), shape=(self.count, self.count))
+        del a, b  # as float64, which the search would convert to
         return np.asarray(connected_components(links, directed=False)[1], dtype=np.int64)

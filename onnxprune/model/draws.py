@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from onnxprune.model.branches import every_graph
+from onnxprune.model.branches import SEPARATOR, every_graph
 from onnxprune.model.schema import schema_of
 
 Array = NDArray[Any]
@@ -39,7 +39,8 @@ def seeded(proto: ModelProto) -> ModelProto:
     for node, kind in _drawing(copy):
         if not any(a.name == "seed" for a in node.attribute):
             name = next((o for o in node.output if o), "")
-            seed = zlib.crc32(name.encode()) % SEEDS
+            own = name.rpartition(SEPARATOR)[2]  # the same in a branch that was put in place of its If
+            seed = zlib.crc32(own.encode()) % SEEDS
             node.attribute.append(helper.make_attribute("seed", float(seed) if kind == AttributeProto.FLOAT else seed))
     return copy
 
