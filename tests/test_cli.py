@@ -450,7 +450,6 @@ def test_help_and_version() -> None:
     "arguments",
     [
         ("--ratio", "0.5", "--macs", "0.5"),
-        (),
         ("--ratio", "0.5", "--apply", "p.json"),
         ("--ratio", "-0.1"),
         ("--ratio", "1.5"),
@@ -925,4 +924,4 @@ def test_functions_do_what_the_command_does(here: Path) -> None:
     with pytest.raises(onnxprune.BadInputError, match="Unknown target"):
         onnxprune.Budget("latency", 0.5)  # type: ignore[arg-type]
     with pytest.raises(onnxprune.BadInputError, match="exactly one"):
-        onnxprune.prune("m.onnx")
+        onnxprune.prune("m.onnx", onnxprune.Budget("macs", 0.5), apply=result.plan)

@@ -908,6 +908,7 @@ def test_the_report_says_what_was_fitted_and_on_what(pruned: tuple[onnxprune.Pru
         "samples": 128,
         "made_samples": 128,
         "held_out": 64,
+        "held_by": "sample",
         "passes": 1,
         "tapped_tensors": data["calibration"]["tapped_tensors"],
         "made_up": False,
