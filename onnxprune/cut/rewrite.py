@@ -365,14 +365,12 @@ class NodeEdit(Edit):
             gs.Node(op, raw.name, attrs=attrs, inputs=[raw, *more], outputs=[out])
         )
 
-    def restore_output(self, changed: Array, value: Array) -> None:
+    def restore_counts(self, before: Array, after: Array) -> None:
+        """By their ratio in lowest terms: what was observed may be a multiple of it, once per sample."""
+        common = np.gcd(before, after)
         raw, out = self._moved(np.int64)
-        self.surgery.after[id(self.node.gs_node)] += self._choice(raw, changed, value.astype(np.int64), out, out.name)
-
-    def restore_count(self, before: int, after: int) -> None:
-        raw, out = self._moved(np.int64)
-        parts = self._constant(f"{out.name}_kept", np.array(after))
-        whole = self._constant(f"{out.name}_size", np.array(before))
+        parts = self._constant(f"{out.name}_kept", (after // common).astype(np.int64))
+        whole = self._constant(f"{out.name}_size", (before // common).astype(np.int64))
         each = gs.Variable(self.surgery.fresh_name(f"{out.name}_each"), dtype=np.int64)
         self.surgery.after[id(self.node.gs_node)] += [
             gs.Node("Div", each.name, inputs=[raw, parts], outputs=[each]),
