@@ -17,7 +17,7 @@ from onnxprune import ops
 from onnxprune.analyse.guard import guarded
 from onnxprune.groups.analysis import Analysis, Use
 from onnxprune.groups.grouping import solve
-from onnxprune.groups.maps import Facet, Maps, Shape, period, simplify
+from onnxprune.groups.maps import Facet, Maps, Shape, per_axis, period, simplify
 from onnxprune.groups.observation import Array, Observation
 from onnxprune.groups.units import Pin, UnitTable
 from onnxprune.model.graph import Graph, Node, View, name_of, view
@@ -138,20 +138,32 @@ class _Walk:
                 pin = Pin(key, f"graph output '{key}' keeps its shape")
                 for facet in (*self.state.get(key, ()), *self._inside(key)):
                     self.units.pin(facet.ravel(), pin)
-        elif any(k not in self.shapes for k in graph.outputs):
+        elif any(k not in self.shapes and k not in self.parts for k in graph.outputs):
             for key in graph.outputs:
                 pin = Pin(key, f"'{key}' leaves a subgraph whose outputs were not all observed")
                 for facet in (*self.state.get(key, ()), *self._inside(key)):
                     self.units.pin(facet.ravel(), pin)
             return None
-        return [(self.state.get(key, ()), self.shapes.get(key)) for key in graph.outputs]
+        return [(self._given(graph, k, key), self.shapes.get(key)) for k, key in enumerate(graph.outputs)]
+
+    def _given(self, graph: Graph, k: int, key: str) -> Maps:
+        """What a subgraph gives as its output `k`; a constant gets units of its own."""
+        source = self.lazy.get(key)
+        if source is None or source in self.no_units:
+            return self.state.get(key, ())
+        use = (f"{graph.path}output", k)
+        self.uses[use] = (source, per_axis(self.shapes[key], lambda n: self.units.issue(n, f"output '{key}'")))
+        return self.uses[use][1]
 
     def _inside(self, key: str) -> list[Facet]:
         """What lies in a sequence."""
         return [f for maps, _ in self.parts.get(key, ()) for f in maps]
 
-    def subgraph(self, graph: Graph, inputs: dict[str, Maps]) -> list[tuple[Maps, Shape | None]] | None:
+    def subgraph(
+        self, graph: Graph, inputs: dict[str, Maps], parts: dict[str, Parts]
+    ) -> list[tuple[Maps, Shape | None]] | None:
         self.state |= inputs
+        self.parts |= parts
         return self.graph(graph)
 
     def share(self, graphs: list[Graph], pin: Pin) -> None:
@@ -205,7 +217,7 @@ class _Walk:
             self.skipped.add(node.key)
             return
         if self._is_unseen(node, found) and not node.subgraphs:
-            found = ops.UNSEEN
+            found = ops.UNSEEN if found.sequences is None else ops.UNFOLLOWED
         domain = "" if node.domain == "ai.onnx" else node.domain
         context = MapContext(
             node,

@@ -60,15 +60,15 @@ class _Snapshot:
         nodes = [n.gs_node for n in graph.graph.walk()]
         ends = [t for n in nodes for t in (*n.inputs, *n.outputs)]  # also the empty ones, which have no key
         tensors = {id(t): t for t in (*graph.tensors.values(), *ends)}.values()
-        self.nodes = [(g, list(g.nodes)) for g in graph.gs_graphs.values()]
+        self.nodes = [(g, list(g.nodes), list(g.outputs)) for g in graph.gs_graphs.values()]
         self.attrs = [(n.attrs, list(n.attrs.items())) for n in nodes]
         self.links = [(x, list(x)) for end in (*nodes, *tensors) for x in (end.inputs, end.outputs)]
         self.values = [(t, t._values) for t in tensors if isinstance(t, gs.Constant)]
         self.shapes = [(t, t.shape) for t in tensors if not isinstance(t, gs.Constant)]
 
     def restore(self) -> None:
-        for graph, nodes in self.nodes:
-            graph.nodes = list(nodes)
+        for graph, nodes, outputs in self.nodes:
+            graph.nodes, graph.outputs = list(nodes), list(outputs)
         for attrs, items in self.attrs:
             attrs.clear()
             attrs.update(items)
@@ -119,7 +119,16 @@ class _Surgery:
                     continue
                 new = gs.Constant(self.fresh_name(constant.name), array)
                 for use_node, use_i in ways[marks]:
-                    self.nodes[use_node].gs_node.inputs[use_i] = new
+                    self._ends(use_node)[use_i] = new
+
+    def _ends(self, use: str) -> list[gs.Tensor]:
+        """What reads constants: the inputs of a node, or the outputs of a subgraph."""
+        ends: list[gs.Tensor] = (
+            self.nodes[use].gs_node.inputs
+            if use in self.nodes
+            else self.view.gs_graphs[use.removesuffix("output")].outputs
+        )
+        return ends
 
     def fresh_name(self, base: str) -> str:
         k = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds, Observation
 from onnxprune.model.branches import SEPARATOR, captured, shell, show_shapes, subgraphs
 from onnxprune.model.loaded import LoadedModel
+from onnxprune.ops import rule_for
 from onnxprune.runtime.session import Session
 
 
@@ -27,7 +29,7 @@ class Probe:
         if not model.proto.graph.output:
             raise BadInputError("The model has no outputs, so there is nothing to keep; give a model that has some.")
         try:
-            self._top = _Probed(model, model.proto.graph, None, {}, "", wanted, typed)
+            self._top = _Probed(model, model.proto.graph, _Fed(), {}, "", wanted, typed)
         except BadInputError:
             Session(model)  # says it in the model's own words, if it is the model's fault
             raise
@@ -40,7 +42,8 @@ class Probe:
         """What both feeds show."""
         both = [feeds[0]] if feeds[1] is feeds[0] else list(feeds)
         seen = self._top.observe(both)
-        return Observation(seen[0][0], seen[-1][0], seen[0][1], seen[-1][1], seen[0][2], feeds)
+        steady = {k: v for k, v in seen[-1][1].items() if k not in seen[-1][3]}
+        return Observation(seen[0][0], seen[-1][0], seen[0][1], steady, seen[0][2], feeds)
 
 
 def observe(model: LoadedModel, feeds: tuple[Feeds, Feeds], wanted: set[str], typed: set[str]) -> Observation:
@@ -48,20 +51,31 @@ def observe(model: LoadedModel, feeds: tuple[Feeds, Feeds], wanted: set[str], ty
     return Probe(model, wanted, typed).observation(feeds)
 
 
-Seen = tuple[dict[str, tuple[int, ...]], dict[str, Array], dict[str, Any]]
+Seen = tuple[dict[str, tuple[int, ...]], dict[str, Array], dict[str, Any], set[str]]
+"""Shapes, values and types by key, and the keys of what may have another value in the next step of a loop."""
+
+
+@dataclass(frozen=True)
+class _Fed:
+    """What a subgraph gets, inputs and captured tensors, by name; nothing for the model itself.
+
+    values: of the first feed and the first step, for their types. kinds: ONNX Runtime's types of the sequences among them, as an
+    empty one has none. varying: those that may have other values in the next step of a loop.
+    """
+
+    values: Feeds | None = None
+    kinds: dict[str, str] = field(default_factory=dict)
+    varying: frozenset[str] = frozenset()
 
 
 class _Probed:
-    """One graph of the model with its shapes and wanted values as outputs.
-
-    `fed`: values that a subgraph gets (inputs and captured tensors), for their types; None for the model itself.
-    """
+    """One graph of the model with its shapes and wanted values as outputs."""
 
     def __init__(
         self,
         model: LoadedModel,
         graph: GraphProto,
-        fed: Feeds | None,
+        fed: _Fed,
         outer: dict[str, TensorProto],
         path: str,
         wanted: set[str],
@@ -69,6 +83,7 @@ class _Probed:
     ) -> None:
         self.model, self.graph, self.path, self.wanted, self.typed = model, graph, path, wanted, typed
         self.captured = captured(graph)
+        self.fed = fed
         self.initializers = dict(outer) | {t.name: t for t in graph.initializer}
         self.done: list[tuple[Feeds, list[Array]]] = []
         proto = ModelProto()
@@ -77,26 +92,30 @@ class _Probed:
         del proto.graph.value_info[:]
         for name in sorted(self.captured & set(outer)):
             proto.graph.initializer.append(outer[name])
-        if fed is not None:
+        if fed.values is not None:
             proto.graph.name = proto.graph.name or "subgraph"
             del proto.graph.input[:]
-            for name, value in fed.items():
-                kind = helper.np_dtype_to_tensor_dtype(value.dtype)
-                proto.graph.input.append(helper.make_tensor_value_info(name, kind, [None] * value.ndim))
+            proto.graph.input.extend(_declared(name, value, fed.kinds.get(name)) for name, value in fed.values.items())
         needed: set[str] = set()
         for node in graph.node:
             for _, sub in subgraphs(node):
                 needed |= captured(sub) | set(node.input)
         sequences = _sequences(model.proto, graph)
         self.produced = [o for node in graph.node for o in node.output if o and o not in sequences]
-        self.values = [o for o in self.produced if o in needed or path + o in wanted]
+        carried = [o for node in graph.node for o in node.output if o in sequences & needed]
+        self.values = [o for o in self.produced if o in needed or path + o in wanted] + carried
         dtyped = [o for o in self.produced if path + o in typed and o not in self.values]
         del proto.graph.output[:]
         self.outputs = [*show_shapes(proto.graph, self.produced), *self.values]
         for name in self.values + dtyped:
-            proto.graph.output.append(helper.make_empty_tensor_value_info(name))
+            proto.graph.output.append(onnx.ValueInfoProto(name=name))
         self.session = Session(model.beside(proto), what="the model with its intermediate results as outputs")
         self.dtypes = {path + n: self.session.output_types[n] for n in dtyped + self.values}
+        self.varying = set(fed.varying)
+        for node in graph.node:
+            read = set(node.input).union(*(captured(sub) for _, sub in subgraphs(node)))
+            if read & self.varying and not rule_for(node.op_type, node.domain).carries_shape:
+                self.varying.update(node.output)
 
     def run(self, feeds: Feeds) -> list[Array]:
         for known, results in self.done:
@@ -115,9 +134,11 @@ class _Probed:
         for feeds in both:
             results = self.run(feeds)
             shapes = {path + n: tuple(int(d) for d in s) for n, s in zip(self.produced, results, strict=False)}
-            shapes |= {path + n: v.shape for n, v in feeds.items() if n not in self.captured} | constants
+            fed = {n: v for n, v in feeds.items() if n not in self.captured and _is_tensor(v)}
+            shapes |= {path + n: v.shape for n, v in fed.items()} | constants
             found = dict(zip(self.values, results[len(self.produced) :], strict=True))
-            seen.append((shapes, {path + n: v for n, v in found.items()}, self.dtypes))
+            values = {path + n: v for n, v in found.items() if _is_tensor(v)}
+            seen.append((shapes, values, self.dtypes, {path + n for n in self.varying}))
             known.append(found | feeds)
         for node in self.graph.node:
             first = next((o for o in node.output if o), "")
@@ -126,21 +147,51 @@ class _Probed:
                     {n: v[n] for n in captured(sub) if n in v} | _body_feeds(node, sub, v, self.initializers)
                     for v in known
                 ]
-                more = self._inside(sub, inner, f"{path}{first}.{name}{SEPARATOR}")
+                kinds = self.fed.kinds | {n: self.dtypes[path + n] for n in self.values}
+                kinds |= {i.name: kinds.get(outer, "") for i, outer in zip(sub.input, node.input, strict=False)}
+                given = _Fed(None, kinds, frozenset(_steps(node, sub) | self.varying & captured(sub)))
+                more = self._inside(sub, inner, f"{path}{first}.{name}{SEPARATOR}", given)
                 for mine, theirs in zip(seen, more, strict=False):
                     mine[0].update(theirs[0])
                     mine[1].update(theirs[1])
                     mine[2].update(theirs[2])
+                    mine[3].update(theirs[3])
         return seen
 
-    def _inside(self, sub: GraphProto, inner: list[Feeds], path: str) -> list[Seen]:
+    def _inside(self, sub: GraphProto, inner: list[Feeds], path: str, fed: _Fed) -> list[Seen]:
         """The same of a subgraph; nothing where it does not run on these inputs: its rules pin."""
         names = {v.name for v in sub.input} | captured(sub)
         inner = [{n: v for n, v in feeds.items() if n in names} for feeds in inner]
         try:
-            return _Probed(self.model, sub, inner[0], self.initializers, path, self.wanted, self.typed).observe(inner)
+            fed = replace(fed, values=inner[0])
+            return _Probed(self.model, sub, fed, self.initializers, path, self.wanted, self.typed).observe(inner)
         except BadInputError:
             return []
+
+
+def _steps(node: onnx.NodeProto, body: GraphProto) -> set[str]:
+    """Inputs of a body that may have other values in its next step: all but those that it hands on as they are."""
+    before, after = [v.name for v in body.input], [v.name for v in body.output]
+    scanned = next((a.i for a in node.attribute if a.name == "num_scan_inputs"), None)
+    carried = (
+        zip(before[2:], after[1:], strict=False)
+        if scanned is None
+        else zip(before[: len(before) - scanned], after, strict=False)
+    )
+    return set(before) - {a for a, b in carried if a == b}
+
+
+def _is_tensor(value: object) -> bool:
+    """Else it is a sequence, which ONNX Runtime takes and gives as a list."""
+    return isinstance(value, np.ndarray)
+
+
+def _declared(name: str, value: Array, kind: str | None) -> onnx.ValueInfoProto:
+    """An input for this value; kind: ONNX Runtime's type, such as "seq(tensor(float))"."""
+    if _is_tensor(value):
+        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
+    element = (kind or "seq(tensor(float))").removeprefix("seq(tensor(").rstrip(")")
+    return helper.make_tensor_sequence_value_info(name, TensorProto.DataType.Value(element.upper()), None)
 
 
 def _body_feeds(node: onnx.NodeProto, body: GraphProto, known: Feeds, initializers: dict[str, TensorProto]) -> Feeds:
