@@ -52,7 +52,7 @@ def read_arrays(path: Path, option: str, single: str = "", only: Collection[str]
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:150].rstrip(".")
         if "allow_pickle" in reason or "pickle" in reason:
-            reason = "it is no archive of arrays of numbers"
+            reason = "it is no archive of arrays of numbers (texts need a dtype such as <U8, not object)"
         raise BadInputError(f"{option} {path} cannot be read as .npz: {reason}.") from None
 
 

@@ -100,7 +100,8 @@ class _Probed:
         for node in graph.node:
             for _, sub in subgraphs(node):
                 needed |= captured(sub) | set(node.input)
-        sequences = _sequences(model.proto, graph)
+        given = {name for name, value in (fed.values or {}).items() if not _is_tensor(value)}
+        sequences = _sequences(model.proto, graph, given)
         self.produced = [o for node in graph.node for o in node.output if o and o not in sequences]
         carried = [o for node in graph.node for o in node.output if o in sequences & needed]
         self.values = [o for o in self.produced if o in needed or path + o in wanted] + carried
@@ -216,12 +217,12 @@ def _body_feeds(node: onnx.NodeProto, body: GraphProto, known: Feeds, initialize
     return {i.name: v for i, v in zip(body.input, start, strict=False) if v is not None}
 
 
-def _sequences(proto: ModelProto, graph: GraphProto) -> set[str]:
+def _sequences(proto: ModelProto, graph: GraphProto, given: set[str]) -> set[str]:
     """Outputs that are sequences or optionals, of which no Shape can be taken.
 
-    An output that may be either (Identity) is one if an input is.
+    An output that may be either (Identity) is one if an input is. given: inputs of the graph that are some.
     """
-    found: set[str] = set()
+    found = set(given)
     for node in graph.node:
         version = next((o.version for o in proto.opset_import if o.domain == node.domain), 1)
         key = (node.op_type, version, node.domain)
