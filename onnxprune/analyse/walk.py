@@ -15,6 +15,7 @@ import numpy as np
 
 from onnxprune import ops
 from onnxprune.analyse.guard import guarded
+from onnxprune.analyse.steps import of_every_step
 from onnxprune.groups.analysis import Analysis, Use
 from onnxprune.groups.grouping import solve
 from onnxprune.groups.maps import Facet, Maps, Shape, per_axis, period, simplify
@@ -45,7 +46,7 @@ def analyse(
     nodes = list(graph.graph.walk())
     wanted = {n.inputs[i] for n in nodes for i in rule(n).params if i < len(n.inputs)} - set(graph.constants)
     typed = {n.outputs[0] for n in nodes if rule(n).typed}
-    observation = observer(wanted, typed)
+    observation = of_every_step(observer(wanted, typed), graph.graph)
     walk = _Walk(graph, observation, exclude, include)
     walk.graph(graph.graph, top=True)
     fixed = fixed_tensors(graph)

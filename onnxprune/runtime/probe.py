@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds, Observation
 from onnxprune.model.branches import SEPARATOR, captured, shell, show_shapes, subgraphs
 from onnxprune.model.loaded import LoadedModel
-from onnxprune.ops import rule_for
 from onnxprune.runtime.session import Session
 
 
@@ -42,8 +41,7 @@ class Probe:
         """What both feeds show."""
         both = [feeds[0]] if feeds[1] is feeds[0] else list(feeds)
         seen = self._top.observe(both)
-        steady = {k: v for k, v in seen[-1][1].items() if k not in seen[-1][3]}
-        return Observation(seen[0][0], seen[-1][0], seen[0][1], steady, seen[0][2], feeds)
+        return Observation(seen[0][0], seen[-1][0], seen[0][1], seen[-1][1], seen[0][2], feeds)
 
 
 def observe(model: LoadedModel, feeds: tuple[Feeds, Feeds], wanted: set[str], typed: set[str]) -> Observation:
@@ -51,8 +49,7 @@ def observe(model: LoadedModel, feeds: tuple[Feeds, Feeds], wanted: set[str], ty
     return Probe(model, wanted, typed).observation(feeds)
 
 
-Seen = tuple[dict[str, tuple[int, ...]], dict[str, Array], dict[str, Any], set[str]]
-"""Shapes, values and types by key, and the keys of what may have another value in the next step of a loop."""
+Seen = tuple[dict[str, tuple[int, ...]], dict[str, Array], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -60,12 +57,11 @@ class _Fed:
     """What a subgraph gets, inputs and captured tensors, by name; nothing for the model itself.
 
     values: of the first feed and the first step, for their types. kinds: ONNX Runtime's types of the sequences among them, as an
-    empty one has none. varying: those that may have other values in the next step of a loop.
+    empty one has none.
     """
 
     values: Feeds | None = None
     kinds: dict[str, str] = field(default_factory=dict)
-    varying: frozenset[str] = frozenset()
 
 
 class _Probed:
@@ -112,11 +108,6 @@ class _Probed:
             proto.graph.output.append(onnx.ValueInfoProto(name=name))
         self.session = Session(model.beside(proto), what="the model with its intermediate results as outputs")
         self.dtypes = {path + n: self.session.output_types[n] for n in dtyped + self.values}
-        self.varying = set(fed.varying)
-        for node in graph.node:
-            read = set(node.input).union(*(captured(sub) for _, sub in subgraphs(node)))
-            if read & self.varying and not rule_for(node.op_type, node.domain).carries_shape:
-                self.varying.update(node.output)
 
     def run(self, feeds: Feeds) -> list[Array]:
         for known, results in self.done:
@@ -139,7 +130,7 @@ class _Probed:
             shapes |= {path + n: v.shape for n, v in fed.items()} | constants
             found = dict(zip(self.values, results[len(self.produced) :], strict=True))
             values = {path + n: v for n, v in found.items() if _is_tensor(v)}
-            seen.append((shapes, values, self.dtypes, {path + n for n in self.varying}))
+            seen.append((shapes, values, self.dtypes))
             known.append(found | feeds)
         for node in self.graph.node:
             first = next((o for o in node.output if o), "")
@@ -150,36 +141,22 @@ class _Probed:
                 ]
                 kinds = self.fed.kinds | {n: self.dtypes[path + n] for n in self.values}
                 kinds |= {i.name: kinds.get(outer, "") for i, outer in zip(sub.input, node.input, strict=False)}
-                given = _Fed(None, kinds, frozenset(_steps(node, sub) | self.varying & captured(sub)))
-                more = self._inside(sub, inner, f"{path}{first}.{name}{SEPARATOR}", given)
+                more = self._inside(sub, inner, f"{path}{first}.{name}{SEPARATOR}", kinds)
                 for mine, theirs in zip(seen, more, strict=False):
                     mine[0].update(theirs[0])
                     mine[1].update(theirs[1])
                     mine[2].update(theirs[2])
-                    mine[3].update(theirs[3])
         return seen
 
-    def _inside(self, sub: GraphProto, inner: list[Feeds], path: str, fed: _Fed) -> list[Seen]:
+    def _inside(self, sub: GraphProto, inner: list[Feeds], path: str, kinds: dict[str, str]) -> list[Seen]:
         """The same of a subgraph; nothing where it does not run on these inputs: its rules pin."""
         names = {v.name for v in sub.input} | captured(sub)
         inner = [{n: v for n, v in feeds.items() if n in names} for feeds in inner]
         try:
-            fed = replace(fed, values=inner[0])
+            fed = _Fed(inner[0], kinds)
             return _Probed(self.model, sub, fed, self.initializers, path, self.wanted, self.typed).observe(inner)
         except BadInputError:
             return []
-
-
-def _steps(node: onnx.NodeProto, body: GraphProto) -> set[str]:
-    """Inputs of a body that may have other values in its next step: all but those that it hands on as they are."""
-    before, after = [v.name for v in body.input], [v.name for v in body.output]
-    scanned = next((a.i for a in node.attribute if a.name == "num_scan_inputs"), None)
-    carried = (
-        zip(before[2:], after[1:], strict=False)
-        if scanned is None
-        else zip(before[: len(before) - scanned], after, strict=False)
-    )
-    return set(before) - {a for a, b in carried if a == b}
 
 
 def _is_tensor(value: object) -> bool:
