@@ -217,7 +217,8 @@ def typed(model: ModelProto, names: set[str], example: dict[str, Array]) -> dict
     found = {name: (value.shape, value.dtype) for name, value in zip(sorted(top), values, strict=True)}
     if names - top:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        for info in (v for g in graphs(inferred.graph) for v in (*g.value_info, *g.output)):
+        known = (v for g in graphs(inferred.graph) for v in (*g.value_info, *g.output))
+        for info in (v for v in known if v.type.tensor_type.elem_type):
             shape = tuple(d.dim_value or 1 for d in info.type.tensor_type.shape.dim)
             found.setdefault(info.name, (shape, helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)))
     return found

@@ -67,7 +67,7 @@ def read_arrays(
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:150].rstrip(".")
         if "allow_pickle" in reason or "pickle" in reason:
-            reason = "it is no archive of arrays of numbers"
+            reason = "it is no archive of arrays of numbers (texts need a dtype such as <U8, not object)"
         raise BadInputError(f"{option} {path} cannot be read as .npz: {reason}.") from None
 
 
@@ -194,16 +194,23 @@ def _way(array: Array, declared: list[int | None]) -> str:
 
 def take(feeds: Feeds, inputs: list[onnx.ValueInfoProto], count: int) -> Feeds:
     """The first `count` samples where the batch is dynamic, else as many as the model declares."""
-    taken: Feeds = {}
-    for value in inputs:
-        array = feeds[value.name]
-        dims = value.type.tensor_type.shape.dim
-        if not array.ndim:
-            taken[value.name] = array
-            continue
-        fixed = dims[0].dim_value if dims and dims[0].HasField("dim_value") and dims[0].dim_value > 0 else None
-        taken[value.name] = array[: fixed or count]
-    return taken
+    return {v.name: feeds[v.name][:n] if (n := _rows(v, feeds, count)) else feeds[v.name] for v in inputs}
+
+
+def twice(feeds: Feeds, inputs: list[onnx.ValueInfoProto]) -> Feeds:
+    """A single sample two times where the batch is dynamic: with one, what lies once per sample looks as if it lay there once."""
+    free = {v.name for v in inputs if _rows(v, feeds, -1) == -1}
+    if {feeds[name].shape[0] for name in free} != {1}:
+        return feeds
+    return {name: array.repeat(2, axis=0) if name in free else array for name, array in feeds.items()}
+
+
+def _rows(value: onnx.ValueInfoProto, feeds: Feeds, free: int) -> int:
+    """The declared size of the first axis; `free` where it is dynamic, 0 where there is none."""
+    dims = value.type.tensor_type.shape.dim
+    if not feeds[value.name].ndim:
+        return 0
+    return dims[0].dim_value if dims and dims[0].HasField("dim_value") and dims[0].dim_value > 0 else free
 
 
 BATCH = 16

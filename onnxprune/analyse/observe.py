@@ -50,7 +50,7 @@ def feeds_of(
         return runtime.find_feeds(loaded, scope.input_shapes, scope.seed, session)
     inputs = runtime.graph_inputs(loaded.proto)
     feeds = feeding.load_data(scope.data, inputs)
-    first = feeding.take(feeds[0], inputs, 2)
+    first = feeding.twice(feeding.take(feeds[0], inputs, 2), inputs)
     second = feeding.take(feeds[0], inputs, 3)
     others = [{v.name: feed[v.name] for v in inputs} for feed in feeds[1:]]
     session = session or runtime.Session(loaded)

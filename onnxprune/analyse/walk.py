@@ -14,12 +14,13 @@ from itertools import chain
 import numpy as np
 
 from onnxprune import ops
+from onnxprune.analyse.dependence import fixed_tensors, of_every_step
 from onnxprune.analyse.freed import NOTHING, Freed, admit, offer, release, tie_pair
 from onnxprune.analyse.guard import guarded
 from onnxprune.clock import Share, unshared
 from onnxprune.groups.analysis import Analysis, Use
 from onnxprune.groups.grouping import solve
-from onnxprune.groups.maps import Facet, Maps, Shape, period, simplify
+from onnxprune.groups.maps import Facet, Maps, Shape, per_axis, period, simplify, squeezed
 from onnxprune.groups.observation import Array, Observation
 from onnxprune.groups.units import Pin, UnitTable
 from onnxprune.model.element_types import kinds
@@ -50,7 +51,7 @@ def analyse(
     nodes = list(graph.graph.walk())
     wanted = {n.inputs[i] for n in nodes for i in rule(n).params if i < len(n.inputs)} - set(graph.constants)
     typed = {n.outputs[0] for n in nodes if rule(n).typed}
-    observation = observer(wanted, typed)
+    observation = of_every_step(observer(wanted, typed), graph.graph)
     share(0.5)
     walk = _Walk(graph, observation, exclude, include, free)
     walk.whole()
@@ -77,15 +78,6 @@ def analyse(
         unknown=tuple(dict.fromkeys(walk.unknown)),
         crashed=tuple(dict.fromkeys(walk.crashed)),
     )
-
-
-def fixed_tensors(graph: View) -> set[str]:
-    """Keys of tensors that depend on no input: constants, and what is computed of nothing else."""
-    fixed = set(graph.constants)
-    for node in graph.graph.walk():
-        if node.inputs and not node.subgraphs and all(k in fixed for k in node.inputs if k) and not rule(node).random:
-            fixed.update(k for k in node.outputs if k)
-    return fixed
 
 
 def rule(node: Node) -> Rule:
@@ -164,20 +156,32 @@ class _Walk:
     def graph(self, graph: Graph) -> list[tuple[Maps, Shape | None]] | None:
         for node in graph.nodes:
             self.node(node)
-        if any(k not in self.shapes for k in graph.outputs):
+        if any(k not in self.shapes and k not in self.parts for k in graph.outputs):
             for key in graph.outputs:
                 pin = Pin(key, f"'{key}' leaves a subgraph whose outputs were not all observed")
                 for facet in (*self.state.get(key, ()), *self._inside(key)):
                     self.units.pin(facet.ravel(), pin)
             return None
-        return [(self.state.get(key, ()), self.shapes.get(key)) for key in graph.outputs]
+        return [(self._given(graph, k, key), self.shapes.get(key)) for k, key in enumerate(graph.outputs)]
+
+    def _given(self, graph: Graph, k: int, key: str) -> Maps:
+        """What a subgraph gives as its output `k`; a constant gets units of its own."""
+        source = self.lazy.get(key)
+        if source is None or source in self.no_units:
+            return self.state.get(key, ())
+        use = (f"{graph.path}output", k)
+        self.uses[use] = (source, per_axis(self.shapes[key], lambda n: self.units.issue(n, f"output '{key}'")))
+        return self.uses[use][1]
 
     def _inside(self, key: str) -> list[Facet]:
         """What lies in a sequence."""
         return [f for maps, _ in self.parts.get(key, ()) for f in maps]
 
-    def subgraph(self, graph: Graph, inputs: dict[str, Maps]) -> list[tuple[Maps, Shape | None]] | None:
+    def subgraph(
+        self, graph: Graph, inputs: dict[str, Maps], parts: dict[str, Parts]
+    ) -> list[tuple[Maps, Shape | None]] | None:
         self.state |= inputs
+        self.parts |= parts
         return self.graph(graph)
 
     def share(self, graphs: list[Graph], pin: Pin) -> None:
@@ -231,7 +235,7 @@ class _Walk:
             self.skipped.add(node.key)
             return
         if self._is_unseen(node, found) and not node.subgraphs:
-            found = ops.UNSEEN
+            found = ops.UNSEEN if found.sequences is None else ops.UNFOLLOWED
         domain = "" if node.domain == "ai.onnx" else node.domain
         context = MapContext(
             node,
@@ -297,7 +301,7 @@ class _Walk:
 
     def name(self, facet: Facet) -> str:
         """A tensor that has these units, by the node that makes it, or reads it where it is a constant; for messages."""
-        facet = _squeezed(facet)
+        facet = squeezed(facet)
         found = self._places[facet.shape, facet.flat[0], facet.flat[-1]] if facet.size else []
         return next((name for other, name in found if np.array_equal(facet, other)), "")
 
@@ -310,7 +314,7 @@ class _Walk:
         named += [(f"input {i} of {nodes.get(key, key)}", maps) for (key, i), (_, maps) in self.uses.items()]
         places: dict[tuple[object, ...], list[tuple[Facet, str]]] = defaultdict(list)
         for name, maps in named:
-            for facet in (_squeezed(f) for f in maps if f.size):
+            for facet in (squeezed(f) for f in maps if f.size):
                 places[facet.shape, facet.flat[0], facet.flat[-1]].append((facet, name))
         return places
 
@@ -436,10 +440,6 @@ class _Walk:
                 context.pin(
                     list(self.state.get(key, ())), f"gives '{key}', which is excluded", "change --include / --exclude"
                 )
-
-
-def _squeezed(facet: Facet) -> Facet:
-    return facet.reshape([n for n in facet.shape if n > 1])
 
 
 def _dtype(constant: object) -> np.dtype[np.generic]:

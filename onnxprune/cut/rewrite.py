@@ -66,15 +66,15 @@ class _Snapshot:
         nodes = [n.gs_node for n in graph.graph.walk()]
         ends = [t for n in nodes for t in (*n.inputs, *n.outputs)]  # also the empty ones, which have no key
         tensors = {id(t): t for t in (*graph.tensors.values(), *ends)}.values()
-        self.nodes = [(g, list(g.nodes)) for g in graph.gs_graphs.values()]
+        self.nodes = [(g, list(g.nodes), list(g.outputs)) for g in graph.gs_graphs.values()]
         self.attrs = [(n.attrs, list(n.attrs.items())) for n in nodes]
         self.links = [(x, list(x)) for end in (*nodes, *tensors) for x in (end.inputs, end.outputs)]
         self.values = [(t, t._values) for t in tensors if isinstance(t, gs.Constant)]
         self.shapes = [(t, t.shape) for t in tensors if not isinstance(t, gs.Constant)]
 
     def restore(self) -> None:
-        for graph, nodes in self.nodes:
-            graph.nodes = list(nodes)
+        for graph, nodes, outputs in self.nodes:
+            graph.nodes, graph.outputs = list(nodes), list(outputs)
         for attrs, items in self.attrs:
             attrs.clear()
             attrs.update(items)
@@ -126,7 +126,16 @@ class _Surgery:
                     continue
                 new = gs.Constant(self.fresh_name(constant.name), array)
                 for use_node, use_i in ways[marks]:
-                    self.nodes[use_node].gs_node.inputs[use_i] = new
+                    self._ends(use_node)[use_i] = new
+
+    def _ends(self, use: str) -> list[gs.Tensor]:
+        """What reads constants: the inputs of a node, or the outputs of a subgraph."""
+        ends: list[gs.Tensor] = (
+            self.nodes[use].gs_node.inputs
+            if use in self.nodes
+            else self.view.gs_graphs[use.removesuffix("output")].outputs
+        )
+        return ends
 
     def fresh_name(self, base: str) -> str:
         k = 0
@@ -378,14 +387,12 @@ class NodeEdit(Edit):
             gs.Node(op, raw.name, attrs=attrs, inputs=[raw, *more], outputs=[out])
         )
 
-    def restore_output(self, changed: Array, value: Array) -> None:
+    def restore_counts(self, before: Array, after: Array) -> None:
+        """By their ratio in lowest terms: what was observed may be a multiple of it, once per sample."""
+        common = np.gcd(before, after)
         raw, out = self._moved(np.int64)
-        self.surgery.after[id(self.node.gs_node)] += self._choice(raw, changed, value.astype(np.int64), out, out.name)
-
-    def restore_count(self, before: int, after: int) -> None:
-        raw, out = self._moved(np.int64)
-        parts = self._constant(f"{out.name}_kept", np.array(after))
-        whole = self._constant(f"{out.name}_size", np.array(before))
+        parts = self._constant(f"{out.name}_kept", (after // common).astype(np.int64))
+        whole = self._constant(f"{out.name}_size", (before // common).astype(np.int64))
         each = gs.Variable(self.surgery.fresh_name(f"{out.name}_each"), dtype=np.int64)
         self.surgery.after[id(self.node.gs_node)] += [
             gs.Node("Div", each.name, inputs=[raw, parts], outputs=[each]),

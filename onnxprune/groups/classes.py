@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from onnxprune.groups.maps import Facet
+from onnxprune.groups.maps import Facet, squeezed
 from onnxprune.groups.units import Ids, Pin, UnitTable
 
 Bools = NDArray[np.bool_]
@@ -60,8 +60,8 @@ def distinct(facets: list[Facet]) -> list[Facet]:
         if id(facet) in ids:
             continue
         ids.add(id(facet))
-        squeezed = facet.reshape([n for n in facet.shape if n > 1])
-        seen.setdefault((squeezed.shape, squeezed.tobytes()), squeezed)
+        small = squeezed(facet)
+        seen.setdefault((small.shape, small.tobytes()), small)
     return list(seen.values())
 
 

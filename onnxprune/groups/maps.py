@@ -26,6 +26,11 @@ Maps = tuple[Facet, ...]
 Shape = tuple[int, ...]
 
 
+def squeezed(facet: Facet) -> Facet:
+    """Without its axes of size 1."""
+    return facet.reshape([n for n in facet.shape if n > 1])
+
+
 def varying(facet: NDArray[Any]) -> tuple[int, ...]:
     """The axes along which `facet` tells positions apart."""
     return tuple(axis for axis, size in enumerate(facet.shape) if size > 1)

@@ -140,6 +140,17 @@ def unseen(ctx: MapContext) -> list[Maps]:
     return [() for _ in ctx.node.outputs]
 
 
+def unfollowed(ctx: MapContext) -> list[Maps]:
+    """A node that takes a sequence of which is not known what is in it: one that a loop carries, or an input."""
+    for i in range(len(ctx.node.inputs)):
+        if ctx.has(i) and not ctx.is_lazy(i):
+            parts = [f for maps, _ in ctx.parts(i) for f in maps]
+            reason = "works on a sequence that a loop carries or that is an input, so that its tensors are not known"
+            ctx.pin([*ctx.maps(i), *parts], reason, "in a loop, append to it and nothing else, or use a scan output")
+    return [() for _ in ctx.node.outputs]
+
+
+UNFOLLOWED = Rule((), "sequence of unknown tensors (pins)", unfollowed)
 UNSEEN = Rule((), "not observed (pins)", unseen)
 UNKNOWN = Rule((), "unknown (pins)", unknown)
 

@@ -120,6 +120,10 @@ Parts = tuple[tuple[Maps, Shape], ...]
 """Maps and shape of each tensor of a sequence."""
 
 
+class Repeated(Parts):
+    """A sequence of any number of tensors that all have the maps of its one part: what a loop appended in every step."""
+
+
 @dataclass(frozen=True)
 class IdleContext:
     """One node, for `idle`: attributes, which inputs it has, and what is certain of them.
@@ -168,7 +172,7 @@ class MapContext:
         values: Callable[[str], Array | None],
         units: UnitTable,
         opset: int,
-        walk: Callable[[Graph, dict[str, Maps]], list[tuple[Maps, Shape | None]] | None],
+        walk: Callable[[Graph, dict[str, Maps], dict[str, Parts]], list[tuple[Maps, Shape | None]] | None],
         share: Callable[[list[Graph], Pin], None],
         indices: set[str],
         is_dynamic: Callable[[str, int], bool],
@@ -255,7 +259,15 @@ class MapContext:
 
     def parts(self, i: int) -> Parts:
         """The tensors of a sequence; none of a tensor."""
-        return self._parts.get(self.node.inputs[i], ())
+        return self.parts_of(self.node.inputs[i])
+
+    def parts_of(self, key: str) -> Parts:
+        """The same of any tensor that has been walked, such as an output of a subgraph."""
+        return self._parts.get(key, ())
+
+    def is_sequence(self, i: int) -> bool:
+        """Is input `i` a sequence of which all parts are known?"""
+        return self.node.inputs[i] in self._parts
 
     def build(self, k: int, parts: Parts) -> None:
         """Say what is in an output that is a sequence."""
@@ -313,9 +325,14 @@ class MapContext:
         side = tuple(shape[a] if a in axes else 1 for a in range(len(shape)))
         return self.units.issue(int(np.prod(side)), str(self.node) if origin else "").reshape(side)
 
-    def subgraph(self, name: str, inputs: dict[str, Maps]) -> list[tuple[Maps, Shape | None]] | None:
-        """Maps and shapes of a subgraph's outputs after walking it; None where it was not observed."""
-        return self._walk(self.node.subgraphs[name], inputs) if name in self.node.subgraphs else None
+    def subgraph(
+        self, name: str, inputs: dict[str, Maps], parts: dict[str, Parts] | None = None
+    ) -> list[tuple[Maps, Shape | None]] | None:
+        """Maps and shapes of a subgraph's outputs after walking it; None where it was not observed.
+
+        inputs, parts: the maps of its inputs by name, and what is in those that are sequences. An output that is one has no shape.
+        """
+        return self._walk(self.node.subgraphs[name], inputs, parts or {}) if name in self.node.subgraphs else None
 
     def share_constants(self, names: tuple[str, ...], reason: str) -> None:
         """A constant that several of these subgraphs read, each in the same place of its own, is cut in all of them alike."""

@@ -1,4 +1,5 @@
-"""Subgraphs: both branches of an If are pruned alike; what a loop carries from step to step stays, its scan outputs do not.
+"""Subgraphs: both branches of an If are pruned alike; what a loop carries from step to step stays, its scan outputs do not,
+nor does what it appends to a sequence in every step.
 
 Weights inside branches and bodies are pruned like any others.
 """
@@ -7,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.groups.maps import Maps, Shape
-from onnxprune.ops.base import MapContext, Rule
+from onnxprune.groups.maps import Maps, Shape, varying
+from onnxprune.model.graph import Graph
+from onnxprune.ops.base import MapContext, Parts, Repeated, Rule
 from onnxprune.ops.labelled import Operand, combine, named, unnamed
 
 CARRIED = "weights inside are pruned; carried values stay"
@@ -48,9 +50,26 @@ def _agree(a: Shape, b: Shape, maps: Maps) -> bool:
 def loop(ctx: MapContext) -> list[Maps]:
     """Loop: iterations and condition, then carried values; the body gives a condition, those values, and rows of scan outputs."""
     carried = len(ctx.node.inputs) - 2
-    found = _body(ctx, {}, carried + 1)
+    body = ctx.node.subgraphs.get("body")
+    appended = [] if body is None else [k for k in range(carried) if _is_appended(ctx, body, k)]
+    found = _body(ctx, {}, carried + 1, {body.inputs[2 + k]: () for k in appended} if body is not None else {})
+    for k in appended:
+        for maps, shape in ctx.parts_of(body.outputs[1 + k]) if body is not None else ():
+            ctx.pin([f for f in maps if not varying(f)], "appends it as the only position of a tensor")
+            ctx.build(k, Repeated(((tuple(f for f in maps if varying(f)), shape),)))
     rows = [tuple(f[None] for f in maps) for maps, _ in found[carried + 1 :]]
     return [*[()] * carried, *rows]
+
+
+def _is_appended(ctx: MapContext, body: Graph, k: int) -> bool:
+    """Is carried value `k` an empty sequence that each step does nothing with but put a tensor at its end?"""
+    if not ctx.is_sequence(2 + k) or ctx.parts(2 + k):
+        return False
+    before, after = body.inputs[2 + k], body.outputs[1 + k]
+    readers = [n for n in body.walk() if before in n.inputs]
+    made = [n for n in body.nodes if after in n.outputs and n.op == "SequenceInsert" and n.inputs[0] == before]
+    kept = [*body.outputs].count(before) == 0 and [*body.outputs].count(after) == 1
+    return kept and len(readers) == len(made) == 1 and len([i for i in made[0].inputs if i]) == 2
 
 
 def scan(ctx: MapContext) -> list[Maps]:
@@ -75,14 +94,19 @@ def scan(ctx: MapContext) -> list[Maps]:
     return outputs
 
 
-def _body(ctx: MapContext, inputs: dict[str, Maps], carried: int | None) -> list[tuple[Maps, Shape | None]]:
-    """Outputs of the body, of which the first `carried` (None: all) stay as they are, as do all inputs that are not in `inputs`."""
+def _body(
+    ctx: MapContext, inputs: dict[str, Maps], carried: int | None, parts: dict[str, Parts] | None = None
+) -> list[tuple[Maps, Shape | None]]:
+    """Outputs of the body, of which the first `carried` (None: all) stay as they are, as do all inputs that are not in `inputs`.
+
+    parts: inputs that are sequences, with what is in them; what is in others stays.
+    """
     body = ctx.node.subgraphs.get("body")
     names = dict(enumerate(body.inputs)) if body is not None else {}
     for i in range(len(ctx.node.inputs)):
         if ctx.has(i) and not ctx.is_lazy(i) and names.get(i) not in inputs:
-            ctx.pin(ctx.maps(i), "carries it from step to step")
-    found = ctx.subgraph("body", inputs) or []
+            ctx.pin([*ctx.maps(i), *(f for maps, _ in ctx.parts(i) for f in maps)], "carries it from step to step")
+    found = ctx.subgraph("body", inputs, parts) or []
     for maps, _ in found[:carried]:
         ctx.pin(maps, "carries it from step to step")
     return found
@@ -90,6 +114,6 @@ def _body(ctx: MapContext, inputs: dict[str, Maps], carried: int | None) -> list
 
 RULES = [
     Rule(("If",), "control flow", branches),
-    Rule(("Loop",), "control flow", loop, note=CARRIED),
+    Rule(("Loop",), "control flow", loop, note=CARRIED, sequences=()),
     Rule(("Scan",), "control flow", scan, note=CARRIED),
 ]

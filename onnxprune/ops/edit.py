@@ -82,12 +82,8 @@ class Edit:
         """Multiply a constant input; False when it is not one."""
         raise NotImplementedError
 
-    def restore_output(self, changed: Array, value: Array) -> None:
-        """Put `value` into the entries of the first output where `changed`."""
-        raise NotImplementedError
-
-    def restore_count(self, before: int, after: int) -> None:
-        """The first output counts positions, `after` where there were `before`: let it count as in the original."""
+    def restore_counts(self, before: Array, after: Array) -> None:
+        """The first output counts positions, `after` where there were `before`: let it count as in the original, whatever the inputs."""
         raise NotImplementedError
 
     def consumers(self) -> list[tuple[Node, int]]:

@@ -46,11 +46,17 @@ def expand_adjust(edit: Edit) -> None:
 
 
 def tile(ctx: MapContext) -> list[Maps]:
-    repeats = ctx.value(1)
-    if repeats is None:
+    """Every axis as often as was observed; how often may follow the inputs (keys repeated for every sample of a batch)."""
+    if ctx.rank() != len(ctx.out_shape()):  # before opset 6: one axis, as often as the second input says
         return [ctx.pin_axes(0, tuple(range(ctx.rank())), "repeats an axis a number of times computed from data")]
-    tiled = move(ctx, 0, lambda f, s: np.tile(f, [int(r) if f.shape[a] > 1 else 1 for a, r in enumerate(repeats)]))
+    counts = [after // before for before, after in zip(ctx.shape(0), ctx.out_shape(), strict=True)]
+    tiled = move(ctx, 0, lambda f, s: np.tile(f, [n if f.shape[a] > 1 else 1 for a, n in enumerate(counts)]))
     return [grown(ctx, tiled)]
+
+
+def names_no_size(ctx: MapContext, axis: int) -> bool:
+    """Repeats are counts of what is there; only an axis grown from size 1 gets its size from them."""
+    return axis < ctx.rank() and ctx.shape(0)[axis] > 1
 
 
 def tile_adjust(edit: Edit) -> None:
@@ -200,7 +206,16 @@ def resize_mixing(attrs: dict[str, Any]) -> Mixing | None:
 
 RULES = [
     Rule(("Expand",), "movement", expand, params=(1,), adjust=expand_adjust, idle=same_shape, mixing="copy"),
-    Rule(("Tile",), "movement", tile, params=(1,), adjust=tile_adjust, idle=one_tile, mixing="copy"),
+    Rule(
+        ("Tile",),
+        "movement",
+        tile,
+        params=(1,),
+        adjust=tile_adjust,
+        idle=one_tile,
+        mixing="copy",
+        repeats=names_no_size,
+    ),
     Rule(("Pad",), "movement", pad, params=(1, 2, 3), adjust=pad_adjust, idle=no_padding),
     Rule(("Resize", "Upsample"), "movement", resize, params=(1, 2, 3), adjust=resize_adjust, mixing=resize_mixing),
     Rule(("ConstantOfShape",), "movement", constant_of_shape, params=(0,), adjust=follow_shape),

@@ -21,7 +21,9 @@ def gather_elements(ctx: MapContext) -> list[Maps]:
     for i in (0, 1):
         if partial and not ctx.is_lazy(i):
             ctx.pin_axes(i, partial, "looks up single elements in a part of its data")
-    kept = ctx.whole_axes(0, (axis,), "looks up single elements")
+    kept = ctx.whole_axes(
+        0, (axis,), f"looks up positions of axis {axis} that are computed from data, element by element"
+    )
     kept = tuple(f for f in kept if not any(f.shape[a] > 1 for a in partial))
     labels = tuple("position" if a == axis else str(a) for a in range(rank))
     wanted = tuple("index" if a == axis else str(a) for a in range(rank))

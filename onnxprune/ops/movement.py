@@ -188,7 +188,8 @@ def slices(edit: Edit | MapContext, rank: int) -> list[tuple[int, Array | None, 
         known = found[2] if edit.has(3) else None
         if edit.has(3) and known is None:
             return None
-        count = next((v.size for v in found if v is not None), rank)
+        seen = edit.old(1) if isinstance(edit, Edit) else edit.shape(1)
+        count = next((v.size for v in found if v is not None), seen[0] if seen else rank)
         axes = known.tolist() if known is not None else list(range(count))
         starts = found[0]
         ends = found[1]

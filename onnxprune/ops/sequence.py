@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxprune.groups.maps import Maps, Shape, simplify, varying
 from onnxprune.groups.observation import Array
-from onnxprune.ops.base import Edit, MapContext, Parts, Rule
+from onnxprune.ops.base import Edit, MapContext, Parts, Repeated, Rule
 from onnxprune.ops.labelled import Operand, named
 from onnxprune.ops.movement import join, join_labels, parted
 
@@ -73,6 +73,10 @@ def _place(ctx: MapContext, i: int, last: int) -> int | None:
 def insert(ctx: MapContext) -> list[Maps]:
     parts, new = list(ctx.parts(0)), (ctx.maps(1), ctx.shape(1))
     place = _place(ctx, 2, len(parts))
+    if isinstance(ctx.parts(0), Repeated):
+        _pin_all(ctx, (*parts, new), "puts a tensor among a number of others that a loop decides")
+        ctx.build(0, (((), new[1]),))
+        return ctx.nothing()
     if place is None:
         _pin_all(ctx, (*parts, new), "puts a tensor at a position that is computed from data")
         parts.append(((), new[1]))
@@ -85,6 +89,9 @@ def insert(ctx: MapContext) -> list[Maps]:
 def erase(ctx: MapContext) -> list[Maps]:
     parts = list(ctx.parts(0))
     place = _place(ctx, 1, -1)
+    if isinstance(ctx.parts(0), Repeated):
+        ctx.build(0, ctx.parts(0))
+        return ctx.nothing()
     if place is None:
         _pin_all(ctx, tuple(parts), "takes away a tensor at a position that is computed from data")
         place = -1
@@ -98,9 +105,11 @@ def at(ctx: MapContext) -> list[Maps]:
     parts, place = ctx.parts(0), _place(ctx, 1, -1)
     if not parts:
         return ctx.nothing()
+    first = parts[0][0]
+    if isinstance(parts, Repeated):
+        return [first]
     if place is not None:
         return [parts[place][0]]
-    first = parts[0][0]
     alike = all(len(maps) == len(first) and all(map(np.array_equal, maps, first)) for maps, _ in parts)
     if alike:
         return [first]
@@ -120,6 +129,9 @@ def concat_from_sequence(ctx: MapContext) -> list[Maps]:
     for k, (maps, shape) in enumerate(ctx.parts(0)):
         if ctx.attr("new_axis", 0):
             maps, shape = tuple(np.expand_dims(f, axis) for f in maps), (*shape[:axis], 1, *shape[axis:])
+        elif isinstance(ctx.parts(0), Repeated):
+            ctx.pin([f for f in maps if f.shape[axis] > 1], "joins a number of tensors that a loop decides")
+            maps = tuple(f for f in maps if f.shape[axis] == 1)
         labels = join_labels(k, rank, axis)
         operands[k] = Operand(labels, shape, named(maps, labels))
     return [simplify(join(ctx, operands, list(operands), axis, lambda k: f"tensor {k} of the sequence"))]

@@ -34,7 +34,7 @@ def keep_original_sizes(edit: Edit) -> None:
     old, new = np.array(edit.old(0))[window], np.array(edit.new(0))[window]
     changed = old != new
     if changed.any() and not _reads_only_others(edit, changed):
-        edit.restore_output(changed, old)
+        edit.restore_counts(old, new)
 
 
 def _reads_only_others(edit: Edit, changed: Array) -> bool:
@@ -46,16 +46,21 @@ def _reads_only_others(edit: Edit, changed: Array) -> bool:
     return True
 
 
+def counts_as_before(ctx: MapContext, axis: int) -> bool:
+    """A size that follows the inputs is put back to the original's by its ratio, whatever the inputs."""
+    return True
+
+
 def keep_original_count(edit: Edit) -> None:
     """By the axes that were cut: the others' sizes may change with the inputs."""
     cut = [(old, new) for old, new in zip(edit.old(0), edit.new(0), strict=True) if old != new]
     if cut:
-        edit.restore_count(prod(old for old, _ in cut), prod(new for _, new in cut))
+        edit.restore_counts(np.array(prod(old for old, _ in cut)), np.array(prod(new for _, new in cut)))
 
 
 RULES = [
-    Rule(("Shape",), "shape", none, adjust=keep_original_sizes, carries_shape=True),
-    Rule(("Size",), "shape", none, adjust=keep_original_count, carries_shape=True),
+    Rule(("Shape",), "shape", none, adjust=keep_original_sizes, carries_shape=True, repeats=counts_as_before),
+    Rule(("Size",), "shape", none, adjust=keep_original_count, carries_shape=True, repeats=counts_as_before),
     Rule(("Range",), "shape", none, params=(0, 1, 2)),
     Rule(("Constant",), "source (no units)", none),
     Rule(("RandomNormal", "RandomUniform"), "source (no units)", none, random=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -28,7 +29,7 @@ class Probe:
         if not model.proto.graph.output:
             raise BadInputError("The model has no outputs, so there is nothing to keep; give a model that has some.")
         try:
-            self._top = _Probed(model, model.proto.graph, None, {}, "", wanted, typed)
+            self._top = _Probed(model, model.proto.graph, _Fed(), {}, "", wanted, typed)
             self._top.session  # noqa: B018 (made here, so that what it cannot load is said here)
         except BadInputError:
             Session(model)  # says it in the model's own words, if it is the model's fault
@@ -48,7 +49,7 @@ class Probe:
 def types_of(model: LoadedModel, feeds: tuple[Feeds, Feeds], keys: set[str]) -> dict[str, Any]:
     """ONNX Runtime's names for the types of tensors, such as "tensor(float)". Only subgraphs need a run, for what they are fed."""
     if not any(True for node in model.proto.graph.node for _ in subgraphs(node)):
-        return _Probed(model, model.proto.graph, None, {}, "", set(), keys).dtypes
+        return _Probed(model, model.proto.graph, _Fed(), {}, "", set(), keys).dtypes
     return Probe(model, set(), keys).observation(feeds).dtypes
 
 
@@ -78,17 +79,26 @@ def _compact(first: Feeds, second: Feeds) -> tuple[Feeds, Feeds]:
 Seen = tuple[dict[str, tuple[int, ...]], dict[str, Array], dict[str, Any]]
 
 
-class _Probed:
-    """One graph of the model with its shapes and wanted values as outputs.
+@dataclass(frozen=True)
+class _Fed:
+    """What a subgraph gets, inputs and captured tensors, by name; nothing for the model itself.
 
-    `fed`: values that a subgraph gets (inputs and captured tensors), for their types; None for the model itself.
+    values: of the first feed and the first step, for their types. kinds: ONNX Runtime's types of the sequences among them, as an
+    empty one has none.
     """
+
+    values: Feeds | None = None
+    kinds: dict[str, str] = field(default_factory=dict)
+
+
+class _Probed:
+    """One graph of the model with its shapes and wanted values as outputs."""
 
     def __init__(
         self,
         model: LoadedModel,
         graph: GraphProto,
-        fed: Feeds | None,
+        fed: _Fed,
         outer: dict[str, TensorProto],
         path: str,
         wanted: set[str],
@@ -96,6 +106,7 @@ class _Probed:
     ) -> None:
         self.model, self.graph, self.path, self.wanted, self.typed = model, graph, path, wanted, typed
         self.captured = captured(graph)
+        self.fed = fed
         self.initializers = dict(outer) | {t.name: t for t in graph.initializer}
         self.done: list[tuple[Feeds, list[Array]]] = []
         proto = ModelProto()
@@ -104,22 +115,22 @@ class _Probed:
         del proto.graph.value_info[:]
         for name in sorted(self.captured & set(outer)):
             proto.graph.initializer.append(outer[name])
-        if fed is not None:
+        if fed.values is not None:
             proto.graph.name = proto.graph.name or "subgraph"
             del proto.graph.input[:]
-            for name, value in fed.items():
-                kind = helper.np_dtype_to_tensor_dtype(value.dtype)
-                proto.graph.input.append(helper.make_tensor_value_info(name, kind, [None] * value.ndim))
+            proto.graph.input.extend(_declared(name, value, fed.kinds.get(name)) for name, value in fed.values.items())
         needed: set[str] = set()
         for node in graph.node:
             for _, sub in subgraphs(node):
                 needed |= captured(sub) | set(node.input)
-        sequences = _sequences(model.proto, graph)
+        given = {name for name, value in (fed.values or {}).items() if not _is_tensor(value)}
+        sequences = _sequences(model.proto, graph, given)
         self.produced = [o for node in graph.node for o in node.output if o and o not in sequences]
-        self.values = [o for o in self.produced if o in needed or path + o in wanted]
+        carried = [o for node in graph.node for o in node.output if o in sequences & needed]
+        self.values = [o for o in self.produced if o in needed or path + o in wanted] + carried
         dtyped = [o for o in self.produced if path + o in typed and o not in self.values]
         del proto.graph.output[:]
-        proto.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in self.values + dtyped)
+        proto.graph.output.extend(onnx.ValueInfoProto(name=n) for n in self.values + dtyped)
         self.dtypes = {path + n: t for n, t in _output_types(model.beside(proto)).items()} if dtyped else {}
         del proto.graph.output[len(self.values) :]
         self.outputs = [*self.values, *show_shapes(proto.graph, self.produced)]
@@ -149,13 +160,12 @@ class _Probed:
         known: list[Feeds] = []
         for feeds in both:
             results = self.run(feeds)
-            shapes = {
-                path + n: tuple(int(d) for d in s)
-                for n, s in zip(self.produced, results[len(self.values) :], strict=True)
-            }
-            shapes |= {path + n: v.shape for n, v in feeds.items() if n not in self.captured} | constants
+            sizes = results[len(self.values) :]
+            shapes = {path + n: tuple(int(d) for d in s) for n, s in zip(self.produced, sizes, strict=True)}
+            fed = {n: v for n, v in feeds.items() if n not in self.captured and _is_tensor(v)}
+            shapes |= {path + n: v.shape for n, v in fed.items()} | constants
             found = dict(zip(self.values, results, strict=False))
-            seen.append((shapes, {path + n: v for n, v in found.items()}, self.dtypes))
+            seen.append((shapes, {path + n: v for n, v in found.items() if _is_tensor(v)}, self.dtypes))
             known.append(found | feeds)
         for node in self.graph.node:
             first = next((o for o in node.output if o), "")
@@ -164,21 +174,37 @@ class _Probed:
                     {n: v[n] for n in captured(sub) if n in v} | _body_feeds(node, sub, v, self.initializers)
                     for v in known
                 ]
-                more = self._inside(sub, inner, f"{path}{first}.{name}{SEPARATOR}")
+                kinds = self.fed.kinds | {n: self.dtypes[path + n] for n in self.values}
+                kinds |= {i.name: kinds.get(outer, "") for i, outer in zip(sub.input, node.input, strict=False)}
+                more = self._inside(sub, inner, f"{path}{first}.{name}{SEPARATOR}", kinds)
                 for mine, theirs in zip(seen, more, strict=False):
                     mine[0].update(theirs[0])
                     mine[1].update(theirs[1])
                     mine[2].update(theirs[2])
         return seen
 
-    def _inside(self, sub: GraphProto, inner: list[Feeds], path: str) -> list[Seen]:
+    def _inside(self, sub: GraphProto, inner: list[Feeds], path: str, kinds: dict[str, str]) -> list[Seen]:
         """The same of a subgraph; nothing where it does not run on these inputs: its rules pin."""
         names = {v.name for v in sub.input} | captured(sub)
         inner = [{n: v for n, v in feeds.items() if n in names} for feeds in inner]
         try:
-            return _Probed(self.model, sub, inner[0], self.initializers, path, self.wanted, self.typed).observe(inner)
+            fed = _Fed(inner[0], kinds)
+            return _Probed(self.model, sub, fed, self.initializers, path, self.wanted, self.typed).observe(inner)
         except BadInputError:
             return []
+
+
+def _is_tensor(value: object) -> bool:
+    """Else it is a sequence, which ONNX Runtime takes and gives as a list."""
+    return isinstance(value, np.ndarray)
+
+
+def _declared(name: str, value: Array, kind: str | None) -> onnx.ValueInfoProto:
+    """An input for this value; kind: ONNX Runtime's type, such as "seq(tensor(float))"."""
+    if _is_tensor(value):
+        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
+    element = (kind or "seq(tensor(float))").removeprefix("seq(tensor(").rstrip(")")
+    return helper.make_tensor_sequence_value_info(name, TensorProto.DataType.Value(element.upper()), None)
 
 
 def _body_feeds(node: onnx.NodeProto, body: GraphProto, known: Feeds, initializers: dict[str, TensorProto]) -> Feeds:
@@ -203,12 +229,12 @@ def _body_feeds(node: onnx.NodeProto, body: GraphProto, known: Feeds, initialize
     return {i.name: v for i, v in zip(body.input, start, strict=False) if v is not None}
 
 
-def _sequences(proto: ModelProto, graph: GraphProto) -> set[str]:
+def _sequences(proto: ModelProto, graph: GraphProto, given: set[str]) -> set[str]:
     """Outputs that are sequences or optionals, of which no Shape can be taken.
 
-    An output that may be either (Identity) is one if an input is.
+    An output that may be either (Identity) is one if an input is. given: inputs of the graph that are some.
     """
-    found: set[str] = set()
+    found = set(given)
     for node in graph.node:
         version = next((o.version for o in proto.opset_import if o.domain == node.domain), 1)
         key = (node.op_type, version, node.domain)

@@ -107,7 +107,7 @@ def test_heads(body: str, length: str) -> None:
         k4 = Add(k3, ones)""",
                 "k4",
             ),
-            "has them in axis 0",
+            "has no removable index for these rows",
         ),
         (batched(THREE, "s3 = Identity(three)\n        k4 = Slice(k3, i0, length, i1)", "k4"), "has them in axis 0"),
     ],

@@ -263,3 +263,22 @@ def test_a_constant_is_cut_alike_where_one_branch_pins_another_axis_of_it() -> N
     made = prune(original, 0.5, 0)
     assert stored(made.model) == stored(original)
     assert (dims(made.model, "w"), dims(made.model, "v"), dims(made.model, "o")) == ([6, 8], [8, 6], [6, 5])
+
+
+@pytest.mark.parametrize("given", ["{ b1 = Identity(c) }", "<float[24] b1> {}"], ids=["read elsewhere", "its own"])
+def test_a_constant_that_a_branch_gives(given: str) -> None:
+    """It is cut as what the other branch computes; another layer that reads it has units of its own."""
+    text = f"""g (float[N,8] x, bool a) => (float[N,5] y, float[N,4] z)
+        <float[8,24] u, float[24,5] w, float[24] c, float[24] d, float[8,24] t, float[24,4] v> {{
+        h = MatMul(x, u)
+        b = If(a) <then_branch = constant () => (float[24] b1) {given},
+            else_branch = computed () => (float[24] b2) {{ b2 = Neg(d) }}>
+        s = Add(h, b)
+        r = Relu(s)
+        y = MatMul(r, w)
+        i = MatMul(x, t)
+        j = Add(i, c)
+        k = Relu(j)
+        z = MatMul(k, v)
+    }}"""
+    check(net(text), units=[24, 24])
