@@ -24,7 +24,6 @@ from onnxprune.groups.observation import Array, Feeds
 from onnxprune.model.branches import showing
 from onnxprune.model.loaded import Model
 from onnxprune.ops import rule_for
-from onnxprune.ops.sizes import decides_size
 from onnxprune.runtime import Session
 from onnxprune.runtime.values import as_array
 
@@ -146,7 +145,7 @@ class _Walk:
             self.values.update(outputs)
         if by_size:
             return
-        decided = [i for i, n in enumerate(node.input) if n in self.values and decides_size(node.op_type, i)]
+        decided = [i for i, n in enumerate(node.input) if n in self.values and rule.decides_size(i)]
         found = f"{node.op_type} '{node.name or outputs[0]}'" if decided else ""
         sized_by = node.input[:1] if rule.places else reads  # what is written somewhere changes no size
         found = found or next((self.sizes[n] for n in sized_by if n in self.sizes), "")

@@ -19,7 +19,6 @@ from onnxprune.groups.observation import Feeds
 from onnxprune.model.branches import showing
 from onnxprune.model.loaded import Model
 from onnxprune.ops import rule_for
-from onnxprune.ops.sizes import SIZED_BY_DATA, decides_size, makes_whole
 from onnxprune.runtime import Session
 
 
@@ -81,14 +80,15 @@ def decisions(nodes: Sequence[NodeProto], values: Container[str]) -> list[Decisi
     real = _real(nodes, values)
     found: list[Decision] = []
     for node in nodes:
-        if rule_for(node.op_type, node.domain).carries_shape:
+        own = rule_for(node.op_type, node.domain)
+        if own.carries_shape:
             continue
         label = f"{node.op_type} '{node.name or node.output[0]}'"
-        stack = [n for i, n in enumerate(node.input) if n in values and decides_size(node.op_type, i)]
-        if node.op_type in SIZED_BY_DATA:
+        stack = [n for i, n in enumerate(node.input) if n in values and own.decides_size(i)]
+        if own.sized_by is None:
             sources = tuple(n for n in stack if n in real)
             stack = [n for n in stack if n not in real]
-            if sources and makes_whole(node):
+            if sources and _is_whole(node):
                 found += [Decision(o, label, sources) for o in node.output if o]
                 continue
         seen: set[str] = set()
@@ -114,13 +114,18 @@ def _real(nodes: Sequence[NodeProto], values: Container[str]) -> set[str]:
     real: set[str] = set()
     for node in nodes:
         rule = rule_for(node.op_type, node.domain)
-        if rule.carries_shape or makes_whole(node):
+        if rule.carries_shape or _is_whole(node):
             continue
         reads = read_by(node)
         is_weighted = rule.linear is not None or (node.op_type == "Gather" and node.input[0] not in values)
         if reads & real or (is_weighted and any(n in values for n in reads)):
             real.update(o for o in node.output if o)
     return real
+
+
+def _is_whole(node: NodeProto) -> bool:
+    attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    return rule_for(node.op_type, node.domain).is_whole(attrs)
 
 
 def has_weights_behind(nodes: Sequence[NodeProto], values: Container[str], sized: Container[str]) -> bool:

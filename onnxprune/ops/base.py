@@ -60,6 +60,9 @@ class Rule:
     random: the output is drawn anew in every run, or may be.
     picks: inputs whose values decide which positions of the others the outputs have (indices, conditions); -1, -2, … stand for outputs
         that say so. places: whatever is written there, positions of the output are those of the first input.
+    sized_by: inputs whose values decide how large an output is; None where the values of all that it reads do.
+    whole: the outputs are whole numbers or answers, so that a small change of what the node reads changes them by one or not at all; or a
+        function of the attributes that says so.
     weights: gets a `LinearContext`; returns `(input, contracted axis)` of each operand that it multiplies by, where `linear` does not
         cover it.
     idle: gets an `IdleContext`; returns True where the node certainly gives its first input back, and may be taken out.
@@ -94,12 +97,22 @@ class Rule:
     random: bool = False
     picks: tuple[int, ...] = ()
     places: bool = False
+    sized_by: tuple[int, ...] | None = ()
+    whole: bool | Callable[[dict[str, Any]], bool] = False
     weights: Callable[[LinearContext], list[tuple[int, int]]] | None = None
     idle: Callable[[IdleContext], bool] | None = None
     mixing: Mixing | Callable[[dict[str, Any]], Mixing | None] | None = None
     sequences: tuple[int, ...] | None = None
     repeats: Callable[[MapContext, int], bool] | None = None
     registered: bool = False
+
+    def decides_size(self, i: int) -> bool:
+        """Can the value of input `i` change the size of an output?"""
+        return self.sized_by is None or i in self.sized_by
+
+    def is_whole(self, attrs: dict[str, Any]) -> bool:
+        """Of a node with these attributes."""
+        return self.whole(attrs) if callable(self.whole) else self.whole
 
     def mixing_of(self, attrs: dict[str, Any]) -> Mixing | None:
         """Of a node with these attributes."""

@@ -114,6 +114,6 @@ def _body(
 
 RULES = [
     Rule(("If",), "control flow", branches),
-    Rule(("Loop",), "control flow", loop, note=CARRIED, sequences=()),
+    Rule(("Loop",), "control flow", loop, note=CARRIED, sequences=(), sized_by=(0, 1)),
     Rule(("Scan",), "control flow", scan, note=CARRIED),
 ]

@@ -205,20 +205,38 @@ def resize_mixing(attrs: dict[str, Any]) -> Mixing | None:
 
 
 RULES = [
-    Rule(("Expand",), "movement", expand, params=(1,), adjust=expand_adjust, idle=same_shape, mixing="copy"),
+    Rule(
+        ("Expand",),
+        "movement",
+        expand,
+        params=(1,),
+        adjust=expand_adjust,
+        idle=same_shape,
+        mixing="copy",
+        sized_by=(1,),
+    ),
     Rule(
         ("Tile",),
         "movement",
         tile,
+        sized_by=(1,),
         params=(1,),
         adjust=tile_adjust,
         idle=one_tile,
         mixing="copy",
         repeats=names_no_size,
     ),
-    Rule(("Pad",), "movement", pad, params=(1, 2, 3), adjust=pad_adjust, idle=no_padding),
-    Rule(("Resize", "Upsample"), "movement", resize, params=(1, 2, 3), adjust=resize_adjust, mixing=resize_mixing),
-    Rule(("ConstantOfShape",), "movement", constant_of_shape, params=(0,), adjust=follow_shape),
+    Rule(("Pad",), "movement", pad, params=(1, 2, 3), adjust=pad_adjust, idle=no_padding, sized_by=(1,)),
+    Rule(
+        ("Resize", "Upsample"),
+        "movement",
+        resize,
+        params=(1, 2, 3),
+        adjust=resize_adjust,
+        mixing=resize_mixing,
+        sized_by=(1, 2, 3),
+    ),
+    Rule(("ConstantOfShape",), "movement", constant_of_shape, params=(0,), adjust=follow_shape, sized_by=(0,)),
     Rule(("DepthToSpace",), "movement", depth_to_space, mixing="copy"),
     Rule(("SpaceToDepth",), "movement", space_to_depth, mixing="copy"),
 ]

@@ -177,9 +177,13 @@ OPTIMIZED = (
 )
 BOXES, COMPARES = "selects boxes by comparing all of them", "compares all positions"
 SELECTS = (BOXES, COMPARES)
+SEARCHES = (
+    "com.microsoft::BeamSearch com.microsoft::GreedySearch com.microsoft::Sampling com.microsoft::WhisperBeamSearch"
+)
 PINNED = {
     "AffineGrid": "makes a grid of it",
-    "BlackmanWindow HammingWindow HannWindow MelWeightMatrix": "makes a table of this size",
+    "BlackmanWindow HammingWindow HannWindow": "makes a table of this size",
+    "MelWeightMatrix": "makes a table of these sizes",
     "Bernoulli Multinomial RandomNormalLike RandomUniformLike": RANDOM,
     "ImageDecoder": "decodes an image",
     "MaxUnpool": "writes to flat positions, which count channels",
@@ -189,7 +193,8 @@ PINNED = {
     "Unique com.microsoft::Unique": COMPARES,
     "Optional OptionalGetElement OptionalHasElement": OPTIONAL,
     "SequenceMap": "runs a function on each tensor of a sequence",
-    "RegexFullMatch StringConcat StringNormalizer StringSplit": STRINGS,
+    "RegexFullMatch StringConcat StringNormalizer": STRINGS,
+    "StringSplit": STRINGS,
     "LinearAttention com.microsoft::LinearAttention com.microsoft::GatedDeltaNet": "keeps a state per head inside",
     "ai.onnx.preview::FlexAttention": "computes its scores in a subgraph",
     "ai.onnx.preview.training::Adagrad ai.onnx.preview.training::Adam ai.onnx.preview.training::Gradient "
@@ -209,16 +214,26 @@ PINNED = {
     "com.microsoft::CausalConvWithState com.microsoft::MaxpoolWithMask com.microsoft::UnfoldTensor "
     "com.microsoft::BiasSoftmax com.microsoft::GatedAdd com.microsoft::GatedRMSNorm com.microsoft::SparseToDenseMatMul": "has a "
     "layout that its rule does not cover",
-    "com.microsoft::BeamSearch com.microsoft::GreedySearch com.microsoft::Sampling com.microsoft::WhisperBeamSearch": "runs "
+    SEARCHES: "runs "
     "a decoder inside, whose weights are not followed (prune the decoder's own file before it is packed in)",
-    "com.microsoft::Tokenizer com.microsoft::MurmurHash3 com.microsoft::NGramRepeatBlock": "works on tokens",
+    "com.microsoft::MurmurHash3 com.microsoft::NGramRepeatBlock": "works on tokens",
+    "com.microsoft::Tokenizer": "makes tokens of texts",
+}
+PINNED_SIZED_BY: dict[str, tuple[int, ...] | None] = {
+    "AffineGrid": (1,),
+    "BlackmanWindow HammingWindow HannWindow": (0,),
+    "MelWeightMatrix": (0, 1),
+    "MaxUnpool": (2,),
+    "STFT": (1, 3),
+    **dict.fromkeys(("ImageDecoder", "NonMaxSuppression", "Unique com.microsoft::Unique", "StringSplit"), None),
+    **dict.fromkeys(("com.microsoft::Tokenizer", SEARCHES), None),
 }
 
 RULES = [
     Rule(("BitCast",), "pointwise", unary),
-    Rule(("CenterCropPad",), "movement", center_crop_pad, params=(1,), adjust=follow_crop),
-    Rule(("Col2Im",), "movement", col2im, params=(1, 2)),
-    Rule(("Compress",), "indexing", compress, picks=(1,)),
+    Rule(("CenterCropPad",), "movement", center_crop_pad, params=(1,), adjust=follow_crop, sized_by=(1,)),
+    Rule(("Col2Im",), "movement", col2im, params=(1, 2), sized_by=(1, 2)),
+    Rule(("Compress",), "indexing", compress, picks=(1,), sized_by=None),
     Rule(("DFT",), "pins the axis", dft, params=(2,)),
     Rule(("Det",), "pins the axis", determinant),
     Rule(("com.microsoft::Inverse",), "pins the axis", matrices),
@@ -241,7 +256,7 @@ RULES = [
     Rule(("com.microsoft::GridSample",), "indexing", grid_sample),
     Rule(("com.microsoft::GatherND",), "indexing", gather_nd, picks=(1,)),
     Rule(("com.microsoft::ExpandDims",), "movement", reshaped, params=(1,)),
-    Rule(("com.microsoft::Pad",), "movement", pad, params=(1, 2), adjust=pad_adjust),
+    Rule(("com.microsoft::Pad",), "movement", pad, params=(1, 2), adjust=pad_adjust, sized_by=(1,)),
     Rule(tuple(OPTIMIZED.split()), "pins", blocked, note=MACHINE),
     *[
         Rule(
@@ -251,6 +266,8 @@ RULES = [
             note=reason,
             random=reason == RANDOM,
             picks=(-1,) if reason in SELECTS else (),
+            sized_by=PINNED_SIZED_BY.get(names, ()),
+            whole=reason == BOXES,
         )
         for names, reason in PINNED.items()
     ],

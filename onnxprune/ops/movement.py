@@ -347,6 +347,7 @@ RULES = [
         ("Reshape",),
         "movement",
         reshaped,
+        sized_by=(1,),
         params=(1,),
         adjust=follow_target,
         idle=same_shape,
@@ -368,7 +369,7 @@ RULES = [
     Rule(("Unsqueeze",), "movement", reshaped, params=(1,), idle=same_shape, mixing="copy", encode=shape_back),
     Rule(("Transpose",), "movement", transposed, idle=same_axes, mixing="copy", encode=order_back),
     Rule(("Concat",), "movement", concat, idle=of_one, mixing="copy"),
-    Rule(("Split",), "movement", split, params=(1,), adjust=split_adjust, mixing="copy"),
+    Rule(("Split",), "movement", split, params=(1,), adjust=split_adjust, mixing="copy", sized_by=(1,)),
     Rule(
         ("Slice",),
         "movement",
@@ -378,6 +379,7 @@ RULES = [
         idle=whole_slice,
         mixing="copy",
         picks=(1, 2, 3, 4),
+        sized_by=(1, 2, 3, 4),
     ),
     Rule(("Gather",), "movement", gather, params=(1,), adjust=gather_adjust, mixing="copy", picks=(1,)),
 ]

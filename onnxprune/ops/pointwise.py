@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from onnxprune.groups.maps import Facet, Maps, per_axis, varying
 from onnxprune.groups.observation import Array
@@ -18,14 +18,15 @@ from onnxprune.ops.base import IdleContext, MapContext, Mixing, Rule
 from onnxprune.ops.labelled import Operand, combine, named, operand, unnamed
 
 UNARY = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid "
-    "HardSwish IsInf IsNaN LeakyRelu Log Mish Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
+    "Abs Acos Acosh Asin Asinh Atan Atanh Celu Cos Cosh Elu Erf Exp Gelu HardSigmoid "
+    "HardSwish LeakyRelu Log Mish Reciprocal Relu Selu Shrink Sigmoid Sin Sinh "
     "Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu "
     "com.microsoft::FastGelu com.microsoft::Gelu com.microsoft::QuickGelu com.microsoft::BiasGelu"
 ).split()
-NARY = (
-    "And BitShift BitwiseAnd BitwiseOr BitwiseXor Equal Greater GreaterOrEqual Less LessOrEqual Mod Or Pow PRelu "
-    "Where Xor"
+NARY = "BitShift Mod Pow PRelu Where".split()
+WHOLE = (
+    "And BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Ceil Equal Floor Greater GreaterOrEqual IsInf IsNaN Less LessOrEqual "
+    "Not Or Round Sign Xor"
 ).split()
 
 
@@ -192,15 +193,20 @@ def cast_mixing(attrs: dict[str, Any]) -> Mixing | None:
     return "sum" if attrs.get("to") in FLOATS else None
 
 
+def casts_to_whole(attrs: dict[str, Any]) -> bool:
+    return helper.tensor_dtype_to_np_dtype(int(attrs["to"])).kind in "iub"
+
+
 RULES = [
     Rule(("Identity",), "pointwise", unary, alias=True, step=unchanged, idle=always, mixing="copy", encode=same_value),
-    Rule(("Cast",), "pointwise", unary, idle=has_type, mixing=cast_mixing, encode=as_stored),
+    Rule(("Cast",), "pointwise", unary, idle=has_type, mixing=cast_mixing, encode=as_stored, whole=casts_to_whole),
     Rule(tuple(UNARY), "pointwise", unary),
     Rule(("Max", "Min"), "pointwise", unary, idle=of_one),
     Rule(("Mean", "Sum"), "pointwise", unary, idle=of_one, mixing="sum"),
     Rule(("Neg", "Sub"), "pointwise", unary, mixing="sum"),
     Rule(("Div", "Mul"), "pointwise", unary, mixing="scale"),
     Rule(tuple(NARY), "pointwise", unary),
+    Rule(tuple(WHOLE), "pointwise", unary, whole=True),
     Rule(("Clip", "CastLike"), "pointwise", first_input, params=(1, 2)),
     Rule(
         ("Dropout",), "pointwise", dropout, params=(1, 2), step=unchanged, idle=is_inference, random=True, mixing="sum"

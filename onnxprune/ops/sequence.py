@@ -138,12 +138,20 @@ def concat_from_sequence(ctx: MapContext) -> list[Maps]:
 
 
 RULES = [
-    Rule(("SplitToSequence",), "movement", split_to_sequence, params=(1,), adjust=follow_parts, sequences=(0,)),
+    Rule(
+        ("SplitToSequence",),
+        "movement",
+        split_to_sequence,
+        params=(1,),
+        adjust=follow_parts,
+        sequences=(0,),
+        sized_by=(1,),
+    ),
     Rule(("SequenceConstruct",), "movement", construct, sequences=(0,)),
     Rule(("SequenceEmpty",), "movement", empty, sequences=(0,)),
     Rule(("SequenceInsert",), "movement", insert, params=(2,), sequences=(0,)),
     Rule(("SequenceErase",), "movement", erase, params=(1,), sequences=(0,)),
-    Rule(("SequenceAt",), "movement", at, params=(1,), sequences=()),
+    Rule(("SequenceAt",), "movement", at, params=(1,), sequences=(), sized_by=(1,)),
     Rule(("ConcatFromSequence",), "movement", concat_from_sequence, sequences=()),
     Rule(("SequenceLength",), "shape", lambda ctx: ctx.nothing(), sequences=()),
 ]

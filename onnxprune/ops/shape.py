@@ -61,9 +61,9 @@ def keep_original_count(edit: Edit) -> None:
 RULES = [
     Rule(("Shape",), "shape", none, adjust=keep_original_sizes, carries_shape=True, repeats=counts_as_before),
     Rule(("Size",), "shape", none, adjust=keep_original_count, carries_shape=True, repeats=counts_as_before),
-    Rule(("Range",), "shape", none, params=(0, 1, 2)),
+    Rule(("Range",), "shape", none, params=(0, 1, 2), sized_by=(0, 1, 2)),
     Rule(("Constant",), "source (no units)", none),
     Rule(("RandomNormal", "RandomUniform"), "source (no units)", none, random=True),
-    Rule(("EyeLike", "OneHot"), "pins", positions, note="makes a tensor of positions"),
-    Rule(("NonZero",), "pins", positions, note="makes a tensor of positions", picks=(-1,)),
+    Rule(("EyeLike", "OneHot"), "pins", positions, note="makes a tensor of positions", sized_by=(1,)),
+    Rule(("NonZero",), "pins", positions, note="makes a tensor of positions", picks=(-1,), sized_by=None, whole=True),
 ]
