@@ -148,7 +148,7 @@ def test_layers_of_matmul_n_bits_are_fitted(tmp_path: Path, zero: bool, flat: bo
     data = str(tmp_path / "x.npz")
     original = n_bits(zero, flat)
     made = onnxprune.prune(original, Budget("ratio", 0.5), data=data, round_to=1, benchmark=False)
-    cut = onnxprune.prune(original, plan=made.plan, recover="none", benchmark=False)
+    cut = onnxprune.prune(original, apply=made.plan, recover="none", benchmark=False)
     repair = made.report.repair
     assert repair is not None and {f.layer for f in repair.fits} == {"h", "f", "k", "y"}
     fits = {f.layer: f.error for f in repair.fits}
