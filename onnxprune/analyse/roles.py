@@ -1,8 +1,8 @@
 """What a whole-number input is to the graph: a row of a table, a position, a mask; so that inputs can be made up that look like real ones.
 
 An input is followed through nodes that only move values, cast whole numbers, or add a constant to them (the offset of a position table).
-Where it then picks rows of a constant (the Gather of an embedding), any row may come; one that is named a mask says which positions count;
-and a single number that is compared with constants (a sample rate) is one of these.
+Where it then picks rows of a constant (the Gather of an embedding, OneHot in front of a product), any row may come; one that is named a
+mask says which positions count; and a single number that is compared with constants (a sample rate) is one of these.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def roles(analysis: Analysis) -> dict[str, Role]:
         for i, key in enumerate(node.inputs):
             if key not in origin:
                 continue
-            if i and i in rule.picks:
+            if (i and i in rule.picks) or (node.op == "OneHot" and i == 0):
                 size = _table(analysis, node)
                 if size:
                     rows.setdefault(origin[key][0], []).append(max(1, size - max(0, origin[key][1])))
@@ -95,7 +95,9 @@ def _constant(analysis: Analysis, node: Node, i: int) -> int | None:
 
 
 def _table(analysis: Analysis, node: Node) -> int:
-    """How many rows a node picks from, where that is a constant; else 0."""
+    """How many rows a node picks from, where that is a constant; else 0. OneHot picks from those of an identity matrix."""
+    if node.op == "OneHot":
+        return _constant(analysis, node, 1) or 0
     source = analysis.sources.get(node.inputs[0])
     if source is None:
         return 0

@@ -26,24 +26,28 @@ METRICS = ("kl", "cosine", "top1")
 
 
 def disagreement(reference: Outputs, outputs: Outputs) -> float:
-    """Share of positions whose largest entry along the last axis is another one; over the outputs with such an axis."""
+    """Share of positions whose largest entry along the last axis is another one; over the outputs with such an axis. All positions of an
+    output whose size is another.
+    """
     shares = []
     for k in range(len(reference[0])):
         wanted = [np.asarray(r[k]) for r in reference]
         if wanted[0].dtype.kind in "iub" and wanted[0].size:
             shares.append(_labels(wanted, [np.asarray(o[k]) for o in outputs]))
         elif wanted[0].dtype.kind == "f" and wanted[0].ndim > 1 and wanted[0].shape[-1] > 1:
-            different = [
-                w.argmax(axis=-1) != np.asarray(o[k]).argmax(axis=-1) for w, o in zip(wanted, outputs, strict=True)
-            ]
+            different = [_other_classes(w, np.asarray(o[k])) for w, o in zip(wanted, outputs, strict=True)]
             shares.append(float(np.mean(np.concatenate([d.ravel() for d in different]))))
     if not shares:
         raise BadInputError("--metric top1 needs an output with classes along its last axis; use kl or cosine.")
     return max(shares)
 
 
+def _other_classes(w: Array, f: Array) -> Array:
+    return np.asarray(w.argmax(axis=-1) != f.argmax(axis=-1)) if w.shape == f.shape else np.ones(w.shape[:-1], bool)
+
+
 def angle(reference: Outputs, outputs: Outputs) -> float:
-    """1 - cosine similarity, the worst over floating outputs of the mean over samples."""
+    """1 - cosine similarity, the worst over floating outputs of the mean over samples; infinite where a size is another."""
     found = []
     for k in range(len(reference[0])):
         if np.asarray(reference[0][k]).dtype.kind != "f":
@@ -51,6 +55,8 @@ def angle(reference: Outputs, outputs: Outputs) -> float:
         each = []
         for r, o in zip(reference, outputs, strict=True):
             a, b = (_filled(np.asarray(x[k], np.float64), 0.0) for x in (r, o))
+            if a.shape != b.shape:
+                return float("inf")
             a, b = a.reshape(max(len(a), 1) if a.ndim else 1, -1), b.reshape(max(len(b), 1) if b.ndim else 1, -1)
             norm = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
             each.append(1 - (a * b).sum(axis=1) / np.maximum(norm, 1e-30))

@@ -10,6 +10,7 @@ import pytest
 
 import onnxprune
 from onnxprune import Budget
+from onnxprune.calibrate.damage import angle, disagreement
 from onnxprune.calibrate.judging import judged_by
 from onnxprune.model.loaded import Model
 from tests.oracle import net
@@ -113,3 +114,18 @@ def test_the_console_names_the_node_that_decides(voice: onnx.ModelProto, data: s
 def test_a_voice_is_made_sparse(voice: onnx.ModelProto, data: str) -> None:
     report = onnxprune.sparsify(voice, sparsity=0.5, data=data, benchmark=False).report
     assert 0 < report.difference.divergence < np.inf
+
+
+def test_a_quantized_model_that_decides_other_lengths_is_reported(voice: onnx.ModelProto, data: str) -> None:
+    """What is made of the original's decision goes through 8 bits and rounds to another number of frames: no row has its like."""
+    result = onnxprune.prune(voice, Budget("macs", 0.6), data=data, then_quantize="int8", metric="cosine")
+    found = {v.name: v for v in result.report.variants}
+    assert found["pruned"].top1 is not None and found["pruned"].top1 < 0.1
+    assert found["quantized"].divergence == found["quantized"].loss == float("inf")
+    assert found["quantized"].top1 is not None and 0 < found["quantized"].top1 <= 1
+
+
+def test_outputs_of_another_size_are_other_answers() -> None:
+    wanted, longer = [[np.eye(3, dtype=np.float32)]] * 2, [[np.eye(4, 3, dtype=np.float32)]]
+    assert disagreement(wanted, [wanted[0], *longer]) == 0.5
+    assert angle(wanted, [wanted[0], *longer]) == float("inf")

@@ -145,3 +145,18 @@ def test_recordings_and_scales() -> None:
 
 def graph_of(**shapes: list[int]) -> list[onnx.ValueInfoProto]:
     return [onnx.helper.make_tensor_value_info(n, 1, s) for n, s in shapes.items()]
+
+
+def test_one_hot_counts_the_rows() -> None:
+    """Embeddings as a product with a table, in exports of models that were trained on TPUs."""
+    model = net(
+        """g (int64[N,L] ids) => (float[N,L,4] y) <float[500,32] u, float[32,4] v, int64 depth, float[2] offon> {
+            far = OneHot(ids, depth, offon)
+            h = MatMul(far, u)
+            r = Relu(h)
+            y = MatMul(r, v)
+        }""",
+        constants={"depth": np.array(500), "offon": np.array([0, 1], np.float32)},
+    )
+    analysis = analysis_of(load(model), Scope())
+    assert roles(analysis)["ids"] == Role("index", 500)
