@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -181,7 +181,9 @@ def _carried_out(
     clock("compensate")
     calibration = subject.against
     if calibration is not None and settings.recover != "none":
-        calibration = replace(calibration, moments={})  # decided: their memory is needed for the fits
+        for known in (original.calibration, original.against, subject.calibration, calibration):
+            if known is not None:
+                known.moments.clear()  # decided: their memory is needed for the fits
     pruned, repair, refit = _compensated(choice, bare, calibration, settings, finish, clock)
     check_well_formed(loaded, loaded.beside(pruned))
     digest = digest_of(constants_at(loaded.beside(pruned), refit))

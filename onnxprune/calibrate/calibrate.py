@@ -7,7 +7,7 @@ same way share their moments. A layer with more than `CAP` inputs per output kee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import reduce
 from math import prod
@@ -56,7 +56,7 @@ def calibrate(
         return shapes.get(key)
 
     layers = [x for x in find_layers(flat, shape, steps.is_plain, steps.constant) if not steps.is_constant(x.x)]
-    weights = {x.key: x.linear.matrix(steps.constant(x.w).astype(np.float32)) for x in layers}
+    weights = Matrices(layers, steps.constant)
     inputs = list(dict.fromkeys(x.x for x in layers))
     names = judged.names
     outputs: list[list[Array]] = []
@@ -90,11 +90,30 @@ def calibrate(
     )
 
 
+class Matrices(Mapping[str, Array]):
+    """Weights of layers as matrices `[g, K, O]` in float32, by layer key; made anew when they are read, as all take as much as the file."""
+
+    def __init__(self, layers: Sequence[LinearLayer], constants: Callable[[str], Array]) -> None:
+        self._layers = {x.key: x for x in layers}
+        self._constants = constants
+
+    def __getitem__(self, key: str) -> Array:
+        layer = self._layers[key]
+        return layer.linear.matrix(self._constants(layer.w).astype(np.float32, copy=False))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+
 class _Gathered:
     """Moments of layers' inputs; layers that read the same tensor the same way have theirs together."""
 
     def __init__(self, weights: Mapping[str, Array], samples: int, seed: int) -> None:
-        self.weights, self.samples, self.seed = weights, samples, seed
+        self.samples, self.seed = samples, seed
+        self.sizes = {key: w.shape for key, w in weights.items()}
         self.moments: dict[tuple[object, ...], Moments] = {}
         self.owner: dict[str, tuple[object, ...]] = {}
 
@@ -104,8 +123,8 @@ class _Gathered:
         """Add a sample. known: the layers' inputs; sizes: the shapes of their outputs, None in a branch that the sample does not take."""
         seen: set[tuple[object, ...]] = set()
         for layer, size in zip(layers, sizes, strict=True):
-            linear, w = layer.linear, self.weights[layer.key]
-            if size is None or w.shape[1] > CAP:
+            linear, (groups, inputs, _) = layer.linear, self.sizes[layer.key]
+            if size is None or inputs > CAP:
                 continue
             y = tuple(int(n) for n in size)
             mark = (layer.x, repr(linear), y)
@@ -113,9 +132,9 @@ class _Gathered:
             if mark in seen:
                 continue
             seen.add(mark)
-            count = allotted(w.shape[1], w.shape[0], self.samples)
+            count = allotted(inputs, groups, self.samples)
             chosen = pick(linear.positions(y), count, (self.seed, number))
-            into = self.moments.setdefault(mark[:2], Moments.empty(w.shape[0], w.shape[1], 0))
+            into = self.moments.setdefault(mark[:2], Moments.empty(groups, inputs, 0))
             into.unfold(linear, known[layer.x], y, chosen)
 
     def by_layer(self) -> dict[str, Moments]:

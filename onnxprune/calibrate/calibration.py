@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import onnx
@@ -34,7 +34,7 @@ class Calibration:
     samples: Samples
     layers: list[LinearLayer]
     moments: dict[str, Moments]
-    weights: dict[str, Array]
+    weights: Mapping[str, Array]
     outputs: list[list[Array]]
     passes: int
     tapped: tuple[str, ...]

@@ -37,6 +37,8 @@ from onnxprune.ops.base import Rule
 from onnxprune.runtime import Session
 
 MEMORY = 1 << 28
+LARGE = 1 << 16
+"""Bytes of a stored constant from which on it is read again each time: all of them take as much as the file."""
 
 
 def read_by(node: NodeProto) -> set[str]:
@@ -190,14 +192,14 @@ class Stepwise:
 
     def constant(self, name: str) -> Array:
         """The value of a constant tensor."""
-        if name not in self._constants:
-            if name in self.initializers:
-                self._constants[name] = numpy_helper.to_array(self.initializers[name], base_dir=str(self.folder or ""))
-            elif (stored := tensor_in(self.nodes[self.maker[name]])) is not None:
-                self._constants[name] = numpy_helper.to_array(stored, base_dir=str(self.folder or ""))
-            else:
-                self._constants[name] = self._alone(name)
-        return self._constants[name]
+        if name in self._constants:
+            return self._constants[name]
+        stored = self.initializers.get(name)
+        stored = tensor_in(self.nodes[self.maker[name]]) if stored is None else stored
+        value = self._alone(name) if stored is None else numpy_helper.to_array(stored, base_dir=str(self.folder or ""))
+        if stored is None or value.nbytes < LARGE:
+            self._constants[name] = value
+        return value
 
     def _alone(self, name: str) -> Array:
         """A constant tensor, computed."""

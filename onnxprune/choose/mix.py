@@ -140,6 +140,7 @@ def _of_layer(
     inputs, outputs = np.zeros((n, n)), np.zeros((n, n))
     square = 0.0
     count = 0
+    weights = calibration.weights[layer.key]
     for facet in carried:
         classes = analysis.solution.classes[facet.ravel()]
         for g, channels in enumerate(linear.channels):
@@ -148,7 +149,7 @@ def _of_layer(
                 return None
             if not len(lines):
                 continue
-            covariance, w = moments.covariance_of(g), calibration.weights[layer.key][g].astype(np.float64)
+            covariance, w = moments.covariance_of(g), weights[g].astype(np.float64)
             variance = max(float(np.einsum("ko,ko->", w, covariance @ w)), 1e-30)
             for line in lines:
                 inputs += covariance[np.ix_(line, line)]
