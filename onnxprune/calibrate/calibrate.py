@@ -33,7 +33,7 @@ from onnxprune.ops.layers import find_layers
 
 CAP = 5000
 BUDGET = 1 << 30
-"""Bytes of layers' inputs that one run may leave; where there are more, the samples run once for each part of the layers."""
+"""Bytes that one run may take. Layers' inputs may be three quarters of it; where they are more, the samples run once for each part."""
 
 
 def calibrate(
@@ -143,7 +143,7 @@ class _Gathered:
 
 
 def _parts(tensors: list[str], analysis: Analysis, samples: Samples) -> list[list[str]]:
-    """The layers' inputs in parts that take `BUDGET` bytes each in one run, or are one tensor; sizes as in the largest of the samples."""
+    """The layers' inputs in parts that take three quarters of `BUDGET` each in one run, or are one tensor; sizes as in the largest of the samples."""
     usual = sum(v.size for v in analysis.feeds[0].values())
     most = max(sum(f[n].size for n in analysis.feeds[0]) for f in samples.feeds)
     parts: list[list[str]] = []
@@ -152,7 +152,7 @@ def _parts(tensors: list[str], analysis: Analysis, samples: Samples) -> list[lis
         size = 4 * prod(analysis.observation.shapes.get(name, ())) * most / max(usual, 1)
         if size > room or not parts:
             parts.append([])
-            room = BUDGET
+            room = 0.75 * BUDGET
         parts[-1].append(name)
         room -= size
     return parts
