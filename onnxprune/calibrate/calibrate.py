@@ -143,7 +143,7 @@ class _Gathered:
 
 
 def _parts(tensors: list[str], analysis: Analysis, samples: Samples) -> list[list[str]]:
-    """The layers' inputs in parts that take three quarters of `BUDGET` each in one run, or are one tensor; sizes as in the largest of the samples."""
+    """Layers' inputs in parts of three quarters of `BUDGET` each in one run, or of one tensor; sizes as in the largest of the samples."""
     usual = sum(v.size for v in analysis.feeds[0].values())
     most = max(sum(f[n].size for n in analysis.feeds[0]) for f in samples.feeds)
     parts: list[list[str]] = []
