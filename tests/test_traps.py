@@ -1605,7 +1605,7 @@ def test_local_functions_within_functions() -> None:
 
 
 # ---------------------------------------------------------------- 11. outputs
-# Seen red: outputs left unpinned in `_Walk.graph`; `_keep_axes` returning its input; no `update_shapes`.
+# Seen red: outputs left unpinned in `_Walk.graph`; `keep_axes` returning its input; no `update_shapes`.
 
 
 def test_fan_out_that_is_also_an_output() -> None:

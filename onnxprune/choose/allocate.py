@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -46,14 +45,6 @@ class Steps:
     group: Group
     classes: tuple[Ids, ...]
     scores: Scores
-
-    def first(self, n: int) -> Ids:
-        """The classes of the first `n` steps, which all have equally many."""
-        return self.flat[: n * len(self.classes[0])] if n else self.flat[:0]
-
-    @cached_property
-    def flat(self) -> Ids:
-        return np.concatenate(self.classes)
 
 
 def steps_of(group: Group, scores: Scores) -> Steps:
@@ -135,10 +126,8 @@ class _Work:
     round_to: int
 
     def removed(self, counts: Sequence[int]) -> Bools:
-        removed = np.zeros(self.analysis.solution.count, bool)
-        for steps, n in zip(self.groups, counts, strict=True):
-            removed[steps.first(n)] = True
-        return _keep_axes(self.analysis, self.analysis.solution.closure(removed), self.groups, counts, self.scores)
+        taken = [ids for steps, n in zip(self.groups, counts, strict=True) for ids in steps.classes[:n]]
+        return keep_axes(self.analysis, taken, self.scores)
 
     def widths(self, floor: float) -> list[tuple[int, ...]]:
         return [legal(s.group, self.round_to, floor) for s in self.groups]
@@ -255,8 +244,8 @@ def _row_scores(analysis: Analysis, scores: Scores) -> Scores:
     return scores
 
 
-def _keep_axes(analysis: Analysis, removed: Bools, groups: list[Steps], counts: Sequence[int], scores: Scores) -> Bools:
-    """No axis may be emptied: where one would be, the steps and rows that take its most important class stay out.
+def keep_axes(analysis: Analysis, steps: Sequence[Ids], scores: Scores) -> Bools:
+    """What these steps remove. No axis may be emptied: where one would be, the steps and rows that take its most important class stay out.
 
     If that is not enough (rows and steps that empty it together), all that touches the axis stays out. Only whole steps are
     taken back, so every box stays one.
@@ -264,18 +253,17 @@ def _keep_axes(analysis: Analysis, removed: Bools, groups: list[Steps], counts: 
     child, parent = analysis.solution.children
     spared = np.zeros(analysis.solution.count, bool)
     for attempt in range(50):
+        removed = np.zeros(analysis.solution.count, bool)
+        for ids in steps:
+            if not spared[ids].any():
+                removed[ids] = True
+        removed = analysis.solution.closure(removed)
         empty = [axis for axis in analysis.solution.axes if removed[axis].all()]
         if not empty:
             return removed
         for axis in empty:
             spared[axis if attempt > 2 else axis[[np.argmax(scores[axis])]]] = True
         spared[parent[spared[child]]] = True
-        removed = np.zeros(analysis.solution.count, bool)
-        for steps, n in zip(groups, counts, strict=True):
-            for ids in steps.classes[:n]:
-                if not spared[ids].any():
-                    removed[ids] = True
-        removed = analysis.solution.closure(removed)
     return np.zeros(analysis.solution.count, bool)
 
 

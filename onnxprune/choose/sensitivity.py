@@ -17,6 +17,7 @@ import onnx
 
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.damage import Metric, divergence
+from onnxprune.choose.allocate import keep_axes
 from onnxprune.choose.costs import CostModel
 from onnxprune.choose.order import Order
 from onnxprune.groups.analysis import Analysis, compress
@@ -55,10 +56,11 @@ def sense(
     for k, (name, order) in enumerate(orders.items()):
         counts = sorted({max(1, round(share * len(order.classes))) for share in levels})
         found = []
+        rank = np.zeros(analysis.solution.count)
+        for place, classes in enumerate(order.classes):
+            rank[classes] = place
         for n in counts:
-            removed = np.zeros(analysis.solution.count, bool)
-            removed[np.concatenate(order.classes[:n])] = True
-            found.append(trial(analysis.solution.closure(removed)))
+            found.append(trial(keep_axes(analysis, order.classes[:n], rank)))
         result[name] = curve(order.error, counts, found)
         progress((k + 1) / len(orders))
     return result
