@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import onnx
 from onnx import ModelProto, NodeProto, helper
@@ -38,16 +39,17 @@ class Leader:
     model: Model
     tensors: tuple[str, ...]
     _seen: dict[int, tuple[Feeds, Feeds]] = field(default_factory=dict, repr=False)
-    _session: Session | None = field(default=None, repr=False)
+
+    @cached_property
+    def _session(self) -> Session:
+        shown = self.model.beside(showing(self.model.proto, self.tensors))
+        return Session(shown, optimized=True, what="the model with what decides its sizes as outputs")
 
     def fed(self, feeds: Feeds) -> Feeds:
         """The feeds with the leader's decisions on them."""
         if not self.tensors:
             return feeds
         if id(feeds) not in self._seen:
-            if self._session is None:
-                shown = self.model.beside(showing(self.model.proto, self.tensors))
-                self._session = Session(shown, optimized=True, what="the model with what decides its sizes as outputs")
             values = self._session.run(feeds, self.tensors)
             self._seen[id(feeds)] = feeds, dict(zip(self.tensors, (v.copy() for v in values), strict=True))
         return feeds | self._seen[id(feeds)][1]
@@ -68,9 +70,8 @@ class Leader:
         return copy
 
     def _declared(self) -> Iterable[onnx.ValueInfoProto]:
-        shown = Session(self.model.beside(showing(self.model.proto, self.tensors)))
         for name in self.tensors:
-            named = shown.output_types[name].removeprefix("tensor(").removesuffix(")")
+            named = self._session.output_types[name].removeprefix("tensor(").removesuffix(")")
             yield helper.make_tensor_value_info(name, onnx.TensorProto.DataType.Value(named.upper()), None)
 
 
