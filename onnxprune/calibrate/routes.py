@@ -32,10 +32,8 @@ def flat_model(model: Model, samples: Sequence[Feeds]) -> tuple[ModelProto, Rout
         probe = ModelProto()
         probe.CopyFrom(flat)
         del probe.graph.output[:]
-        for (
-            key,
-            name,
-        ) in conditions.items():  # an Identity, as an initializer or input cannot be an output of some versions
+        # an Identity, as an initializer or input cannot be an output of some versions
+        for key, name in conditions.items():
             probe.graph.node.append(helper.make_node("Identity", [name], [shown[key]]))
             probe.graph.output.append(helper.make_empty_tensor_value_info(shown[key]))
         guarded = {key: routing.guards.get(key, {}) for key in conditions}

@@ -182,14 +182,16 @@ class _Repairs:
         nodes = {x.node for x in unit}
         pools: dict[str, Pool] = {}
         for x in unit:
-            is_free = x.linear.b is not None or x.adder is not None
-            pool = Pool([], self._bias(x, w), is_free, Moments.empty(*w.shape), Moments.empty(*w.shape))
-            pool = pools.setdefault(x.b or x.key, pool)
-            pool.layers.append(x)
-            if len(unit) > 1 and self.new.before(x.x, self.pending.__contains__) & (self.pending - nodes):
-                continue  # branches that use the same weights in another order
-            train, held = self._moments(x, w)
-            pools[x.b or x.key] = replace(pool, train=pool.train + train, held=pool.held + held)
+            # not those of branches that use the same weights in another order
+            late = len(unit) > 1 and self.new.before(x.x, self.pending.__contains__) & (self.pending - nodes)
+            train, held = (Moments.empty(*w.shape), Moments.empty(*w.shape)) if late else self._moments(x, w)
+            pool = pools.get(x.b or x.key)
+            if pool is None:
+                is_free = x.linear.b is not None or x.adder is not None
+                pools[x.b or x.key] = Pool([x], self._bias(x, w), is_free, train, held)
+            else:
+                pool.layers.append(x)
+                pools[x.b or x.key] = replace(pool, train=pool.train + train, held=pool.held + held)
         return [p if p.held.count else replace(p, held=p.train) for p in pools.values()]
 
     def mirror(self, pruned: onnx.ModelProto) -> None:
