@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -10,6 +12,7 @@ from onnx import parser
 import onnxprune
 from onnxprune import runtime
 from onnxprune.calibrate import calibrate
+from onnxprune.calibrate.moments import Kept, Moments
 from onnxprune.model.load import load
 
 MODEL = """<ir_version: 8, opset_import: ["" : 17]>
@@ -54,3 +57,29 @@ def test_a_small_budget_calibrates_in_parts_with_the_same_result(monkeypatch: py
         made.append(onnxprune.prune("models/digits.onnx", onnxprune.Budget("ratio", 0.5), **options).model)
     assert seen[0] == 1 < max(seen)
     assert made[0].SerializeToString() == made[1].SerializeToString()
+
+
+def test_moments_are_kept_as_triangles_and_read_whole() -> None:
+    rng = np.random.default_rng(0)
+    moments = Moments.empty(2, 7, 0)
+    moments.add(rng.standard_normal((2, 50, 7)).astype("f"))
+    moments.xx = (moments.xx + moments.xx.transpose(0, 2, 1)) / 2
+    kept = Kept()
+    kept["a"] = moments
+    kept.share("b", "a")
+    assert sum(a.size for a in kept._kept["a"][1]) == 2 * 7 * 8 / 2
+    assert kept._kept["a"] is kept._kept["b"]
+    for key in kept:
+        assert np.array_equal(kept[key].xx, moments.xx) and np.array_equal(kept[key].x, moments.x)
+    kept.clear()
+    assert not kept
+
+
+def test_moments_count_in_what_a_run_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "BUDGET", 1000)
+    analysis, samples = (
+        SimpleNamespace(feeds=[{"x": np.zeros(1)}], observation=SimpleNamespace(shapes={})),
+        [{"x": np.zeros(1)}],
+    )
+    taken = SimpleNamespace(feeds=samples)
+    assert calibrate._parts(["a", "b", "c"], {"a": 300, "b": 150, "c": 100}, analysis, taken) == [["a", "b"], ["c"]]  # type: ignore[arg-type]

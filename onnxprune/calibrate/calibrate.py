@@ -3,6 +3,7 @@
 Tapped are the inputs of all linear layers (`Rule.linear`), along the branches that each sample takes; each is unfolded at sampled
 positions and added to the moments in float64, so memory does not grow with the number of samples. Layers that read the same tensor the
 same way share their moments. A layer with more than `CAP` inputs per output keeps none: it is scored without compensation.
+What one run reads, and the moments that it adds to, are bounded by `BUDGET`; finished moments are kept as triangles (`moments.Kept`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from onnx import helper
 from onnxprune.analyse.samples import Samples
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.judging import Judged
-from onnxprune.calibrate.moments import Moments
+from onnxprune.calibrate.moments import Kept, Moments
 from onnxprune.calibrate.positions import allotted, pick
 from onnxprune.calibrate.routes import Routed, flat_model
 from onnxprune.calibrate.stepwise import Stepwise
@@ -33,7 +34,7 @@ from onnxprune.ops.layers import find_layers
 
 CAP = 5000
 BUDGET = 1 << 30
-"""Bytes that one run may take. Layers' inputs may be three quarters of it; where they are more, the samples run once for each part."""
+"""Bytes that one run may take. Layers' inputs and their moments may be half of it; with more, samples run once per part."""
 
 
 def calibrate(
@@ -60,9 +61,9 @@ def calibrate(
     inputs = list(dict.fromkeys(x.x for x in layers))
     names = judged.names
     outputs: list[list[Array]] = []
-    parts = _parts(inputs, analysis, samples) or [[]]
-    led = judged.led(flat)
     gathered = _Gathered(weights, len(samples.feeds), seed)
+    parts = _parts(inputs, gathered.room(layers), analysis, samples) or [[]]
+    led = judged.led(flat)
     for part, tensors in enumerate(parts):
         mine = [x for x in layers if x.x in tensors]
         wanted = [n for n in tensors if n not in judged.fed(samples.feeds[0])]
@@ -78,15 +79,18 @@ def calibrate(
             if not samples.held[number]:
                 known = {n: v for n, v in zip(wanted, values[len(names) :], strict=False) if v is not None}
                 gathered.add(number, mine, given | known, values[len(names) + len(wanted) :])
-    by_layer = gathered.by_layer()
+        gathered.finish()
+    moments = gathered.finished
     for unit in units_of(layers, steps) if routing.guards else ():
-        marks = dict.fromkeys(gathered.owner[x.key] for x in unit if x.key in by_layer)
-        if len(marks) > 1:
-            by_layer |= dict.fromkeys((x.key for x in unit), reduce(add, (gathered.moments[mark] for mark in marks)))
+        first = {gathered.owner[x.key]: x.key for x in reversed(unit) if x.key in moments}
+        if len(first) > 1:
+            moments[unit[0].key] = reduce(add, (moments[key] for key in reversed(first.values())))
+            for layer in unit[1:]:
+                moments.share(layer.key, unit[0].key)
     passes = len(parts) + any(routing.routes)  # one to see the conditions
     taps = tuple(n for n in inputs if n not in judged.fed(samples.feeds[0]))
     return Calibration(
-        flat, routing, samples, layers, by_layer, weights, outputs, passes, taps, made_up, steps.constant, judged
+        flat, routing, samples, layers, moments, weights, outputs, passes, taps, made_up, steps.constant, judged
     )
 
 
@@ -116,6 +120,15 @@ class _Gathered:
         self.sizes = {key: w.shape for key, w in weights.items()}
         self.moments: dict[tuple[object, ...], Moments] = {}
         self.owner: dict[str, tuple[object, ...]] = {}
+        self.finished = Kept()
+
+    def room(self, layers: Sequence[LinearLayer]) -> dict[str, int]:
+        """Bytes of the moments of what reads a tensor, by tensor, while samples are added."""
+        marks = {(x.x, repr(x.linear)): self.sizes[x.key] for x in layers}
+        room: dict[str, int] = {}
+        for (name, _), (groups, inputs, _) in marks.items():
+            room[name] = room.get(name, 0) + (0 if inputs > CAP else 8 * groups * inputs**2)
+        return room
 
     def add(
         self, number: int, layers: Sequence[LinearLayer], known: Mapping[str, Array], sizes: Sequence[Array | None]
@@ -137,22 +150,31 @@ class _Gathered:
             into = self.moments.setdefault(mark[:2], Moments.empty(groups, inputs, 0))
             into.unfold(linear, known[layer.x], y, chosen)
 
-    def by_layer(self) -> dict[str, Moments]:
-        """Of every layer that some sample came by."""
-        return {key: self.moments[mark] for key, mark in self.owner.items() if mark in self.moments}
+    def finish(self) -> None:
+        """Nothing more is added to the moments so far, of every layer that some sample came by: from now on they are kept as triangles."""
+        owners: dict[tuple[object, ...], str] = {}
+        for key, mark in self.owner.items():
+            if mark in owners:
+                self.finished.share(key, owners[mark])
+            elif mark in self.moments:
+                self.finished[key] = self.moments.pop(mark)
+                owners[mark] = key
 
 
-def _parts(tensors: list[str], analysis: Analysis, samples: Samples) -> list[list[str]]:
-    """Layers' inputs in parts of three quarters of `BUDGET` each in one run, or of one tensor; sizes as in the largest of the samples."""
+def _parts(tensors: list[str], room_of: Mapping[str, int], analysis: Analysis, samples: Samples) -> list[list[str]]:
+    """Layers' inputs in parts of half of `BUDGET` each in one run, or of one tensor; sizes as in the largest of the samples.
+
+    room_of: bytes of the moments of what reads a tensor.
+    """
     usual = sum(v.size for v in analysis.feeds[0].values())
     most = max(sum(f[n].size for n in analysis.feeds[0]) for f in samples.feeds)
     parts: list[list[str]] = []
     room = 0.0
     for name in tensors:
-        size = 4 * prod(analysis.observation.shapes.get(name, ())) * most / max(usual, 1)
+        size = 4 * prod(analysis.observation.shapes.get(name, ())) * most / max(usual, 1) + room_of.get(name, 0)
         if size > room or not parts:
             parts.append([])
-            room = 0.75 * BUDGET
+            room = 0.5 * BUDGET
         parts[-1].append(name)
         room -= size
     return parts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 
 import onnx
@@ -33,7 +33,7 @@ class Calibration:
     routing: Routing
     samples: Samples
     layers: list[LinearLayer]
-    moments: dict[str, Moments]
+    moments: MutableMapping[str, Moments]
     weights: Mapping[str, Array]
     outputs: list[list[Array]]
     passes: int

@@ -6,7 +6,8 @@ regression or a surgeon needs follows from them; no sample has to be kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -118,3 +119,41 @@ class Moments:
         linear = np.einsum("gk,gko->go", self.x, w)
         total = quadratic - 2 * cross + self.yy + 2 * b * linear - 2 * b * self.y + n * b**2
         return np.asarray(np.maximum(total / n, 0.0))
+
+
+class Kept(MutableMapping[str, Moments]):
+    """Moments of inputs, by layer key. Of each symmetric matrix X'X one triangle is kept; it is made whole again when it is read."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[Moments, Floats]] = {}
+
+    def __getitem__(self, key: str) -> Moments:
+        rest, triangles = self._kept[key]
+        size = rest.x.shape[1]
+        whole = np.empty((len(triangles), size, size))
+        for matrix, triangle in zip(whole, triangles, strict=True):
+            first = 0
+            for row in range(size):
+                part = triangle[first : first + size - row]
+                matrix[row, row:] = part
+                matrix[row:, row] = part
+                first += size - row
+        return replace(rest, xx=whole)
+
+    def __setitem__(self, key: str, moments: Moments) -> None:
+        size = moments.x.shape[1]
+        triangles = np.stack([np.concatenate([m[row, row:] for row in range(size)]) for m in moments.xx])
+        self._kept[key] = replace(moments, xx=np.empty((len(moments.xx), 0, 0))), triangles
+
+    def share(self, key: str, other: str) -> None:
+        """`key` has the moments of `other`; they are kept once."""
+        self._kept[key] = self._kept[other]
+
+    def __delitem__(self, key: str) -> None:
+        del self._kept[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
