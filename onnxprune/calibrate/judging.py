@@ -51,6 +51,11 @@ class Judged:
         """All that is read of a model: the tensors that it is judged by, then its other outputs."""
         return tuple(dict.fromkeys((*self.tensors, *self.outputs)))
 
+    @property
+    def decides(self) -> tuple[str, ...]:
+        """Tensors that the leader gives to all, see `fed`."""
+        return () if self.leader is None else self.leader.tensors
+
     def by_tensors(self, metric: Metric) -> Metric:
         """A metric of the tensors that the model is judged by, as one of all `names`."""
         n = len(self.tensors)

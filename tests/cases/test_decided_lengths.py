@@ -13,6 +13,7 @@ from onnxprune import Budget
 from onnxprune.calibrate.damage import angle, disagreement
 from onnxprune.calibrate.judging import judged_by
 from onnxprune.model.loaded import Model
+from onnxprune.runtime import Session
 from tests.oracle import net
 
 VOICE = """g (int64[1,L] ids) => (float[1,T,8] wave)
@@ -63,10 +64,21 @@ VALUES = {
 }
 
 
+def made(**other: float) -> onnx.ModelProto:
+    text = VOICE.replace("int64[2] ends, ", "int64[1] first, int64 one0, ")
+    values = {**VALUES, **{k: np.float32(v) for k, v in other.items()}}
+    return net(text, constants={k: np.asarray(v) for k, v in values.items() if k != "ends"}, seed=1)
+
+
 @pytest.fixture(scope="module")
 def voice() -> onnx.ModelProto:
-    text = VOICE.replace("int64[2] ends, ", "int64[1] first, int64 one0, ")
-    return net(text, constants={k: np.asarray(v) for k, v in VALUES.items() if k != "ends"}, seed=1)
+    return made()
+
+
+@pytest.fixture(scope="module")
+def lively() -> onnx.ModelProto:
+    """One whose durations differ."""
+    return made(low=-196, high=400)
 
 
 @pytest.fixture
@@ -129,3 +141,38 @@ def test_outputs_of_another_size_are_other_answers() -> None:
     wanted, longer = [[np.eye(3, dtype=np.float32)]] * 2, [[np.eye(4, 3, dtype=np.float32)]]
     assert disagreement(wanted, [wanted[0], *longer]) == 0.5
     assert angle(wanted, [wanted[0], *longer]) == float("inf")
+
+
+def test_the_teacher_decides_the_lengths_in_fine_tuning(lively: onnx.ModelProto, data: str) -> None:
+    """Without its decisions, no frame of the student has its like, and only what comes before the lengths could be learned from."""
+    pytest.importorskip("torch")
+    small = onnxprune.prune(
+        lively, Budget("macs", 0.4), round_to=1, benchmark=False, data=data, recover="none", importance="l2"
+    ).model
+    rng = np.random.default_rng(1)
+    many = [{"ids": rng.integers(0, 40, (1, 16))} for _ in range(20)]
+    lengths = [[Session(Model(m)).run(f)[0].shape[1] for f in many] for m in (lively, small)]
+    assert lengths[0] != lengths[1]
+    tuned = onnxprune.finetune(small, lively, data=data, steps=60, batch=4, threads=1)
+    assert tuned.judged_by == ("wave", "durations") and not tuned.not_judged and not tuned.frozen
+    assert [(d.node, d.tensor) for d in tuned.decided] == [("Range 'frames'", "whole")]
+    assert tuned.trained.after < 0.7 * tuned.trained.before < np.inf
+    said = dict(tuned.lines())
+    assert said["decided"].startswith("Range 'frames' makes as many as values say") and "judged" not in said
+    judged = judged_by(Model(lively), lambda name: True, leads=True)
+    feeds = {"ids": np.arange(5, 17)[None]}
+    wanted, before, after = (judged.session(Model(m))(feeds) for m in (lively, small, tuned.model))
+    for a, b, c in zip(wanted, before, after, strict=True):
+        assert np.square(c - a).mean() < np.square(b - a).mean()
+
+
+def test_fine_tuning_says_what_is_not_compared(voice: onnx.ModelProto, data: str) -> None:
+    """An output of labels is judged by what it follows from, and the console says so."""
+    pytest.importorskip("torch")
+    labelled = onnx.ModelProto()
+    labelled.CopyFrom(voice)
+    labelled.graph.node.append(onnx.helper.make_node("ArgMax", ["wave"], ["best"], axis=-1, keepdims=0))
+    labelled.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("best", onnx.TensorProto.INT64, [1, "T"]))
+    tuned = onnxprune.finetune(labelled, labelled, data=data, steps=2, batch=4, threads=1)
+    assert tuned.judged_by == ("wave", "durations")
+    assert dict(tuned.lines())["judged"].startswith("by: 'wave', 'durations'; 'best' follows from 'wave'")
