@@ -20,7 +20,7 @@ from onnx import helper
 from onnxprune.analyse.samples import Samples
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.judging import Judged
-from onnxprune.calibrate.moments import Moments
+from onnxprune.calibrate.moments import Moments, Waiting
 from onnxprune.calibrate.positions import allotted, pick
 from onnxprune.calibrate.routes import Routed, flat_model
 from onnxprune.calibrate.stepwise import Stepwise
@@ -116,6 +116,7 @@ class _Gathered:
         self.sizes = {key: w.shape for key, w in weights.items()}
         self.moments: dict[tuple[object, ...], Moments] = {}
         self.owner: dict[str, tuple[object, ...]] = {}
+        self.waiting = Waiting()
 
     def add(
         self, number: int, layers: Sequence[LinearLayer], known: Mapping[str, Array], sizes: Sequence[Array | None]
@@ -135,10 +136,11 @@ class _Gathered:
             count = allotted(inputs, groups, self.samples)
             chosen = pick(linear.positions(y), count, (self.seed, number))
             into = self.moments.setdefault(mark[:2], Moments.empty(groups, inputs, 0))
-            into.unfold(linear, known[layer.x], y, chosen)
+            into.unfold(linear, known[layer.x], y, chosen, waiting=self.waiting)
 
     def by_layer(self) -> dict[str, Moments]:
         """Of every layer that some sample came by."""
+        self.waiting.finish()
         return {key: self.moments[mark] for key, mark in self.owner.items() if mark in self.moments}
 
 

@@ -74,10 +74,12 @@ class Judged:
         """What a model gave for `names`, each as one array: of numbers, where it is no tensor of texts."""
         return [v if isinstance(v, np.ndarray) and v.dtype.kind == "O" else as_array(v) for v in values]
 
-    def session(self, model: Model, what: str = "the model", threads: int = 0) -> Callable[[Feeds], list[Array]]:
+    def session(
+        self, model: Model, what: str = "the model", threads: int = 0, optimized: bool = True
+    ) -> Callable[[Feeds], list[Array]]:
         """Runs a model and gives all `names`, see `read`."""
         shown = model.beside(showing(self.led(model.proto), self.names))
-        session = Session(shown, optimized=True, threads=threads, what=what)
+        session = Session(shown, optimized=optimized, threads=threads, what=what)
         return lambda feeds: self.read(session.run_whole(self.fed(feeds), self.names))
 
     def led(self, proto: onnx.ModelProto) -> onnx.ModelProto:

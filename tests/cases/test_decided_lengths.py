@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,16 @@ import pytest
 
 import onnxprune
 from onnxprune import Budget
+from onnxprune.analyse.observe import analysis_of
 from onnxprune.calibrate.damage import angle, disagreement
 from onnxprune.calibrate.judging import judged_by
+from onnxprune.choose.channels import calibrated
+from onnxprune.choose.costs import CostModel
+from onnxprune.choose.options import Options
+from onnxprune.choose.sensitivity import FEW, LEAST, LEVELS, affordable, work
+from onnxprune.clock import Clock, silent
+from onnxprune.model.branches import making, showing
+from onnxprune.model.load import load
 from onnxprune.model.loaded import Model
 from onnxprune.runtime import Session
 from tests.oracle import net
@@ -176,3 +185,44 @@ def test_fine_tuning_says_what_is_not_compared(voice: onnx.ModelProto, data: str
     tuned = onnxprune.finetune(labelled, labelled, data=data, steps=2, batch=4, threads=1)
     assert tuned.judged_by == ("wave", "durations")
     assert dict(tuned.lines())["judged"].startswith("by: 'wave', 'durations'; 'best' follows from 'wave'")
+
+
+def test_only_what_decides_runs_to_decide(voice: onnx.ModelProto) -> None:
+    part = making(voice, ["whole"])
+    assert [o.name for o in part.graph.output] == ["whole"] and len(part.graph.node) == 11
+    assert {t.name for t in part.graph.initializer} == {"table", "e", "f", "p", "q", "high", "low"}
+    feeds = {"ids": np.arange(12)[None]}
+    assert np.array_equal(Session(Model(part)).run(feeds)[0], Session(Model(showing(voice, ["whole"]))).run(feeds)[1])
+    judged = judged_by(Model(voice), lambda name: True, leads=True)
+    assert judged.leader is not None
+    given = judged.leader.fed(feeds)
+    assert set(given) == {"ids", "whole"} and "wave" not in judged.leader._session.outputs
+
+
+def test_trials_are_as_many_as_the_lengths_allow(
+    lively: onnx.ModelProto, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples that make four times as many frames take four times as long, so a fourth of them judges each group."""
+    settings = Options(data=data)
+    analysis = analysis_of(load(lively), settings.scope)
+    costs = CostModel(analysis)
+    calibration = calibrated(analysis, settings, costs, Clock(silent))
+    assert calibration is not None
+    long = replace(calibration, outputs=[[np.tile(x, (1, 4, 1)) for x in row] for row in calibration.outputs])
+    levels, everything = affordable(analysis, calibration, costs, 10)
+    assert levels == LEVELS and len(everything) > 16
+    monkeypatch.setattr("onnxprune.choose.sensitivity.OPENED", 0.0)
+    runs = [float(np.mean([work(analysis, c, costs, k) for k in everything])) for c in (calibration, long)]
+    seen = sum(int(np.prod(analysis.observation.shapes[n])) for n in ("wave", "durations"))
+    assert work(analysis, long, costs, 3) == pytest.approx(costs.macs() * sum(x.size for x in long.outputs[3]) / seen)
+    assert runs[1] > 2 * runs[0]
+    monkeypatch.setattr("onnxprune.choose.sensitivity.WORK", 10 * len(FEW) * 16.5 * runs[0])
+    found = [affordable(analysis, c, costs, 10) for c in (calibration, long)]
+    assert [len(chosen) for _, chosen in found] == [16, int(16.5 * runs[0] / runs[1])]
+    assert found[0][0] == found[1][0] == FEW
+    assert found[0][1] == sorted(set(found[0][1])) and set(found[0][1]) <= set(everything)
+    monkeypatch.setattr("onnxprune.choose.sensitivity.WORK", 1.0)
+    assert len(affordable(analysis, calibration, costs, 10)[1]) == LEAST
+    monkeypatch.undo()
+    monkeypatch.setattr("onnxprune.choose.sensitivity.OPENED", 1e12)
+    assert affordable(analysis, calibration, costs, 10)[0] == FEW, "opening sessions takes time, too"
