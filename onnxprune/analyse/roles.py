@@ -33,7 +33,7 @@ class Role:
 
 OTHER = Role("other")
 MOVED = frozenset({"Reshape", "Slice", "Expand"})
-BOUNDED = frozenset({"Clip", "Min", "Max"})
+BOUNDED = frozenset({"Min", "Max"})
 ORDERED = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
 
 
@@ -53,6 +53,7 @@ class _Origin:
 def roles(analysis: Analysis) -> dict[str, Role]:
     """By name of the graph's inputs."""
     inputs = {value.name for value in analysis.model.proto.graph.input}
+    whole = {name for name in inputs if name in analysis.feeds[0] and analysis.feeds[0][name].dtype.kind in "iu"}
     origin = {name: _Origin(name) for name in inputs}
     behind = set(inputs)  # tensors that depend on values, not on sizes alone
     rows: dict[str, list[int]] = {}
@@ -74,7 +75,7 @@ def roles(analysis: Analysis) -> dict[str, Role]:
             is_pair = len(node.inputs) == 2
             if node.op in ORDERED and node.inputs[1 - i] not in behind:
                 size = _positions(analysis, node.inputs[1 - i])
-                if size > 1:
+                if size > 1 and of.name in whole:
                     lengths.setdefault(of.name, []).append(size)
                 continue
             number = _constant(analysis, node, 1 - i) if is_pair else None
@@ -104,9 +105,9 @@ def _followed(node: Node, rule: Rule, of: _Origin, i: int, number: int | None) -
         return replace(of, offset=of.offset - number)
     if number is not None and node.op == "Mul" and number > 0:
         return replace(of, factor=of.factor * number, offset=of.offset * number)
-    if node.op in BOUNDED and (i == 0 or number is not None):
+    if node.op in BOUNDED and number is not None:
         return of
-    return of if i == 0 and _is_kept(node, rule) else None
+    return of if i == 0 and (node.op == "Clip" or _is_kept(node, rule)) else None
 
 
 def _positions(analysis: Analysis, key: str) -> int:

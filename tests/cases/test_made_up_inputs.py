@@ -213,3 +213,14 @@ def test_lengths_are_at_least_one_and_vary(kind: str) -> None:
     lengths = np.concatenate([f["lengths"] for f in feeds])
     assert lengths.min() >= 1 and lengths.max() == size and len(np.unique(lengths)) > size // 2
     assert 0.6 < (lengths == size).mean() < 0.95
+
+
+def test_floats_that_are_compared_are_no_lengths() -> None:
+    text = """g (float[N,8] x) => (float[N,6] y) <float[8] bounds, float[8,16] v, float[16,6] w> {
+        above = Greater(x, bounds)
+        a = Cast<to=1>(above)
+        h = MatMul(a, v)
+        r = Relu(h)
+        y = MatMul(r, w)
+    }"""
+    assert roles(analysis_of(load(net(text)), Scope())) == {"x": Role("other")}
