@@ -178,6 +178,7 @@ def difference_line(report: SparsityReport) -> str:
     top1 = "" if d.top1 is None else f", another top class on {d.top1:.1%}"
     on = counted(d.samples, f"{source} sample")
     judged = f"; {judged_line(d.judged_by, d.not_judged)}" if d.not_judged else ""
+    judged += f"; {decided_line(d.decided)}" if d.decided else ""
     return f"by {d.error:.2g} of the output's scale at most, divergence {d.divergence:.3g}{top1} ({on}){judged}"
 
 

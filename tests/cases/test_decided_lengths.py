@@ -22,6 +22,7 @@ from onnxprune.clock import Clock, silent
 from onnxprune.model.branches import making, showing
 from onnxprune.model.load import load
 from onnxprune.model.loaded import Model
+from onnxprune.report.lines import difference_line, repair_lines
 from onnxprune.runtime import Session
 from tests.oracle import net
 
@@ -123,8 +124,6 @@ def test_all_parts_of_a_voice_are_cut_and_repaired(voice: onnx.ModelProto, data:
 
 
 def test_the_console_names_the_node_that_decides(voice: onnx.ModelProto, data: str) -> None:
-    from onnxprune.report.lines import repair_lines
-
     report = onnxprune.prune(voice, Budget("macs", 0.6), round_to=1, benchmark=False, data=data).report
     assert (
         "Range 'frames' makes as many as values say: where the models are compared, the original's values of 'whole' are taken by both"
@@ -135,6 +134,8 @@ def test_the_console_names_the_node_that_decides(voice: onnx.ModelProto, data: s
 def test_a_voice_is_made_sparse(voice: onnx.ModelProto, data: str) -> None:
     report = onnxprune.sparsify(voice, sparsity=0.5, data=data, benchmark=False).report
     assert 0 < report.difference.divergence < np.inf
+    assert [(d.node, d.tensor) for d in report.difference.decided] == [("Range 'frames'", "whole")]
+    assert "; Range 'frames' makes as many as values say" in difference_line(report)
 
 
 def test_a_quantized_model_that_decides_other_lengths_is_reported(voice: onnx.ModelProto, data: str) -> None:
