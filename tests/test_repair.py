@@ -30,7 +30,7 @@ from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.damage import divergence
 from onnxprune.calibrate.judging import judged_by
-from onnxprune.calibrate.moments import Moments
+from onnxprune.calibrate.moments import Moments, Waiting
 from onnxprune.choose.channels import keeps_size
 from onnxprune.choose.costs import CostModel
 from onnxprune.choose.options import Options
@@ -88,6 +88,32 @@ def test_moments_add_up() -> None:
     total = left + right
     assert total.count == whole.count and left.count == 200
     assert all(np.allclose(getattr(total, f), getattr(whole, f)) for f in ("x", "xx", "y", "xy", "yy"))
+
+
+def test_few_rows_wait_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same sums, and one product where there would be one of each row."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((2, 40, 16)).astype(np.float32), rng.standard_normal((2, 40, 3)).astype(np.float32)
+    products = []
+    add = Moments.add
+
+    def counted(self: Moments, *rows: Any) -> None:
+        products.append(rows[0].shape[1])
+        add(self, *rows)
+
+    monkeypatch.setattr(Moments, "add", counted)
+    plain, late, alone, waiting = Moments.empty(2, 16, 3), Moments.empty(2, 16, 3), Moments.empty(2, 16, 0), Waiting()
+    for k in range(39):
+        waiting.add(late, x[:, k : k + 1], y[:, k : k + 1])
+        waiting.add(alone, x[:, k : k + 1])
+    assert products == [4] * 18 and late.count == 36
+    waiting.finish()
+    waiting.finish()
+    assert products == [4] * 18 + [3] * 2
+    plain.add(x[:, :39], y[:, :39])
+    for field in ("count", "x", "xx", "y", "xy", "yy"):
+        assert np.allclose(getattr(late, field), getattr(plain, field), rtol=1e-5, atol=1e-5)
+    assert np.allclose(alone.xx, plain.xx, rtol=1e-5, atol=1e-5) and not alone.y.any()
 
 
 def test_error_is_the_mean_square_error() -> None:

@@ -155,6 +155,24 @@ def test_a_few_samples_are_enough_to_set_some_aside(tmp_path: Path, count: int) 
     assert 1 <= result.report.drop.samples <= max(1, count // 3)
 
 
+def test_few_samples_set_aside_are_counted_and_warned_of(tmp_path: Path) -> None:
+    """One large group and four of one sample: what is set aside is one sample, which is too little to go by."""
+    from onnxprune.report.lines import repair_lines
+
+    x = np.load(CALIB)["x"][:64]
+    for name, groups in (("few", np.r_[np.zeros(60, int), 1:5]), ("many", np.arange(64) // 4)):
+        np.savez(tmp_path / f"{name}.npz", x=x, groups=groups)
+    few, many = (
+        onnxprune.prune(DIGITS, Budget("max_drop", 5.0), data=tmp_path / f"{n}.npz", benchmark=False).report
+        for n in ("few", "many")
+    )
+    assert few.drop.samples == 1 and (few.drop.held_by, few.drop.sources) == ("group", 1)
+    assert "on 1 sample that no step has seen" in repair_lines(few)[-1]
+    assert [w for w in few.warnings if "judged on 1 sample of 1 group" in w and "give more groups" in w]
+    assert many.drop.samples == 12 and many.drop.sources == 3
+    assert not [w for w in many.warnings if "--max-drop" in w]
+
+
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_a_score_that_is_no_number_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     (tmp_path / f"odd_{value}.py").write_text(f"def score(outputs, data):\n    return float('{value}')\n")

@@ -13,7 +13,20 @@ from onnx import helper
 
 from onnxprune.analyse.batch import Batch, Runner, accepts, find_batch, first_axes
 from onnxprune.analyse.samples import Samples
-from onnxprune.analyse.sources import ASIDE, BY_SAMPLE, FOLDS, GROUPS, HELD, TAG, UNSEEN, Sources, parted, parts, tagged
+from onnxprune.analyse.sources import (
+    ASIDE,
+    BY_SAMPLE,
+    FITTED,
+    FOLDS,
+    GROUPS,
+    HELD,
+    TAG,
+    UNSEEN,
+    Sources,
+    parted,
+    parts,
+    tagged,
+)
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds
 from onnxprune.runtime import declared_batch
@@ -272,7 +285,7 @@ def samples_of(
     labels = [{n: a for n, a in f.items() if n not in names} for f in whole]
     sizes = [batch.size(f) for f in rows]
 
-    def taken(some: list[int], held: Sequence[bool], unseen: Samples | None = None) -> Samples:
+    def taken(some: list[int], held: Sequence[bool], judge: int, unseen: Samples | None = None) -> Samples:
         return Samples(
             tuple(rows[k] for k in some),
             tuple(held),
@@ -281,12 +294,13 @@ def samples_of(
             tuple(labels[k] for k in some),
             unseen,
             sources.kind if counts else "sample",
-            counts,
+            (sum(counts), counts[judge]) if counts else None,
         )
 
     last = [k for k, p in enumerate(part) if p == UNSEEN]
     own = [k for k, p in enumerate(part) if p != UNSEEN]
-    found = taken(own, [part[k] == HELD for k in own], taken(last, [True] * len(last)) if aside else None)
+    unseen = taken(last, [True] * len(last), UNSEEN) if aside else None
+    found = taken(own, [part[k] == HELD for k in own], HELD, unseen)
     return _augmented(found, batch, wanted, seed)
 
 
@@ -297,8 +311,8 @@ def _parted(
     model: Runner | None,
     aside: bool,
     sources: Sources,
-) -> tuple[list[Feeds], Batch, list[int], tuple[int, int] | None]:
-    """Portions that the model accepts, what becomes of each; and, where portions are of sources, how many there are and are held out."""
+) -> tuple[list[Feeds], Batch, list[int], tuple[int, ...] | None]:
+    """Portions that the model accepts, what becomes of each; and, where portions are of sources, of how many of these what becomes."""
     names = frozenset(v.name for v in inputs)
     nothing = Batch({}, {}, names)
     batch = (first_axes(feeds, inputs) or nothing) if model is None else find_batch(feeds, inputs, model)
@@ -319,7 +333,7 @@ def _parted(
         cut = [portions(way(share, batch), batch, parts=1) for share in shares]
         whole = [{n: a for n, a in f.items() if n != TAG} for some in cut for f in some]
         part = [number for number, some in enumerate(cut) for _ in some]
-        counts = (len(found), int((found == HELD).sum()))
+        counts = tuple(int((found == k).sum()) for k in (FITTED, HELD, UNSEEN))
         number, what = len(found), f"samples of {ASIDE} sources"
     if aside and number < ASIDE:
         raise BadInputError(

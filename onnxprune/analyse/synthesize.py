@@ -3,8 +3,9 @@
 Images and the like are smooth on several scales: floating inputs are sums of noise at octaves, each enlarged to the input's size along its
 space axes, with random weights per sample; scaled to mean 0 and a random contrast about 1 (`analyse/ranges.py` then finds the range that
 a model wants). Long rows of floats are recordings, a few numbers without a batch are scales, in [0, 1]. What picks rows of a table (token
-ids) takes any of its rows, positions count up, a mask is ones, for one sample in four with a tail of zeros (`analyse/roles.py`). Everything
-else keeps what random observation feeds drew. These inputs are a stand-in, and the report says so.
+ids) takes any of its rows, positions count up, a mask is ones, for one sample in four with a tail of zeros, and a length is as often a part
+of its axis, else all of it (`analyse/roles.py`). Everything else keeps what random observation feeds drew. These inputs are a stand-in, and
+the report says so.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def _one(like: Array, rng: np.random.Generator, role: Role) -> Array:
         return np.broadcast_to(np.arange(like.shape[-1]) % role.rows, like.shape).astype(like.dtype)
     if role.kind == "mask" and 0 < like.ndim < 3:
         return _mask(like.shape, rng).astype(like.dtype)
+    if role.kind == "length":
+        return _lengths(like.shape, role.rows, rng).astype(like.dtype)
     if role.kind == "choice":
         return like if np.isin(like, role.values).all() else np.full_like(like, role.values[-1])
     if like.dtype.kind in "iu" and like.size > 1:
@@ -74,6 +77,11 @@ def _wave(length: int, rng: np.random.Generator) -> Array:
     loud = np.interp(np.linspace(0, 1, length), times, rng.random(len(times)) ** 2)
     sound = noise * loud
     return np.asarray(rng.uniform(0.2, 1) * sound / max(float(np.abs(sound).max()), 1e-9))
+
+
+def _lengths(shape: tuple[int, ...], most: int, rng: np.random.Generator) -> Array:
+    """Mostly all of an axis, else a part of it that is not empty."""
+    return np.asarray(np.where(rng.random(shape) < TAILS, rng.integers(1, most + 1, shape), most))
 
 
 def _mask(shape: tuple[int, ...], rng: np.random.Generator) -> Array:

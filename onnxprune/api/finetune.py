@@ -25,6 +25,8 @@ from onnxprune.model.files import check_outputs
 from onnxprune.model.load import Source, load
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.model.save import save_result
+from onnxprune.report.lines import decided_line, judged_line
+from onnxprune.report.values import Decided, NotJudged
 
 if TYPE_CHECKING:
     from onnxprune.training.loop import Trained
@@ -33,7 +35,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """model: the best state by held-out samples, the unchanged start where nothing was better. frozen: weights without a gradient."""
+    """model: the best state by held-out samples, the unchanged start where nothing was better. frozen: weights without a gradient.
+
+    judged_by: tensors that are compared with the teacher's. not_judged: outputs that are none of these. decided: sizes that depend on
+    values, which are the teacher's while it trains the model.
+    """
 
     model: onnx.ModelProto
     trained: Trained
@@ -48,6 +54,9 @@ class FinetuneResult:
     source: LoadedModel = field(repr=False)
     is_scored: bool = False  # by the user's metric, larger is better, instead of a loss
     spared: frozenset[Path] = field(default=frozenset(), repr=False)  # data files of the teacher
+    judged_by: tuple[str, ...] = ()
+    not_judged: tuple[NotJudged, ...] = ()
+    decided: tuple[Decided, ...] = ()
 
     @property
     def is_improved(self) -> bool:
@@ -78,6 +87,10 @@ class FinetuneResult:
             rows.append(("runtime", f"without gradients in ONNX Runtime: {', '.join(self.opaque[:5])}"))
         if self.features:
             rows.append(("features", f"{len(self.features)} compared, like '{self.features[0]}'"))
+        if self.not_judged:
+            rows.append(("judged", judged_line(self.judged_by, self.not_judged).removeprefix("judged ")))
+        if self.decided:
+            rows.append(("decided", decided_line(self.decided)))
         rows.append(("stopped", f"{t.stopped}: step {t.steps}, best at {t.best_step}, {t.seconds:.0f} s"))
         before, after = (-t.before, -t.after) if self.is_scored else (t.before, t.after)
         verdict = f"{before:.4g} -> {after:.4g}" if self.is_improved else f"{before:.4g}: nothing was better, unchanged"

@@ -18,7 +18,7 @@ from onnxprune import runtime
 from onnxprune.analyse.feeds import load_data, read_arrays, sources_in, sources_of
 from onnxprune.api.finetune import FinetuneResult
 from onnxprune.calibrate.damage import METRICS, Outputs
-from onnxprune.calibrate.judging import judged_by
+from onnxprune.calibrate.judging import Judged, judged_by
 from onnxprune.calibrate.metric import load_score
 from onnxprune.choose.finetune_options import FinetuneOptions
 from onnxprune.cut.plan import Plan
@@ -27,7 +27,9 @@ from onnxprune.groups.observation import Array, Feeds, batch_of
 from onnxprune.model.branches import showing
 from onnxprune.model.interface import resized
 from onnxprune.model.loaded import LoadedModel, Model
+from onnxprune.report.values import decided, not_judged
 from onnxprune.runtime import Session
+from onnxprune.runtime.values import as_arrays
 from onnxprune.training import losses, torch
 from onnxprune.training.augment import NONE, Augmentation, augmented
 from onnxprune.training.check import check
@@ -76,14 +78,15 @@ class Tuning:
         first = self._fed(self.pool.joined(self.pool.bundles(self.training, 4)[0]))
         self.error = check(self.network, first)
         self.micro = self._micro()
-        self.judging = judged_by(teacher or student, partial(_is_alike, student, teacher or student, first))
+        self.judging = _judging(student, teacher, first)
         self.network.compared = self.judging.tensors
         self.teacher = self._teacher(teacher, first)
         self.objective = self._objective(first)
         is_plain = self.pool.joins and not any(self.pool.axes.values())  # samples are rows of every array
         self.augmentation = Augmentation() if settings.augment and is_plain else NONE
         self.judged = self._judged()
-        said = [self.teacher.run(self._fed(j), self.judging.names) for j in self.judged] if self.teacher else []
+        self.shown = [self._fed(j) for j in self.judged]
+        said = [self.teacher.run(f, self.judging.names) for f in self.shown] if self.teacher else []
         self.wanted = [self.judging.read(values) for values in said]
         if settings.metric in METRICS:
             raise BadInputError(
@@ -138,6 +141,9 @@ class Tuning:
             error=self.error,
             source=self.student,
             is_scored=self.score is not None,
+            judged_by=self.judging.tensors,
+            not_judged=not_judged(self.judging),
+            decided=decided(self.judging),
         )
 
     # ------------------------------------------------------------ set out
@@ -162,7 +168,7 @@ class Tuning:
             return None
         mixed = set(self.plan.mixed) if self.plan else set()
         keys = [k for k in candidates(self.network, teacher.proto) if k not in mixed] if self.settings.features else []
-        proto = showing(teacher.proto, [*keys, *self.judging.names])
+        proto = showing(teacher.proto, [*keys, *self.judging.names, *self.judging.decides])
         session = Session(teacher.beside(proto), optimized=True, threads=self.threads, what="the teacher")
         session.run(feeds, [o.name for o in teacher.proto.graph.output])
         return session
@@ -177,7 +183,8 @@ class Tuning:
             judged = self.judging.tensors
             outputs = [self.teacher.answers(self._held(b), judged) for b in bundles]
             distances = tuple(losses.distances({n: [o[k] for o in outputs] for k, n in enumerate(judged)}))
-            found = features(self.network, self.teacher, feeds, _removed(self.plan), settings.features)
+            given = self.judging.fed(feeds)
+            found = features(self.network, self.teacher, given, _removed(self.plan), settings.features)
         supervised = self._supervised(names) if settings.labels is not None else None
         if not distances and supervised is None:
             raise BadInputError("The teacher has no floating output to learn from; give --labels.")
@@ -208,13 +215,17 @@ class Tuning:
         is_dense = supervised is not None and supervised.is_dense(joined[supervised.labels])
         mixture = augmented(self._fed(joined), rng, NONE if is_dense else self.augmentation)
         said: dict[str, Any] = {}
+        feeds = mixture.feeds
         if self.teacher is not None:
             keys = [d.name for d in self.objective.distances] + [f.key for f in self.objective.features]
-            values = dict(zip(keys, self.teacher.answers(mixture.feeds, keys), strict=True))
+            names = list(dict.fromkeys((*keys, *self.judging.decides)))
+            found = dict(zip(names, self.teacher.run(feeds, names), strict=True))
+            feeds = feeds | {k: np.array(found[k]) for k in self.judging.decides}
+            values = dict(zip(keys, as_arrays([found[k] for k in keys]), strict=True))
             values |= {f.key: f.of_teacher(values[f.key]) for f in self.objective.features}
             said = {k: torch.from_numpy(np.array(v, np.float32, order="C")) for k, v in values.items()}
         return Target(
-            feeds=mixture.feeds,
+            feeds=feeds,
             teacher=said,
             labels=None if labels is None else torch.from_numpy(_plain(labels)),
             other=torch.from_numpy(mixture.other),
@@ -241,7 +252,7 @@ class Tuning:
     def _judge(self) -> float:
         """The held-out loss of the network as it is, in ONNX Runtime; a score of the user's counts negative."""
         answers = self.judging.session(self.student.beside(self.network.export()), threads=self.threads)
-        found = [answers(self._fed(j)) for j in self.judged]
+        found = [answers(f) for f in self.shown]
         if self.score is not None:
             score = _scored(self.score, self.judging.outputs, self.judging.of_outputs(found), self.judged)
             return -score if np.isfinite(score) else np.inf
@@ -249,10 +260,19 @@ class Tuning:
         return self.objective.held_out(self.wanted, found, self.judging, labels)
 
 
-def _is_alike(student: Model, teacher: Model, feeds: Feeds, name: str) -> bool:
+def _judging(student: Model, teacher: Model | None, feeds: Feeds) -> Judged:
+    """What the student is judged by; where values decide sizes, they are the teacher's in both."""
+    leads = teacher is not None
+    lead = judged_by(teacher or student, lambda name: False, leads=leads)
+    return judged_by(teacher or student, partial(_is_alike, student, teacher or student, lead, feeds), leads=leads)
+
+
+def _is_alike(student: Model, teacher: Model, lead: Judged, feeds: Feeds, name: str) -> bool:
     """Is a tensor there, and of one size, in both?"""
+    given = lead.fed(feeds)
     try:
-        sizes = [Session(m.beside(showing(m.proto, [name]))).run(feeds, [name])[0].shape for m in (student, teacher)]
+        shown = [m.beside(showing(lead.led(m.proto), [name])) for m in (student, teacher)]
+        sizes = [Session(m).run(given, [name])[0].shape for m in shown]
     except BadInputError:
         return False
     return sizes[0] == sizes[1]

@@ -54,7 +54,7 @@ from onnxprune.report.sparsity import (
     runtimes_for,
     zeros_of,
 )
-from onnxprune.report.values import Latency, not_judged
+from onnxprune.report.values import Latency, decided, not_judged
 from onnxprune.sparsity.dead import dead_units
 from onnxprune.sparsity.decide import Sparse
 from onnxprune.sparsity.decide import sparsify as decide
@@ -277,6 +277,7 @@ def _difference(
         made_up=made_up,
         judged_by=judged.tensors,
         not_judged=not_judged(judged),
+        decided=decided(judged),
     )
 
 

@@ -21,7 +21,7 @@ from onnx import helper
 from onnxprune.analyse.samples import Samples
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.judging import Judged
-from onnxprune.calibrate.moments import Kept, Moments
+from onnxprune.calibrate.moments import Kept, Moments, Waiting
 from onnxprune.calibrate.positions import allotted, pick
 from onnxprune.calibrate.routes import Routed, flat_model
 from onnxprune.calibrate.stepwise import Stepwise
@@ -121,6 +121,7 @@ class _Gathered:
         self.moments: dict[tuple[object, ...], Moments] = {}
         self.owner: dict[str, tuple[object, ...]] = {}
         self.finished = Kept()
+        self.waiting = Waiting()
 
     def room(self, layers: Sequence[LinearLayer]) -> dict[str, int]:
         """Bytes of the moments of what reads a tensor, by tensor, while samples are added."""
@@ -148,10 +149,11 @@ class _Gathered:
             count = allotted(inputs, groups, self.samples)
             chosen = pick(linear.positions(y), count, (self.seed, number))
             into = self.moments.setdefault(mark[:2], Moments.empty(groups, inputs, 0))
-            into.unfold(linear, known[layer.x], y, chosen)
+            into.unfold(linear, known[layer.x], y, chosen, waiting=self.waiting)
 
     def finish(self) -> None:
         """Nothing more is added to the moments so far, of every layer that some sample came by: from now on they are kept as triangles."""
+        self.waiting.finish()
         owners: dict[tuple[object, ...], str] = {}
         for key, mark in self.owner.items():
             if mark in owners:

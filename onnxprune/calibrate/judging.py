@@ -51,6 +51,11 @@ class Judged:
         """All that is read of a model: the tensors that it is judged by, then its other outputs."""
         return tuple(dict.fromkeys((*self.tensors, *self.outputs)))
 
+    @property
+    def decides(self) -> tuple[str, ...]:
+        """Tensors that the leader gives to all, see `fed`."""
+        return () if self.leader is None else self.leader.tensors
+
     def by_tensors(self, metric: Metric) -> Metric:
         """A metric of the tensors that the model is judged by, as one of all `names`."""
         n = len(self.tensors)
@@ -69,10 +74,12 @@ class Judged:
         """What a model gave for `names`, each as one array: of numbers, where it is no tensor of texts."""
         return [v if isinstance(v, np.ndarray) and v.dtype.kind == "O" else as_array(v) for v in values]
 
-    def session(self, model: Model, what: str = "the model", threads: int = 0) -> Callable[[Feeds], list[Array]]:
+    def session(
+        self, model: Model, what: str = "the model", threads: int = 0, optimized: bool = True
+    ) -> Callable[[Feeds], list[Array]]:
         """Runs a model and gives all `names`, see `read`."""
         shown = model.beside(showing(self.led(model.proto), self.names))
-        session = Session(shown, optimized=True, threads=threads, what=what)
+        session = Session(shown, optimized=optimized, threads=threads, what=what)
         return lambda feeds: self.read(session.run_whole(self.fed(feeds), self.names))
 
     def led(self, proto: onnx.ModelProto) -> onnx.ModelProto:

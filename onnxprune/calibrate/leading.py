@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, helper
 
 from onnxprune.calibrate.stepwise import read_by
 from onnxprune.groups.observation import Feeds
-from onnxprune.model.branches import showing
+from onnxprune.model.branches import making
 from onnxprune.model.loaded import Model
 from onnxprune.ops import rule_for
 from onnxprune.runtime import Session
@@ -41,16 +41,20 @@ class Leader:
     _seen: dict[int, tuple[Feeds, Feeds]] = field(default_factory=dict, repr=False)
 
     @cached_property
+    def _part(self) -> ModelProto:
+        return making(self.model.proto, self.tensors)
+
+    @cached_property
     def _session(self) -> Session:
-        shown = self.model.beside(showing(self.model.proto, self.tensors))
-        return Session(shown, optimized=True, what="the model with what decides its sizes as outputs")
+        return Session(self.model.beside(self._part), optimized=True, what="the part of the model that decides sizes")
 
     def fed(self, feeds: Feeds) -> Feeds:
         """The feeds with the leader's decisions on them."""
         if not self.tensors:
             return feeds
         if id(feeds) not in self._seen:
-            values = self._session.run(feeds, self.tensors)
+            given = {i.name: feeds[i.name] for i in self._part.graph.input if i.name in feeds}
+            values = self._session.run(given, self.tensors)
             self._seen[id(feeds)] = feeds, dict(zip(self.tensors, (v.copy() for v in values), strict=True))
         return feeds | self._seen[id(feeds)][1]
 
@@ -118,7 +122,8 @@ def _real(nodes: Sequence[NodeProto], values: Container[str]) -> set[str]:
         if rule.carries_shape or _is_whole(node):
             continue
         reads = read_by(node)
-        is_weighted = rule.linear is not None or (node.op_type == "Gather" and node.input[0] not in values)
+        is_table = any(i > 0 for i in rule.picks) and node.input[0] not in values
+        is_weighted = rule.linear is not None or is_table
         if reads & real or (is_weighted and any(n in values for n in reads)):
             real.update(o for o in node.output if o)
     return real

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from onnxprune.groups.observation import Array
 from onnxprune.ops.linear import Floats, Linear, Picks
 
 CHUNK = 1 << 24
+WORTH = 4  # rows are worth a product once there are as many as a fourth of the inputs; then they take an eighth of what moments take
 
 
 @dataclass
@@ -64,16 +66,19 @@ class Moments:
         picks: Picks,
         y: Array | None = None,
         theirs: Picks | None = None,
+        *,
+        waiting: Waiting | None = None,
     ) -> None:
         """Add a layer's inputs, and outputs of that shape, at picked positions; in parts, as unfolding multiplies them.
 
-        theirs: the positions in `y`, where they are others there.
+        theirs: the positions in `y`, where they are others there. waiting: where rows may wait for more of them, until its `finish`.
         """
+        add = self.add if waiting is None else partial(waiting.add, self)
         groups, inputs = self.x.shape
         count = max(1, picks.size * inputs * groups // CHUNK)
         halves = (np.array_split(p, count) for p in (picks, picks if theirs is None else theirs))
         for mine, of_y in zip(*halves, strict=True):
-            self.add(linear.rows(x, shape, mine), None if y is None else linear.targets(y, of_y))
+            add(linear.rows(x, shape, mine), None if y is None else linear.targets(y, of_y))
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(
@@ -157,3 +162,33 @@ class Kept(MutableMapping[str, Moments]):
 
     def __len__(self) -> int:
         return len(self._kept)
+
+
+class Waiting:
+    """Rows of layers' inputs, and outputs, that wait until there are enough for a product (`WORTH`).
+
+    A product of few rows is quickly made, but adding it takes K x K numbers every time, however few rows it is of.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[int, tuple[Moments, list[tuple[Array, Array | None]]]] = {}
+
+    def add(self, into: Moments, x: Array, y: Array | None = None) -> None:
+        """x [g, p, K], y [g, p, O], see `Moments.add`. They must not be changed afterwards."""
+        _, rows = self._rows.setdefault(id(into), (into, []))
+        rows.append((x, y))
+        if WORTH * sum(r.shape[1] for r, _ in rows) >= x.shape[2]:
+            self._enter(id(into))
+
+    def finish(self) -> None:
+        """Add all that still waits."""
+        for key in list(self._rows):
+            self._enter(key)
+
+    def _enter(self, key: int) -> None:
+        into, rows = self._rows.pop(key)
+        if len(rows) == 1:
+            into.add(*rows[0])
+            return
+        y = [b for _, b in rows if b is not None]
+        into.add(np.concatenate([a for a, _ in rows], axis=1), np.concatenate(y, axis=1) if y else None)

@@ -25,7 +25,7 @@ from onnxprune.clock import Clock
 from onnxprune.errors import BadInputError, NothingPrunableError, TargetNotReachableError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.model.loaded import Model
-from onnxprune.proof.verdict import Drop
+from onnxprune.proof.verdict import Drop, counted
 
 BISECTIONS = 6
 MARGIN = 0.8  # of the limit, on held-out samples
@@ -113,6 +113,6 @@ def audited(
     if not measured <= budget.amount:
         raise TargetNotReachableError(
             f"--max-drop {budget.amount:g} ({settings.metric}) was not kept: the finished model loses {measured:.4g} on the "
-            f"{unseen.count} samples that no step has seen. Allow more, or give more --data."
+            f"{counted(unseen.count, 'sample')} that no step has seen. Allow more, or give more --data."
         )
-    return Drop(settings.metric, budget.amount, measured, unseen.count)
+    return Drop(settings.metric, budget.amount, measured, unseen.count, unseen.held_by, unseen.independent)

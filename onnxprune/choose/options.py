@@ -200,7 +200,7 @@ class Options:
         flag="--input-shape",
         cli={"multiple": True, "metavar": "NAME:D,D,…", "read": parse_shapes},
         by_default="sizes that the model runs on",
-        commands=("prune", "sparsify", "inspect", "bench"),
+        commands=("prune", "sparsify", "inspect", "verify", "bench"),
         stored=True,
         replay=_or_of_plan(_sizes),
     )

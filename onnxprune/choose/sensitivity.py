@@ -11,6 +11,7 @@ surgeon's error curve.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 
 import numpy as np
 import onnx
@@ -23,7 +24,7 @@ from onnxprune.choose.order import Order
 from onnxprune.groups.analysis import Analysis, compress
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.maps import Maps
-from onnxprune.groups.observation import Array, batch_of
+from onnxprune.groups.observation import Array
 from onnxprune.model.loaded import Model
 from onnxprune.model.patch import with_constants
 from onnxprune.ops.layer import LinearLayer
@@ -33,7 +34,10 @@ LEVELS = (0.25, 0.5, 0.75)
 DAMPING = 1e-3
 FEW = (0.3, 0.6)  # for models that take long
 SAMPLES = 64
+LEAST = 4  # of them, however long the model takes
 WORK = 1.5e12  # multiply-accumulates that all trials together may take
+OPENED = 2e6  # multiply-accumulates in whose time a session takes up one node, and once more where it optimizes the graph, ...
+SAVED = 0.3  # ... which spares about so much of every run
 
 
 Rewriting = Callable[[Bools], onnx.ModelProto]
@@ -49,9 +53,9 @@ def sense(
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Floats]:
     """Damage per group after 0, 1, ... steps. `cut(removed)` gives the pruned model (`cut/rewrite.py`)."""
-    work = max(1, costs.macs() // batch_of(analysis.feeds[0]) * len(orders))
-    levels = LEVELS if work * len(LEVELS) * SAMPLES <= WORK else FEW
-    trial = Trial(analysis, calibration, cut, metric, max(4, min(SAMPLES, int(WORK / work / len(levels)))))
+    levels, chosen = affordable(analysis, calibration, costs, len(orders))
+    runs = sum(work(analysis, calibration, costs, k) for k in chosen)
+    trial = Trial(analysis, calibration, cut, metric, chosen, SAVED * runs > OPENED * len(calibration.flat.graph.node))
     result: dict[str, Floats] = {}
     for k, (name, order) in enumerate(orders.items()):
         counts = sorted({max(1, round(share * len(order.classes))) for share in levels})
@@ -64,6 +68,36 @@ def sense(
         result[name] = curve(order.error, counts, found)
         progress((k + 1) / len(orders))
     return result
+
+
+def affordable(
+    analysis: Analysis, calibration: Calibration, costs: CostModel, groups: int
+) -> tuple[tuple[float, ...], list[int]]:
+    """At which shares to cut each group, and the portions to judge that by, so that all of it takes about `WORK`."""
+    chosen = _held(calibration)
+    runs = [work(analysis, calibration, costs, k) for k in chosen]
+    opening = OPENED * len(calibration.flat.graph.node)
+    trials = max(1, groups * len(LEVELS))
+    if (opening + sum(runs)) * trials <= WORK:
+        return LEVELS, chosen
+    each = WORK / max(1, groups * len(FEW)) - opening
+    least = -(-LEAST * len(chosen) // max(1, sum(calibration.samples.sizes[k] for k in chosen)))
+    count = min(len(chosen), max(least, int(each / max(1.0, float(np.mean(runs))))))
+    return FEW, [chosen[k * len(chosen) // count] for k in range(count)]
+
+
+def work(analysis: Analysis, calibration: Calibration, costs: CostModel, portion: int) -> float:
+    """Multiply-accumulates of running a portion: those of the feeds that were observed, as often as it is larger than these.
+
+    Larger by what it feeds or by what comes out, where values decide how much that is.
+    """
+    shapes, feeds = analysis.observation.shapes, calibration.samples.feeds[portion]
+    seen = analysis.feeds[0]
+    pairs = [(feeds[n].size, seen[n].size) for n in seen]
+    given = zip(calibration.judged.names, calibration.outputs[portion], strict=True)
+    out = [(value.size, prod(shapes[n])) for n, value in given if n in shapes]
+    ratios = [sum(a for a, _ in some) / max(1, sum(b for _, b in some)) for some in (pairs, out) if some]
+    return costs.macs() * max(ratios, default=1.0)
 
 
 def cautious(damages: Mapping[str, Floats]) -> dict[str, Floats]:
@@ -91,7 +125,7 @@ def curve(error: Floats, counts: Sequence[int], found: Sequence[float]) -> Float
 
 
 class Trial:
-    """Damage of a removal (bool per class), with the closed-form repair."""
+    """Damage of a removal (bool per class), with the closed-form repair. chosen: portions to judge by. optimized: is that worth it?"""
 
     def __init__(
         self,
@@ -99,15 +133,16 @@ class Trial:
         calibration: Calibration,
         cut: Rewriting,
         metric: Metric | None,
-        samples: int = SAMPLES,
+        chosen: Sequence[int],
+        optimized: bool,
     ) -> None:
         self.analysis, self.calibration, self.cut, self.metric = analysis, calibration, cut, metric
-        self.chosen = _held(calibration, samples)
+        self.chosen, self.optimized = chosen, optimized
 
     def __call__(self, removed: Bools) -> float:
         changes = closed_form(self.analysis, self.calibration, removed)
         model = with_constants(self.cut(removed), changes)
-        return judge(self.calibration, self.analysis.model.beside(model), self.metric, self.chosen)
+        return judge(self.calibration, self.analysis.model.beside(model), self.metric, self.chosen, self.optimized)
 
 
 def judge(
@@ -115,20 +150,21 @@ def judge(
     model: Model,
     metric: Metric | None = None,
     chosen: Sequence[int] | None = None,
+    optimized: bool = True,
 ) -> float:
     """Damage of a model on held-out samples. metric: of `calibration.judged.names`; by default the divergence of what it is judged by."""
     chosen = _held(calibration) if chosen is None else chosen
     metric = metric or calibration.judged.by_tensors(divergence)
-    answers = calibration.judged.session(model, "the pruned model")
+    answers = calibration.judged.session(model, "the pruned model", optimized=optimized)
     feeds = calibration.samples.feeds
     return metric([calibration.outputs[k] for k in chosen], [answers(feeds[k]) for k in chosen])
 
 
-def _held(calibration: Calibration, wanted: int = SAMPLES) -> list[int]:
-    """Portions to judge with: about so many of the samples held out, all if none is."""
+def _held(calibration: Calibration) -> list[int]:
+    """Portions to judge with: about `SAMPLES` of the samples held out, all if none is."""
     samples = calibration.samples
     held = [k for k, out in enumerate(samples.held) if out] or list(range(len(samples.feeds)))
-    return held[:: max(1, round(sum(samples.sizes[k] for k in held) / wanted))]
+    return held[:: max(1, round(sum(samples.sizes[k] for k in held) / SAMPLES))]
 
 
 def closed_form(analysis: Analysis, calibration: Calibration, removed: Bools) -> dict[tuple[str, int], Array]:

@@ -54,6 +54,28 @@ def showing(proto: ModelProto, names: Iterable[str]) -> ModelProto:
     return copy
 
 
+def making(proto: ModelProto, names: Iterable[str]) -> ModelProto:
+    """The part of the model that these tensors follow from, with them as its only outputs."""
+    wanted = list(dict.fromkeys(names))
+    needed, nodes = set(wanted), []
+    for node in reversed(proto.graph.node):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(node.input)
+            for _, sub in subgraphs(node):
+                needed |= captured(sub)
+    part = shell(proto)
+    part.graph.name = proto.graph.name
+    part.graph.node.extend(reversed(nodes))
+    part.graph.initializer.extend(t for t in proto.graph.initializer if t.name in needed)
+    part.graph.sparse_initializer.extend(t for t in proto.graph.sparse_initializer if t.values.name in needed)
+    part.graph.input.extend(i for i in proto.graph.input if i.name in needed)
+    known = {v.name: v for v in (*proto.graph.output, *proto.graph.value_info)}
+    part.graph.value_info.extend(v for v in proto.graph.value_info if v.name in needed and v.name not in wanted)
+    part.graph.output.extend(known.get(n) or helper.make_empty_tensor_value_info(n) for n in wanted)
+    return part
+
+
 def every_graph(graph: GraphProto) -> Iterator[GraphProto]:
     """The graph and all below it, outer ones first."""
     graphs = [graph]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnxprune.analyse.sources import Kind
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -33,9 +35,18 @@ class Drop:
     allowed: the limit, in the metric's unit.
     measured: the loss, in the same unit.
     samples: on how many samples.
+    held_by: what was set aside as a whole: a `sample`, a `group` (the array `groups`), a `file` or a `folder`.
+    sources: how many of these the samples are of.
     """
 
     metric: str
     allowed: float
     measured: float
     samples: int
+    held_by: Kind = "sample"
+    sources: int = 0
+
+
+def counted(number: int, what: str) -> str:
+    """Such as "1 sample" or "2 samples"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -24,7 +24,7 @@ from onnx import helper
 
 from onnxprune import ops
 from onnxprune.calibrate.calibration import Calibration
-from onnxprune.calibrate.moments import Moments
+from onnxprune.calibrate.moments import Moments, Waiting
 from onnxprune.calibrate.pairing import Pairing
 from onnxprune.calibrate.positions import allotted, pick
 from onnxprune.calibrate.stepwise import Stepwise
@@ -214,7 +214,7 @@ class _Repairs:
         linear = layer.linear
         lacks = self._lacks(layer)
         missing = zip(*(self._missing(x) for x in lacks), strict=True) if lacks else repeat(())
-        parts = [Moments.empty(*w.shape), Moments.empty(*w.shape)]
+        parts, waiting = [Moments.empty(*w.shape), Moments.empty(*w.shape)], Waiting()
         count = allotted(w.shape[1], w.shape[0], self.new.reaching(layer.node))
         rows = self.pairing.rows(layer)
         samples = zip(self.new.values(layer.x), self.old.values(layer.y), missing, rows, strict=False)
@@ -226,7 +226,8 @@ class _Repairs:
                 y = y if part is None else y + part.astype(y.dtype)
             shape, mine, theirs = same.positions(layer, x, y)
             chosen = pick(mine.size, count, (self.seed, layer.node, k))
-            parts[self.held[k]].unfold(linear, x, shape, mine[chosen], y, theirs[chosen])
+            parts[self.held[k]].unfold(linear, x, shape, mine[chosen], y, theirs[chosen], waiting=waiting)
+        waiting.finish()
         self.new.release(layer.x)
         self.old.release(layer.y)
         later = {x.y for x in self.layers if x.node in self.pending and x.node != layer.node}

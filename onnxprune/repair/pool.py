@@ -18,6 +18,7 @@ from onnxprune.calibrate.moments import Moments
 from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.linear import Floats
 
+LARGE = 256  # inputs from which on a layer's covariance is large
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
@@ -75,7 +76,20 @@ def ridges(pools: Sequence[Pool], w0: Floats) -> Iterator[tuple[float, Floats]]:
     for ridge in RIDGES:
         damping = ridge * mean + 1e-12
         np.einsum("gkk->gk", a)[:] = plain + damping  # in place: a layer's covariance may be large
-        yield ridge, np.asarray(np.linalg.solve(a, c + damping[:, :, None] * w0))
+        yield ridge, _solved(a, c + damping[:, :, None] * w0)
+
+
+def _solved(a: Floats, c: Floats) -> Floats:
+    """w [g, K, O] of a w = c, with a [g, K, K] symmetric: a large one that is positive definite takes half the work."""
+    if a.shape[1] >= LARGE:
+        from scipy.linalg import cho_factor, cho_solve
+
+        try:
+            factors = (cho_factor(x, lower=True, check_finite=False) for x in a)
+            return np.stack([cho_solve(f, y, check_finite=False) for f, y in zip(factors, c, strict=True)])
+        except np.linalg.LinAlgError:  # by rounding it is not
+            pass
+    return np.asarray(np.linalg.solve(a, c))
 
 
 def _weights(counts: Sequence[int]) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxprune.proof.verdict import Verdict
+from onnxprune.proof.verdict import Verdict, counted
 from onnxprune.report.report import Report
 from onnxprune.report.sparsity import SparsityReport
 from onnxprune.report.values import CalibrationSummary, Decided, Latency, NotJudged
@@ -99,7 +99,7 @@ def repair_lines(report: Report) -> list[str]:
         source = "made-up" if calibration.made_up else "calibration"
         more = f" and {calibration.made_samples} patched from them" if calibration.made_samples else ""
         lines.append(
-            f"{calibration.samples} {source} samples{more}, {calibration.held_out} of all held out {held_by(calibration)}"
+            f"{counted(calibration.samples, source + ' sample')}{more}, {calibration.held_out} of all held out {held_by(calibration)}"
         )
     if calibration is not None and calibration.not_judged:
         lines.append(judged_line(calibration.judged_by, calibration.not_judged))
@@ -117,8 +117,8 @@ def repair_lines(report: Report) -> list[str]:
         lines.append(f"{fitted}; {judged if before is not None else 'the whole model was not judged'}")
     if drop is not None:
         lines.append(
-            f"the loss is {drop.measured:.3g} ({drop.metric}, allowed {drop.allowed:g}) on {drop.samples} samples that "
-            "no step has seen"
+            f"the loss is {drop.measured:.3g} ({drop.metric}, allowed {drop.allowed:g}) on {counted(drop.samples, 'sample')} "
+            "that no step has seen"
         )
     return lines
 
@@ -176,8 +176,9 @@ def difference_line(report: SparsityReport) -> str:
     d = report.difference
     source = "made-up" if d.made_up else "held-out" if d.held_out else "given"
     top1 = "" if d.top1 is None else f", another top class on {d.top1:.1%}"
-    on = f"{d.samples} {source} samples"
+    on = counted(d.samples, f"{source} sample")
     judged = f"; {judged_line(d.judged_by, d.not_judged)}" if d.not_judged else ""
+    judged += f"; {decided_line(d.decided)}" if d.decided else ""
     return f"by {d.error:.2g} of the output's scale at most, divergence {d.divergence:.3g}{top1} ({on}){judged}"
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from onnxprune.cut.plan import Pair
 from onnxprune.model.json_text import to_json
 from onnxprune.model.typed_json import plain
-from onnxprune.report.values import Latency, NotJudged
+from onnxprune.report.values import Decided, Latency, NotJudged
 from onnxprune.sparsity.targets import Pattern, Target
 from onnxprune.sparsity.weights import Left
 
@@ -74,6 +74,7 @@ class Difference:
     made_up: true where they are not the user's.
     judged_by: tensors that were compared: outputs, or what they follow from.
     not_judged: outputs that are none of these.
+    decided: sizes that depend on values, and on whose; where there are such, the original's were taken.
     """
 
     error: float
@@ -84,6 +85,7 @@ class Difference:
     made_up: bool
     judged_by: tuple[str, ...]
     not_judged: tuple[NotJudged, ...]
+    decided: tuple[Decided, ...] = ()
 
 
 @dataclass(frozen=True)

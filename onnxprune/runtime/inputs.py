@@ -161,6 +161,26 @@ def candidate_sizes(inputs: Sequence[onnx.ValueInfoProto], alike: bool = False) 
             yield dict.fromkeys(batch, 1) | dict(zip(others, combination, strict=True))
 
 
+def sizes_beside(inputs: Sequence[onnx.ValueInfoProto], graph: onnx.GraphProto) -> Iterator[dict[str, int]]:
+    """Sizes worth trying where the usual ones do not do: the axes of an input are as long as one of a constant that is read beside it."""
+    constants = {t.name: tuple(t.dims) for t in graph.initializer}
+    known: dict[str, list[int]] = {}
+    for value in inputs:
+        read = [n for node in graph.node if value.name in node.input for n in node.input]
+        known[value.name] = list(dict.fromkeys(d for n in read for d in constants.get(n, ())))
+    for k in range(max(map(len, known.values()), default=0)):
+        for batch in (2, 1):
+            sizes: dict[str, int] = {}
+            for value in inputs:
+                for axis, dim in enumerate(symbols(value)):
+                    if isinstance(dim, str):
+                        beside = known[value.name]
+                        size = beside[min(k, len(beside) - 1)] if beside else SIZES[0]
+                        sizes.setdefault(dim, size if axis else batch)
+            if sizes:
+                yield sizes
+
+
 def find_feeds(
     model: LoadedModel,
     shapes: dict[str, tuple[int, ...]] | None = None,
@@ -185,7 +205,8 @@ def find_feeds(
     for ranks in _candidate_ranks(inputs, shapes):
         declared = ranked(inputs, ranks)
         for high in (100, 10, 2, 1):
-            for sizes in candidate_sizes(declared, alike=most < MAX_ELEMENTS):
+            told = sizes_beside(declared, model.proto.graph)
+            for sizes in itertools.chain(candidate_sizes(declared, alike=most < MAX_ELEMENTS), told):
                 try:
                     first = random_feeds(declared, sizes, seed, high, shapes, most)
                     session.run(first)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxprune.calibrate.calibration import Calibration
-from onnxprune.calibrate.moments import Moments
+from onnxprune.calibrate.moments import Moments, Waiting
 from onnxprune.calibrate.pairing import Pairing
 from onnxprune.calibrate.positions import allotted, pick
 from onnxprune.calibrate.stepwise import Stepwise
@@ -259,7 +259,7 @@ class _Surgeon:
     def _look(self, layer: LinearLayer, w: Floats) -> tuple[Moments, Moments]:
         """Inputs in the sparse model and wanted outputs: fitted samples, held-out samples."""
         linear = layer.linear
-        parts = [Moments.empty(*w.shape), Moments.empty(*w.shape)]
+        parts, waiting = [Moments.empty(*w.shape), Moments.empty(*w.shape)], Waiting()
         count = allotted(w.shape[1], w.shape[0], self.new.count)
         samples = zip(self.new.values(layer.x), self.old.values(layer.y), self.pairing.rows(layer), strict=True)
         for k, (x, y, same) in enumerate(samples):
@@ -267,7 +267,10 @@ class _Surgeon:
                 continue
             shape, mine, theirs = same.positions(layer, x, y)
             chosen = pick(mine.size, count, (self.seed, layer.node, k))
-            parts[self.calibration.samples.held[k]].unfold(linear, x, shape, mine[chosen], y, theirs[chosen])
+            parts[self.calibration.samples.held[k]].unfold(
+                linear, x, shape, mine[chosen], y, theirs[chosen], waiting=waiting
+            )
+        waiting.finish()
         self.new.release(layer.x)
         self.old.release(layer.y)
         return parts[0], parts[1]

@@ -57,12 +57,14 @@ class Network:
         self._types: dict[str, int] | None = None
 
     def __call__(self, feeds: Feeds | Values, also: Iterable[str] = ()) -> Values:
-        """Outputs, and the values of the keys `also`, by key."""
-        values: Values = {**self.constants, **self.parameters}
-        values |= {k: self.tensor(v) if isinstance(v, np.ndarray) else v for k, v in feeds.items()}
+        """Outputs, and the values of the keys `also`, by key. feeds: also values that stand for what a node at the top would give."""
+        given = {k: self.tensor(v) if isinstance(v, np.ndarray) else v for k, v in feeds.items()}
+        values: Values = {**self.constants, **self.parameters, **given}
         wanted = {*self.program.body.outputs, *also}
         for k, step in enumerate(self.program.body.steps):
-            self._run(step, values)
+            if not given.keys() >= set(step.outputs):
+                self._run(step, values)
+                values |= {key: given[key] for key in step.outputs if key in given}
             for key in self._last[k]:
                 if key not in wanted:
                     values.pop(key, None)

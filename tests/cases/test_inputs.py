@@ -65,6 +65,27 @@ def test_inputs_without_a_declared_rank(
         assert onnxprune.prune(model, Budget("macs", 0.5), data=data, benchmark=False).report.calibration.samples == 64
 
 
+TWO = """g (float[] a, float[] b) => (float[] y) <float[8,32] w, float[32,5] v, float[6,5] u> {
+    h = MatMul(a, w)
+    r = Relu(h)
+    s = MatMul(r, v)
+    z = MatMul(b, u)
+    y = Add(s, z)
+}"""
+
+
+def test_two_inputs_without_a_rank_are_as_wide_as_what_they_are_multiplied_by(tmp_path: Path) -> None:
+    """No size that is tried for both fits both; the constants beside them tell."""
+    model, data = net(TWO), tmp_path / "data.npz"
+    np.savez(data, a=RNG.normal(size=(16, 8)).astype(np.float32), b=RNG.normal(size=(16, 6)).astype(np.float32))
+    for given in ({"data": data}, {}):
+        result = onnxprune.prune(model, Budget("ratio", 0.5), round_to=1, benchmark=False, **given)
+        assert any(g.removed for g in result.plan.groups)
+        assert onnxprune.verify(model, result.model, result.plan).error < 1e-5
+    shapes = {"a": (3, 8), "b": (1, 6)}
+    assert onnxprune.verify(model, result.model, result.plan, input_shapes=shapes).error < 1e-5
+
+
 def test_nameless_axes_that_two_inputs_share_change_together() -> None:
     model = net(
         """g (float[?,?,20] feats, int32[?] lens) => (float[?,?,?,16] h) <float[1,64,20] w, float[1,64,16] r, float[1,128] b> {

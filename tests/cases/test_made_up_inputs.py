@@ -160,3 +160,67 @@ def test_one_hot_counts_the_rows() -> None:
     )
     analysis = analysis_of(load(model), Scope())
     assert roles(analysis)["ids"] == Role("index", 500)
+
+
+def test_ids_are_followed_through_bounds_and_factors() -> None:
+    """Rows of a table for each second id; ids that are kept within the table before they pick from it."""
+    text = """g (int64[1,L] ids, int64[1,L] pairs) => (float[1,L,6] y)
+        <float[300,16] words, float[41,16] twos, float[16,6] w, int64 none, int64 last, int64 two, int64 three> {
+        kept = Clip(ids, none, last)
+        above = Max(kept, none)
+        e = Gather(words, above)
+        doubled = Mul(pairs, two)
+        moved = Add(doubled, three)
+        p = Gather(twos, moved)
+        s = Add(e, p)
+        y = MatMul(s, w)
+    }"""
+    values = {"none": 0, "last": 299, "two": 2, "three": 3}
+    model = net(text, constants={k: np.asarray(v) for k, v in values.items()})
+    analysis = analysis_of(load(model), Scope())
+    found = roles(analysis)
+    assert found == {"ids": Role("index", 300), "pairs": Role("index", 19)}, "2 * 18 + 3 is row 39, 2 * 19 + 3 is none"
+    feeds = synthesize(analysis.feeds[0], runtime.graph_inputs(model), 0, 64, found)
+    assert all(accepts(runtime.Session(analysis.model), f) for f in feeds)
+
+
+@pytest.mark.parametrize("kind", ["whole", "float"])
+def test_lengths_are_at_least_one_and_vary(kind: str) -> None:
+    """A mask is made by comparing positions with a length, which is drawn within the axis and is never 0."""
+    to = {"whole": 7, "float": 1}[kind]
+    text = f"""g (int64[N,L] ids, int64[N] lengths) => (float[N,L,6] y)
+        <float[300,16] words, float[16,6] w, int64 zero, int64 one, int64[1] last, int64 axis> {{
+        e = Gather(words, ids)
+        shape = Shape(ids)
+        count = Gather<axis=0>(shape, axis)
+        places = Range(zero, count, one)
+        p = Cast<to={to}>(places)
+        n0 = Unsqueeze(lengths, last)
+        n = Cast<to={to}>(n0)
+        inside = Less(p, n)
+        m0 = Cast<to=1>(inside)
+        m = Unsqueeze(m0, last)
+        s = Mul(e, m)
+        y = MatMul(s, w)
+    }}"""
+    values = {"zero": 0, "one": 1, "last": [-1], "axis": 1}
+    model = net(text, constants={k: np.asarray(v) for k, v in values.items()})
+    analysis = analysis_of(load(model), Scope())
+    size = analysis.feeds[0]["ids"].shape[1]
+    found = roles(analysis)
+    assert found == {"ids": Role("index", 300), "lengths": Role("length", size)}
+    feeds = synthesize(analysis.feeds[0], runtime.graph_inputs(model), 0, 256, found)
+    lengths = np.concatenate([f["lengths"] for f in feeds])
+    assert lengths.min() >= 1 and lengths.max() == size and len(np.unique(lengths)) > size // 2
+    assert 0.6 < (lengths == size).mean() < 0.95
+
+
+def test_floats_that_are_compared_are_no_lengths() -> None:
+    text = """g (float[N,8] x) => (float[N,6] y) <float[8] bounds, float[8,16] v, float[16,6] w> {
+        above = Greater(x, bounds)
+        a = Cast<to=1>(above)
+        h = MatMul(a, v)
+        r = Relu(h)
+        y = MatMul(r, w)
+    }"""
+    assert roles(analysis_of(load(net(text)), Scope())) == {"x": Role("other")}
