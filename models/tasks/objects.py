@@ -63,7 +63,9 @@ def folder() -> Path:
     given = os.environ.get(VARIABLE)
     path = Path(given) if given else STAMPS
     if not path.is_dir():
-        raise ScoreError(f"No photographs at '{path}'; fetch them (python models/fetch.py stamps), or set {VARIABLE} to a folder of them.")
+        raise ScoreError(
+            f"No photographs at '{path}'; fetch them (python models/fetch.py stamps), or set {VARIABLE} to a folder of them."
+        )
     return path
 
 
