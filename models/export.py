@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
+import json
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,14 +42,14 @@ def check_needs(name: str, export: str) -> None:
     if missing := [module for module in needs if importlib.util.find_spec(module) is None]:
         what = " ".join(f"{module}=={version}" for module, version in needs.items())
         raise FetchError(
-            f"'{name}' is exported from its weights, which needs {missing[0]}; install it: pip install {what}."
+            f"'{name}' is exported from its weights, which needs {missing[0]}: pip install {what}."
         )
 
 
 def run(export: str, weights: bytes, wheels: Sequence[Path], sha256: str) -> bytes:
     """The model, with the digest of its weights in its metadata."""
     model = onnx.load_from_string(EXPORTS[export].make(weights, wheels))
-    onnx.helper.set_model_props(model, {WEIGHTS: sha256})
+    model.metadata_props.add(key=WEIGHTS, value=sha256)
     return model.SerializeToString(deterministic=True)
 
 
@@ -104,4 +106,38 @@ def efficientnet_lite0(weights: bytes, wheels: Sequence[Path]) -> bytes:
         return to_onnx(module, torch.zeros(1, 3, 224, 224), ["x"], "logits", {0: "batch"})
 
 
-EXPORTS = {"efficientnet_lite0": Export({"torch": "2.13.0"}, efficientnet_lite0)}
+def minilm(weights: bytes, wheels: Sequence[Path]) -> bytes:
+    """A sentence encoder of BERT's kind, from the archive of its weights, configuration and tokenizer.
+
+    Ids, mask and token types `[batch, sequence]` to `last_hidden_state` `[batch, sequence, width]`.
+    The vocabulary goes into the metadata, one token a line.
+    """
+    torch, transformers, safetensors = (
+        importlib.import_module(name) for name in ("torch", "transformers", "safetensors.torch")
+    )
+    with zipfile.ZipFile(io.BytesIO(weights)) as archive:
+        config = transformers.BertConfig(**json.loads(archive.read("config.json")), attn_implementation="eager")
+        tensors = safetensors.load(archive.read("model.safetensors"))
+        numbers = json.loads(archive.read("tokenizer.json"))["model"]["vocab"]
+    module = transformers.BertModel(config, add_pooling_layer=False)
+    if missing := module.load_state_dict(tensors, strict=False).missing_keys:
+        raise FetchError(f"The weights lack '{missing[0]}'.")
+
+    class Encoder(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, *inputs: Any) -> Any:
+            return module(*inputs).last_hidden_state
+
+    encoder = Encoder()
+    encoder.module = module
+    example = torch.ones(2, 5, dtype=torch.int64)
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    content = to_onnx(encoder, (example,) * 3, names, "last_hidden_state", {0: "batch", 1: "sequence"})
+    model = onnx.load_from_string(content)
+    onnx.helper.set_model_props(model, {"vocabulary": "\n".join(sorted(numbers, key=numbers.__getitem__))})
+    return model.SerializeToString()
+
+
+EXPORTS = {
+    "efficientnet_lite0": Export({"torch": "2.13.0"}, efficientnet_lite0),
+    "minilm": Export({"torch": "2.13.0", "transformers": "5.24.0", "safetensors": "0.8.0"}, minilm),
+}

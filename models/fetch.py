@@ -77,7 +77,7 @@ def read_manifest(path: Path) -> tuple[dict[str, Model], dict[str, debian.Data]]
     models = [
         Model(**entry | {"also": tuple(Wheel(**w) for w in entry.get("also", ()))}) for entry in content["models"]
     ]
-    data = [debian.Data(**entry) for entry in content["data"]]
+    data = [(debian.Content if "package" in entry else debian.Descriptions)(**entry) for entry in content["data"]]
     return {model.name: model for model in models}, {each.name: each for each in data}
 
 

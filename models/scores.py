@@ -18,7 +18,7 @@ if not __package__:  # run as a script: import `models` from the folder above, n
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from models.fetch import HERE, MANIFEST, REAL
-from models.tasks import detection, digits, filetype, music, objects, speech, text
+from models.tasks import detection, digits, filetype, music, objects, retrieval, speech, text
 from models.tasks.base import ORT_ERRORS, Feed, ScoreError, Task, first_line
 
 TASKS: dict[str, Task] = {
@@ -31,6 +31,7 @@ TASKS: dict[str, Task] = {
     "nudenet_320n": detection.TASK,
     "basic_pitch_nmp": music.TASK,
     "efficientnet_lite0": objects.TASK,
+    "all_minilm_l6_v2": retrieval.TASK,
 }
 
 

