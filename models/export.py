@@ -41,9 +41,7 @@ def check_needs(name: str, export: str) -> None:
     needs = EXPORTS[export].needs
     if missing := [module for module in needs if importlib.util.find_spec(module) is None]:
         what = " ".join(f"{module}=={version}" for module, version in needs.items())
-        raise FetchError(
-            f"'{name}' is exported from its weights, which needs {missing[0]}: pip install {what}."
-        )
+        raise FetchError(f"'{name}' is exported from its weights, which needs {missing[0]}: pip install {what}.")
 
 
 def run(export: str, weights: bytes, wheels: Sequence[Path], sha256: str) -> bytes:

@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 from models import debian, export, fetch, scores
-from models.tasks import detection, filetype, objects, text
+from models.tasks import detection, filetype, objects, retrieval, text
 from models.tasks.base import ScoreError, agreement
 
 MODELS = fetch.HERE
@@ -191,24 +191,40 @@ def test_data_of_debian_are_checked_and_can_be_elsewhere(monkeypatch: pytest.Mon
     stamps = fetch.DATA["stamps"]
     monkeypatch.setattr(debian.shutil, "which", lambda name: None)
     assert {model.data for model in fetch.MANIFEST.values()} == {"", *fetch.DATA}
-    with pytest.raises(fetch.FetchError, match=r"there is no apt-get here .*set ONNXPRUNE_STAMPS"):
+    with pytest.raises(fetch.FetchError, match=r"there is no apt-get here .*ONNXPRUNE_STAMPS can name a folder"):
         debian.fetch(stamps, tmp_path)
 
-    def call(data: debian.Data, command: list[str], folder: Path) -> None:
+    def call(data: debian.Data, command: list[str], folder: Path) -> str:
         if command[0] == "apt-get":
             assert command[-1] == f"{stamps.package}={stamps.version}"
             (folder / "stamps.deb").write_bytes(b"package")
         else:
             (folder / "content" / stamps.path / "food").mkdir(parents=True)
+        return ""
 
     monkeypatch.setattr(debian, "call", call)
     with pytest.raises(fetch.FetchError, match=r"stamps\.deb has SHA-256 .* but the manifest expects"):
         debian.fetch(stamps, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
+    assert isinstance(stamps, debian.Content)
     right = dataclasses.replace(stamps, sha256=fetch.digest(b"package"))
     assert [path.name for path in debian.fetch(right, tmp_path).iterdir()] == ["food"]
     assert [path.name for path in tmp_path.iterdir()] == ["stamps"]
+
+
+def test_descriptions_are_the_largest_list_that_apt_brings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def call(data: debian.Data, command: list[str], folder: Path) -> str:
+        if command[0] == "apt-get":
+            for name, size in (("a_security_i18n_Translation-en", 2), ("b_main_i18n_Translation-en.lz4", 9)):
+                (folder / "lists" / name).write_bytes(bytes(size))
+            return ""
+        return f"text of {Path(command[-1]).name}"
+
+    monkeypatch.setattr(debian, "call", call)
+    folder = debian.fetch(fetch.DATA["descriptions"], tmp_path)
+    assert (folder / retrieval.FILE).read_text() == "text of b_main_i18n_Translation-en.lz4"
+    assert folder.name == retrieval.FOLDER.name and retrieval.FOLDER.parent == fetch.REAL
 
 
 def test_fetch_names_the_models_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,6 +379,99 @@ def test_right_classes_of_objects_are_classes_of_imagenet() -> None:
         classes == sorted(set(classes)) and set(classes) <= set(range(1000)) for classes in objects.RIGHT.values()
     )
     assert list(objects.RIGHT) == sorted(objects.RIGHT)
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("Real-time ÉTUDES, v1.2", ["real", "-", "time", "etudes", ",", "v1", ".", "2"]),
+        ("a$b\tc\u200bd 漢字", ["a", "$", "b", "cd", "漢", "字"]),
+        ("", []),
+    ],
+)
+def test_words_are_small_and_signs_alone(line: str, found: list[str]) -> None:
+    assert list(retrieval.words(line)) == found
+
+
+def test_tokens_are_the_longest_from_the_beginning() -> None:
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "un", "##do", "##done", "unit", "a"]
+    tokens = retrieval.Tokens({token: k for k, token in enumerate(vocabulary)})
+    assert tokens.ids("Undone a undo") == [2, 4, 6, 8, 4, 5, 3]
+    assert tokens.ids("unx " + "a" * 101) == [2, 1, 1, 3]  # a part that is no token; a word longer than 100
+    assert len(tokens.ids("a " * 500)) == retrieval.LONGEST
+
+
+DESCRIPTIONS = """Package: {0}
+Description-md5: 0
+Description-en: short {0}
+ Long {0} is
+ .
+ described here.
+"""
+NAMES = [f"{first}{second}" for first in "abcdefghij" for second in "klmnopqrst"]
+
+
+@pytest.fixture
+def descriptions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A hundred packages, of which twenty are tested on, and a description that begins as another's."""
+    twins = [DESCRIPTIONS.format("ak").replace("Package: ak", f"Package: ak{k}") for k in range(3)]
+    (tmp_path / "Translation-en").write_text("\n".join([*map(DESCRIPTIONS.format, NAMES), *twins]), encoding="utf-8")
+    monkeypatch.setenv(retrieval.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(retrieval, "PACKAGES", 20)
+    return tmp_path
+
+
+def test_packages_are_parted_by_name_and_none_is_there_twice(descriptions: Path) -> None:
+    test, choose, fit = (retrieval.packages(part) for part in (retrieval.TEST, retrieval.CHOOSE, retrieval.FIT))
+    assert [len(test), len(choose), len(fit)] == [20, 20, 60]
+    shorts = [package.short for package in (*test, *choose, *fit)]
+    assert sorted(shorts) == sorted(f"short {name}" for name in NAMES)
+    package = next(p for p in (*test, *choose, *fit) if p.name == "cl")
+    assert package.long == "Long cl is described here."
+
+    (descriptions / "Translation-en").write_text("", encoding="utf-8")
+    retrieval.all_packages.cache_clear()
+    with pytest.raises(ScoreError, match="describes 0 packages; more than 40 are needed"):
+        retrieval.packages(retrieval.TEST)
+
+
+def save_encoder(path: Path, table: np.ndarray) -> None:
+    """A model that gives each token its row of a table; its words are the two letters of a name."""
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *NAMES]
+    inputs = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["n", "s"])
+        for name in ("input_ids", "attention_mask", "token_type_ids")
+    ]
+    output = onnx.helper.make_tensor_value_info("out", 1, ["n", "s", table.shape[1]])
+    node = onnx.helper.make_node("Gather", ["table", "input_ids"], ["out"])
+    weight = onnx.numpy_helper.from_array(table.astype(np.float32), "table")
+    graph = onnx.helper.make_graph([node], "encoder", inputs, [output], [weight])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    onnx.helper.set_model_props(model, {"vocabulary": "\n".join(vocabulary)})
+    onnx.save(model, path)
+
+
+def test_retrieval_score_is_the_share_of_packages_found_whatever_is_padded(descriptions: Path, tmp_path: Path) -> None:
+    table = np.vstack([np.full((1, 100), 100.0), np.full((3, 100), 0.01), np.eye(100)])  # the padding would drown all
+    save_encoder(tmp_path / "m.onnx", table)
+    assert scores.score("all_minilm_l6_v2", tmp_path / "m.onnx") == 1
+    assert retrieval.top1(tmp_path / "m.onnx", retrieval.CHOOSE) == 1
+    save_encoder(tmp_path / "m.onnx", np.ones_like(table))
+    assert scores.score("all_minilm_l6_v2", tmp_path / "m.onnx") == 1 / 20  # all alike: the first is taken
+
+    feeds = scores.calibration("all_minilm_l6_v2", 4, seed=1, model_path=tmp_path / "m.onnx")
+    assert [feed["input_ids"].shape for feed in feeds] == [(1, 4), (1, 8), (1, 4), (1, 8)]
+    tested = {4 + NAMES.index(package.short[-2:]) for package in retrieval.packages(retrieval.TEST)}
+    assert all(feed["attention_mask"].all() and not tested & set(feed["input_ids"].ravel()) for feed in feeds)
+
+
+def test_retrieval_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ScoreError, match="no metadata entry 'vocabulary'"):
+        scores.score("all_minilm_l6_v2", DIGITS)
+    save_encoder(tmp_path / "m.onnx", np.eye(104))
+    monkeypatch.setenv(retrieval.VARIABLE, str(tmp_path))
+    with pytest.raises(ScoreError, match=r"fetch\.py descriptions.*ONNXPRUNE_DESCRIPTIONS"):
+        scores.score("all_minilm_l6_v2", tmp_path / "m.onnx")
 
 
 def test_agreement_is_f1() -> None:

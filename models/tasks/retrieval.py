@@ -186,7 +186,10 @@ def top1(model: Path, part: str) -> float:
     session = open_session(model)
     tokens = Tokens.of(session, model)
     chosen = packages(part)
-    short, long = (vectors(session, [tokens.ids(t) for t in texts]) for texts in zip(*((p.short, p.long) for p in chosen), strict=True))
+    short, long = (
+        vectors(session, [tokens.ids(t) for t in texts])
+        for texts in zip(*((p.short, p.long) for p in chosen), strict=True)
+    )
     return float(((short @ long.T).argmax(axis=1) == np.arange(len(chosen))).mean())
 
 
