@@ -18,18 +18,22 @@ if not __package__:  # run as a script: import `models` from the folder above, n
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from models.fetch import HERE, MANIFEST, REAL
-from models.tasks import detection, digits, filetype, music, speech, text
+from models.tasks import detection, digits, filetype, music, objects, retrieval, speech, text
 from models.tasks.base import ORT_ERRORS, Feed, ScoreError, Task, first_line
 
 TASKS: dict[str, Task] = {
     "digits": digits.TASK,
     "digits_vit": digits.TASK,
-    "ch_PP-OCRv4_rec": text.RECOGNITION,
-    "ch_ppocr_mobile_v2.0_cls": text.ORIENTATION,
+    "ch_PP-OCRv4_rec": text.recognition(text.FIRST),
+    "ch_PP-OCRv4_rec@second": text.recognition(text.SECOND),
+    "ch_ppocr_mobile_v2.0_cls": text.orientation(text.FIRST),
+    "ch_ppocr_mobile_v2.0_cls@second": text.orientation(text.SECOND),
     "magika_standard_v3_3": filetype.TASK,
     "silero_vad_16k_op15": speech.TASK,
     "nudenet_320n": detection.TASK,
     "basic_pitch_nmp": music.TASK,
+    "efficientnet_lite0": objects.TASK,
+    "all_minilm_l6_v2": retrieval.TASK,
 }
 
 
@@ -57,14 +61,15 @@ def calibration(name: str, n: int, seed: int = 0, model_path: Path | str | None 
 
 
 def find_task(name: str) -> Task:
-    """The task of a model."""
+    """The task of a model, or another of the same model's: `NAME@second` draws what is read in another way."""
     if name not in TASKS:
         raise ScoreError(f"No model is named '{name}'; there are {', '.join(TASKS)}.")
     return TASKS[name]
 
 
 def unpruned_path(name: str) -> Path:
-    """Where the unpruned model lies: beside this file, or where `fetch` puts it."""
+    """Where the unpruned model lies: beside this file, or where `fetch` puts it. What follows an `@` names no other model."""
+    name = name.partition("@")[0]
     return REAL / f"{name}.onnx" if name in MANIFEST else HERE / f"{name}.onnx"
 
 
@@ -81,7 +86,7 @@ def main() -> None:
     try:
         for name in names:
             value = score(name, args.model or unpruned_path(name), args.reference)
-            print(f"{name:<26} {find_task(name).metric:<20} {value:.4f}", flush=True)
+            print(f"{name:<31} {find_task(name).metric:<20} {value:.4f}", flush=True)
     except ScoreError as error:
         sys.exit(f"error: {error}")
 

@@ -1,0 +1,5 @@
+"""What fetching raises."""
+
+
+class FetchError(Exception):
+    """A model or its data could not be fetched; the message is one sentence."""
