@@ -585,8 +585,12 @@ def misfit(model: onnx.ModelProto) -> None:
 
 
 def unknown_rank(model: onnx.ModelProto) -> None:
-    """Neither rank nor sizes of the input are known, and the first guess does not run."""
-    model.graph.input[0].type.tensor_type.ClearField("shape")
+    """Neither rank nor sizes of the input are known, nothing beside it tells them, and the first guess does not run."""
+    graph = model.graph
+    graph.input[0].type.tensor_type.ClearField("shape")
+    for node in graph.node:
+        node.input[:] = ["passed" if n == graph.input[0].name else n for n in node.input]
+    graph.node.insert(0, helper.make_node("Identity", [graph.input[0].name], ["passed"]))
 
 
 def short_tensor(model: onnx.ModelProto) -> None:

@@ -184,7 +184,7 @@ class Tuning:
             outputs = [self.teacher.answers(self._held(b), judged) for b in bundles]
             distances = tuple(losses.distances({n: [o[k] for o in outputs] for k, n in enumerate(judged)}))
             given = self.judging.fed(feeds)
-            found = features(self.network, self.teacher, given, _removed(self.plan), settings.features)
+            found = features(self.network, self.teacher, feeds, given, _removed(self.plan), settings.features)
         supervised = self._supervised(names) if settings.labels is not None else None
         if not distances and supervised is None:
             raise BadInputError("The teacher has no floating output to learn from; give --labels.")

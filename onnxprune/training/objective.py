@@ -105,10 +105,16 @@ def _labelled(supervised: Supervised, pairs: list[tuple[Tensor, Tensor]], sharpn
 
 
 def features(
-    network: Network, teacher: Session, feeds: Feeds, removed: Mapping[str, list[tuple[int, list[int]]]], most: int
+    network: Network,
+    teacher: Session,
+    feeds: Feeds,
+    given: Feeds,
+    removed: Mapping[str, list[tuple[int, list[int]]]],
+    most: int,
 ) -> tuple[Feature, ...]:
     """At most `most` tensors, evenly spread over the network, that exist in both under one name and of one shape once the
-    positions in `removed` (by tensor: axis, positions) are gone. `teacher` gives every candidate as an output.
+    positions in `removed` (by tensor: axis, positions) are gone. `teacher` is fed `feeds` and gives every candidate as an output;
+    the network is fed `given`: the same, and what the teacher decides for both.
     """
     outputs = set(network.program.body.outputs)
     keys = [
@@ -122,7 +128,7 @@ def features(
     if not keys or most < 1:
         return ()
     with torch.no_grad():
-        mine = network(feeds, keys)
+        mine = network(given, keys)
     theirs = dict(zip(keys, teacher.run(feeds, keys), strict=True))
     found = []
     for key in keys:
