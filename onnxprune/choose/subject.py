@@ -76,6 +76,7 @@ def whole(analysis: Analysis, settings: Options, clock: Clock, aside: bool = Fal
     turned = with_model(analysis, with_constants(analysis.model.proto, new))
     mixed = tuple(dict.fromkeys(t for basis in chosen for t in basis.block.tensors))
     samples, made_up = calibration.samples, calibration.made_up
+    calibration.moments.clear()  # those of the new bases take their place
     own = calibrate(turned, samples, calibration.judged, settings.seed, made_up, clock.share)
     return Subject((), analysis, turned, costs, own, own, tuple(new), mixed, len(chosen))
 
