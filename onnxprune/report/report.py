@@ -51,7 +51,7 @@ class Report:
     check: the comparison with the masked original in ONNX Runtime.
     calibration: the inputs that were used; left out where none were needed.
     repair: what fitting the remaining weights has gained.
-    drop: the loss on samples that no step has seen (`--max-drop`).
+    drop: what is promised of the loss, and what was measured on samples that no step has seen (`--max-drop`).
     variants: the pruned model beside quantization (`--then-quantize`).
     depth: layers and nodes (`--depth`).
     latency_ms: milliseconds per run; left out without a benchmark.
