@@ -101,6 +101,7 @@ def repair_lines(report: Report) -> list[str]:
         lines.append(
             f"{calibration.samples} {source} samples{more}, {calibration.held_out} of all held out {held_by(calibration)}"
         )
+    lines += [] if calibration is None else coverage_lines(calibration)
     if calibration is not None and calibration.not_judged:
         lines.append(judged_line(calibration.judged_by, calibration.not_judged))
     if calibration is not None and calibration.decided:
@@ -117,6 +118,17 @@ def repair_lines(report: Report) -> list[str]:
         lines.append(f"{fitted}; {judged if before is not None else 'the whole model was not judged'}")
     if drop is not None:
         lines += drop_lines(drop)
+    return lines
+
+
+def coverage_lines(calibration: CalibrationSummary) -> list[str]:
+    """Of what the calibration did not show everything, as that may be forgotten."""
+    lines = []
+    for c in calibration.covered:
+        if c.seen < c.known:
+            seen = f"{c.seen:,} of its {c.known:,} {c.kind}"
+            what = f"the original gave {seen} on these inputs" if c.kind == "answers" else f"these inputs hold {seen}"
+            lines.append(f"'{c.tensor}': {what}; what the others need may be lost")
     return lines
 
 
