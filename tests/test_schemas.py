@@ -50,7 +50,7 @@ def test_prune(options: dict[str, Any], tmp_path: Path) -> None:
     told, planned = json.loads(report.read_text()), json.loads(plan.read_text())
     assert faults("report", told) == [] and faults("plan", planned) == []
     assert Plan.from_json(plan.read_text()) == result.plan
-    assert set(planned["settings"]) - {"target"} <= {f.name for f in fields(Options)}
+    assert set(planned["settings"]) - {"target", "set_aside"} <= {f.name for f in fields(Options)}
     expected = {"latency_ms": options.get("benchmark", True), "variants": "then_quantize" in options}
     expected |= {"check": options.get("check", True), "drop": options["budget"].metric == "max_drop"}
     assert {k: k in told for k in expected} == expected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,17 +14,16 @@ from onnx import helper
 from onnxprune.analyse.batch import Batch, Runner, accepts, find_batch, first_axes
 from onnxprune.analyse.samples import Samples
 from onnxprune.analyse.sources import (
-    ASIDE,
     BY_SAMPLE,
-    FITTED,
     FOLDS,
     GROUPS,
     HELD,
     TAG,
-    UNSEEN,
+    Aside,
     Sources,
     parted,
     parts,
+    set_aside,
     tagged,
 )
 from onnxprune.errors import BadInputError
@@ -270,76 +269,65 @@ def samples_of(
     wanted: int = 0,
     seed: int = 0,
     model: Runner | None = None,
-    aside: bool = False,
+    aside: Aside | None = None,
     *,
     sources: Sources = BY_SAMPLE,
 ) -> Samples:
     """Calibration samples: every fourth portion, or source, is held out; where there are less than `wanted`, patched ones are added.
 
-    model: to run, to see which axis holds samples (`analyse/batch.py`); without it, first axes do. aside: a fifth of the portions,
-    or sources, takes no part in any of this.
+    model: to run, to see which axis holds samples (`analyse/batch.py`); without it, first axes do. aside: some samples, or sources,
+    take no part in any of this.
     """
-    whole, batch, part, counts = _parted(feeds, inputs, limit, model, aside, sources)
-    names = {v.name for v in inputs}
-    rows = [{n: a for n, a in f.items() if n in names} for f in whole]
-    labels = [{n: a for n, a in f.items() if n not in names} for f in whole]
-    sizes = [batch.size(f) for f in rows]
-
-    def taken(some: list[int], held: Sequence[bool], judge: int, unseen: Samples | None = None) -> Samples:
-        return Samples(
-            tuple(rows[k] for k in some),
-            tuple(held),
-            tuple(sizes[k] for k in some),
-            len(some),
-            tuple(labels[k] for k in some),
-            unseen,
-            sources.kind if counts else "sample",
-            (sum(counts), counts[judge]) if counts else None,
-        )
-
-    last = [k for k, p in enumerate(part) if p == UNSEEN]
-    own = [k for k, p in enumerate(part) if p != UNSEEN]
-    unseen = taken(last, [True] * len(last), UNSEEN) if aside else None
-    found = taken(own, [part[k] == HELD for k in own], HELD, unseen)
+    batch, way = _cutting(feeds, inputs, limit, model)
+    tied = tagged(feeds, batch, sources)
+    kind = sources.kind if TAG in tied[0] else "sample"
+    unseen, of = None, list[int]()
+    if aside is not None:
+        tied, apart, numbers = set_aside(tied, batch, limit, aside, seed, kind)
+        cut = [(p, number) for f, number in zip(apart, numbers, strict=True) for p in portions([f], batch, parts=1)]
+        apart, of = [p for p, _ in cut], [number for _, number in cut]
+        unseen = replace(_taken(apart, [True] * len(apart), batch), source_of=tuple(of), held_by=kind)
+    whole, held, counts = _parted(tied, batch, limit, way)
+    found = replace(_taken(whole, held, batch), unseen=unseen, held_by=kind, sources=counts)
     return _augmented(found, batch, wanted, seed)
 
 
-def _parted(
-    feeds: list[Feeds],
-    inputs: list[onnx.ValueInfoProto],
-    limit: int | None,
-    model: Runner | None,
-    aside: bool,
-    sources: Sources,
-) -> tuple[list[Feeds], Batch, list[int], tuple[int, ...] | None]:
-    """Portions that the model accepts, what becomes of each; and, where portions are of sources, of how many of these what becomes."""
+def _taken(whole: Sequence[Feeds], held: Sequence[bool], batch: Batch) -> Samples:
+    """Portions of the user's as samples, their labels apart."""
+    rows = [{n: a for n, a in f.items() if n in batch.names} for f in whole]
+    labels = [{n: a for n, a in f.items() if n not in batch.names} for f in whole]
+    return Samples(tuple(rows), tuple(held), tuple(batch.size(f) for f in rows), len(rows), tuple(labels))
+
+
+def _cutting(
+    feeds: list[Feeds], inputs: list[onnx.ValueInfoProto], limit: int | None, model: Runner | None
+) -> tuple[Batch, Callable[[list[Feeds], Batch], list[Feeds]]]:
+    """How feeds are cut into samples so that the model accepts the portions; and how they are joined before."""
     names = frozenset(v.name for v in inputs)
     nothing = Batch({}, {}, names)
     batch = (first_axes(feeds, inputs) or nothing) if model is None else find_batch(feeds, inputs, model)
-    least = ASIDE if aside else FOLDS
-    ways = ((joined, batch) for joined in (merged, _apart))
 
     def fits(feed: Feeds) -> bool:
         return model is None or accepts(model, {n: a for n, a in feed.items() if n in names})
 
-    way, batch = next(((w, b) for w, b in ways if fits(portions(w(feeds, b), b, limit, least)[0])), (_apart, nothing))
-    tied = tagged(feeds, batch, sources)
+    for way in (merged, _apart):
+        if fits(portions(way(feeds, batch), batch, limit)[0]):
+            return batch, way
+    return nothing, _apart
+
+
+def _parted(
+    tied: list[Feeds], batch: Batch, limit: int | None, way: Callable[[list[Feeds], Batch], list[Feeds]]
+) -> tuple[list[Feeds], list[bool], tuple[int, int] | None]:
+    """Portions, whether each is held out; and, where portions are of sources, how many there are and are held out. tied: tagged feeds."""
     if TAG not in tied[0]:
-        whole = portions(way(feeds, batch), batch, limit, least) if batch is not nothing else feeds[:limit]
-        part, counts = parts(len(whole), aside).tolist(), None
-        number, what = len(whole), str(ASIDE)
-    else:
-        shares, found = parted(tied, batch, limit, aside)
-        cut = [portions(way(share, batch), batch, parts=1) for share in shares]
-        whole = [{n: a for n, a in f.items() if n != TAG} for some in cut for f in some]
-        part = [number for number, some in enumerate(cut) for _ in some]
-        counts = tuple(int((found == k).sum()) for k in (FITTED, HELD, UNSEEN))
-        number, what = len(found), f"samples of {ASIDE} sources"
-    if aside and number < ASIDE:
-        raise BadInputError(
-            f"--max-drop judges the result on samples that no step has seen: give at least {what} with --data, not {number}."
-        )
-    return whole, batch, part, counts
+        whole = portions(way(tied, batch), batch, limit)
+        return whole, (parts(len(whole)) == HELD).tolist(), None
+    shares, found = parted(tied, batch, limit)
+    cut = [portions(way(share, batch), batch, parts=1) for share in shares]
+    whole = [{n: a for n, a in f.items() if n != TAG} for some in cut for f in some]
+    held = [number == HELD for number, some in enumerate(cut) for _ in some]
+    return whole, held, (len(found), int((found == HELD).sum()))
 
 
 def _apart(feeds: list[Feeds], batch: Batch) -> list[Feeds]:

@@ -16,7 +16,8 @@ class Samples:
     used to judge with.
     given: so many portions, the first ones, are the user's; the others were made from them (`analyse/feeds.py`).
     labels: other arrays that came with the user's portions.
-    unseen: samples set aside, which no step looks at until the finished model is judged (`--max-drop` only).
+    unseen: samples set aside, which no step looks at until finished models are judged (`--max-drop` only); source_of: there, the number
+    of the source of each portion, in an order of chance.
     held_by, sources: what is held out as a whole (`analyse/sources.py`), and how many of these there are and are held out; None by sample.
     """
 
@@ -28,6 +29,7 @@ class Samples:
     unseen: Samples | None = None
     held_by: Kind = "sample"
     sources: tuple[int, int] | None = None
+    source_of: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
@@ -43,8 +45,3 @@ class Samples:
     def own_held(self) -> list[int]:
         """Those of them that are held out; all, where none is."""
         return [k for k in self.own if self.held[k]] or self.own
-
-    @property
-    def independent(self) -> int:
-        """Held-out samples that tell something of their own: those of one source count as one."""
-        return self.sources[1] if self.sources else sum(self.sizes[k] for k in self.own_held)

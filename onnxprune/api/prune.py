@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,13 +12,14 @@ import onnx
 
 from onnxprune import runtime
 from onnxprune.analyse.observe import analysis_of
-from onnxprune.api.quantize import quantize
+from onnxprune.analyse.sources import Aside
+from onnxprune.api.quantize import quantize, quantized
 from onnxprune.api.replay import finisher, read_plan, repeated
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.choose.budget import Budget, budget_of, usual
 from onnxprune.choose.channels import decider, repaired
 from onnxprune.choose.layers import Choice, chosen
-from onnxprune.choose.max_drop import audited, is_drop, least
+from onnxprune.choose.max_drop import aside_for, audited, boldest, is_drop
 from onnxprune.choose.options import Options, completed, options_of, replayed
 from onnxprune.choose.subject import Subject, whole
 from onnxprune.clock import Clock, Progress, silent
@@ -33,7 +34,7 @@ from onnxprune.model.patch import constants_at, digest_of, inputs_at, with_const
 from onnxprune.model.save import save_result
 from onnxprune.ops import is_quantized
 from onnxprune.proof.prove import check_well_formed, latency, proved
-from onnxprune.proof.verdict import Verdict
+from onnxprune.proof.verdict import Bolder, Verdict
 from onnxprune.repair.fits import Repair
 from onnxprune.report.outcome import Outcome, plan_of
 from onnxprune.report.renderer import renderer_for
@@ -103,15 +104,18 @@ def prune(
     clock("analyse")
     replay = None if apply is None else read_plan(apply)
     settings = completed(settings if replay is None else replayed(settings, replay), budget)
+    aside = _aside(settings, budget, replay)
     analysis = analysis_of(loaded, settings.scope, share=clock.share)
-    original = whole(analysis, settings, clock, is_drop(budget) or (replay is not None and replay.has_limit))
+    original = whole(analysis, settings, clock, aside)
     clock("score")
+    bolder = None
     if replay is not None:
         choice = _applied(original, replay, apply, settings, clock)
     else:
         assert budget is not None
-        choice = _decided(original, budget, settings, clock)
-    outcome = _carried_out(loaded, original, choice, budget, replay, settings=settings, clock=clock)
+        choice, bolder = _decided(original, budget, settings, clock)
+    outcome = _carried_out(loaded, original, choice, budget, replay, settings=settings, clock=clock, bolder=bolder)
+    outcome = replace(outcome, set_aside=0 if aside is None else aside.least)
     made = plan_of(outcome)
     result = PruneResult(outcome.model, made, report_of(outcome, made), loaded)
     texts: dict[Path, str] = {}
@@ -128,13 +132,28 @@ def prune(
 # ---------------------------------------------------------------- what to remove
 
 
-def _decided(original: Subject, budget: Budget, settings: Options, clock: Clock) -> Choice:
+def _aside(settings: Options, budget: Budget | None, replay: Plan | None) -> Aside | None:
+    """What is to be set aside to judge by; of a replay, so that the same samples are fitted."""
+    if replay is not None:
+        return Aside(replay.set_aside, "the plan's limit on the loss") if replay.set_aside and settings.data else None
+    return aside_for(budget, settings) if budget is not None and is_drop(budget) else None
+
+
+def _decided(original: Subject, budget: Budget, settings: Options, clock: Clock) -> tuple[Choice, Bolder | None]:
     if is_drop(budget):
-        return least(original, budget, settings, clock)
+        return boldest(original, budget, settings, clock, _writer(original, settings))
     if settings.depth != "off":
-        return chosen(original, budget, settings, clock)
+        return chosen(original, budget, settings, clock), None
     decide = decider(original.analysis, original.calibration, budget, settings, original.costs, clock)
-    return Choice(original, decide(budget))
+    return Choice(original, decide(budget)), None
+
+
+def _writer(original: Subject, settings: Options) -> Finish:
+    """What becomes of a repaired model's numbers before it is written."""
+    calibration, model = original.calibration, original.bare.model
+    if settings.then_quantize is None or calibration is None:
+        return lambda proto: proto
+    return lambda proto: quantized(model.beside(proto), calibration, "the pruned model")
 
 
 def _applied(original: Subject, plan: Plan, source: object, settings: Options, clock: Clock) -> Choice:
@@ -160,6 +179,7 @@ def _carried_out(
     *,
     settings: Options,
     clock: Clock,
+    bolder: Bolder | None = None,
 ) -> Outcome:
     """Cut, proved, repaired and measured."""
     subject, removed, finish = choice.subject, choice.removed, finisher(settings, loaded)
@@ -196,7 +216,7 @@ def _carried_out(
     if budget is not None and is_drop(budget):
         assert original.calibration is not None
         clock("audit")
-        drop = audited(original.bare, original.calibration, pruned, budget, settings)
+        drop = audited(original.bare, original.calibration, pruned, budget, settings, bolder)
     clock("benchmark")
     times = latency(original.bare, pruned, clock.share) if settings.benchmark else None
     clock.stop()

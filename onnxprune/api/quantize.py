@@ -26,17 +26,22 @@ def quantize(
     analysis: Analysis, pruned: onnx.ModelProto, calibration: Calibration, settings: Options
 ) -> tuple[onnx.ModelProto, tuple[Variant, ...]]:
     """The pruned model quantized, and what each of the four is worth."""
-    samples = calibration.samples
-    fitted = [f for f, out in zip(samples.feeds[: samples.given], samples.held, strict=False) if not out]
     original, cut = analysis.model, analysis.model.beside(pruned)
-    small = runtime.quantize(cut, fitted, "the pruned model")
+    small = quantized(cut, calibration, "the pruned model")
     models = {
         "original": original,
         "pruned": cut,
-        "quantized": Model(runtime.quantize(original, fitted, "the original")),
+        "quantized": Model(quantized(original, calibration, "the original")),
         "pruned and quantized": Model(small),
     }
     return small, _measured(analysis, calibration, settings, models)
+
+
+def quantized(model: Model, calibration: Calibration, what: str) -> onnx.ModelProto:
+    """A model quantized alone, with the samples that are fitted. what: how messages call it."""
+    samples = calibration.samples
+    fitted = [f for f, out in zip(samples.feeds[: samples.given], samples.held, strict=False) if not out]
+    return runtime.quantize(model, fitted, what)
 
 
 def _measured(

@@ -27,17 +27,22 @@ def metric_of(name: str, calibration: Calibration, portions: Sequence[int]) -> M
     """The damage that `name` asks for, on these portions of the user's samples."""
     if name in NAMED:
         return calibration.judged.by_tensors(NAMED[name])
-    score, samples = load_score(name), calibration.samples
-    data = _stacked([samples.feeds[k] | (samples.labels[k] if samples.labels else {}) for k in portions])
-    outputs = calibration.judged.outputs
+    score = score_of(name, calibration, portions)
 
     def damage(reference: Outputs, found: Outputs) -> float:
-        best, now = (_call(score, name, outputs, x, data) for x in (reference, found))
+        best, now = score(reference), score(found)
         if not np.isfinite(best):
             raise BadInputError(f"--metric {name} gives {best} for the original; it must be a finite number.")
         return best - now if np.isfinite(now) else float("inf")
 
-    return calibration.judged.by_outputs(damage)
+    return damage
+
+
+def score_of(name: str, calibration: Calibration, portions: Sequence[int]) -> Callable[[Outputs], float]:
+    """The user's score on these portions, of what a model gives for `calibration.judged.names`."""
+    function, samples, judged = load_score(name), calibration.samples, calibration.judged
+    data = _stacked([samples.feeds[k] | (samples.labels[k] if samples.labels else {}) for k in portions])
+    return lambda found: _call(function, name, judged.outputs, judged.of_outputs(found), data)
 
 
 def load_score(name: str) -> Score:

@@ -14,7 +14,7 @@ from onnxprune.analyse.freed import freed
 from onnxprune.analyse.ranges import in_range
 from onnxprune.analyse.roles import roles
 from onnxprune.analyse.samples import Samples
-from onnxprune.analyse.sources import BY_SAMPLE
+from onnxprune.analyse.sources import BY_SAMPLE, Aside
 from onnxprune.analyse.synthesize import COUNT, synthesize
 from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.calibrate.calibration import Calibration
@@ -41,11 +41,11 @@ AUGMENTED_MACS = 4e11  # ... as long as running them once takes no more than thi
 
 
 def calibrated(
-    analysis: Analysis, settings: Options, costs: CostModel, clock: Clock, aside: bool = False
+    analysis: Analysis, settings: Options, costs: CostModel, clock: Clock, aside: Aside | None = None
 ) -> Calibration | None:
     """Samples of the user's, or made up, and what the original does with them; None where nothing asks for it.
 
-    aside: set some apart that no step looks at until the finished model is judged (`choose/max_drop.py`).
+    aside: set some apart that no step looks at until finished models are judged (`choose/max_drop.py`).
     """
     needs = importance_of(settings.importance).needs_calibration
     if settings.recover == "none" and not needs and settings.then_quantize is None:
@@ -66,7 +66,12 @@ def keeps_size(analysis: Analysis) -> Callable[[str], bool]:
 
 
 def samples_for(
-    analysis: Analysis, settings: Options, costs: CostModel, augmented: bool, made_up: int = COUNT, aside: bool = False
+    analysis: Analysis,
+    settings: Options,
+    costs: CostModel,
+    augmented: bool,
+    made_up: int = COUNT,
+    aside: Aside | None = None,
 ) -> Samples:
     """The user's inputs, else made-up ones. augmented: patch more from them, where weights are fitted to few."""
     inputs = runtime.graph_inputs(analysis.model.proto)

@@ -1,94 +1,129 @@
-"""`--max-drop`: as few multiply-accumulates as a limit on the loss allows, and whether the finished model keeps to it.
+"""`--max-drop`: as few multiply-accumulates as a limit on the loss allows, with a promise: "with 90 % confidence the loss is at most D".
 
-The search looks at held-out samples, as every other step does, and takes the smallest model that passes: the one that was lucky. Few
-samples make much luck, so all of the user's have to agree with those held out, and it aims lower, the more so the fewer they are
-(`MARGIN`, `SPREAD`). Some samples are set aside at the start (`Samples.unseen`): no step looks at them until the finished model is judged.
+Whoever takes the smallest model that passes on some samples takes the one that was lucky on them. So the candidates and their order are
+fixed in advance: `SHARES` of the multiply-accumulates, from mild to bold. They are tested one after the other on samples that were set
+aside at the start, which no step looks at else (`Samples.unseen`), until one fails; the last that passed is written. As each is tested
+only if all before it passed, a model that loses more than the limit is written with a chance of 10 % at most, however many were tested
+(fixed-sequence testing, "Learn then Test", arXiv 2110.01052). What a test is: `choose/risk.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import sqrt
 
+import numpy as np
 import onnx
 
+from onnxprune.analyse.sources import Aside
 from onnxprune.calibrate.calibration import Calibration
-from onnxprune.calibrate.metric import metric_of
+from onnxprune.calibrate.damage import NAMED, Outputs
+from onnxprune.calibrate.metric import metric_of, score_of
 from onnxprune.choose.budget import Budget
 from onnxprune.choose.channels import decider
 from onnxprune.choose.layers import Choice, chosen, finished
 from onnxprune.choose.options import Options
-from onnxprune.choose.sensitivity import judge
+from onnxprune.choose.risk import CONFIDENCE, FEWEST, Bounds, Evidence, least
 from onnxprune.choose.subject import Subject
 from onnxprune.clock import Clock
 from onnxprune.errors import BadInputError, NothingPrunableError, TargetNotReachableError
 from onnxprune.groups.analysis import Analysis
-from onnxprune.model.loaded import Model
-from onnxprune.proof.verdict import Drop, counted
+from onnxprune.groups.observation import Array
+from onnxprune.ops.linear import Floats
+from onnxprune.proof.verdict import Bolder, Drop
 
-BISECTIONS = 6
-MARGIN = 0.8  # of the limit, on held-out samples
-SPREAD = 2.0  # standard deviation of the loss of one sample, in units of the mean: a few samples make most of it
+SHARES = (
+    0.95,
+    0.9,
+    0.8,
+    0.7,
+    0.6,
+    0.5,
+    0.45,
+    0.4,
+    0.35,
+    0.3,
+    0.25,
+    0.2,
+    0.15,
+    0.1,
+    0.05,
+)  # of the multiply-accumulates
+LAYERS = SHARES[1:6] + SHARES[7::2]  # with --depth, where each takes long
+MEMORY = 1 << 30  # bytes of the original's outputs that are kept
+BOUNDS: dict[str, Bounds | None] = {"top1": (0.0, 1.0), "cosine": (0.0, 2.0), "kl": None}
+SCORE: Bounds = (-1.0, 1.0)  # what a mean of scores from 0 to 1 may lose
+LOSS: Bounds = (0.0, 1.0)  # the same where gains are not counted
+SAME = 1e-6  # a mean of scores is a mean to rounding
 
 
 def is_drop(budget: Budget | None) -> bool:
     return budget is not None and budget.metric == "max_drop"
 
 
-def least(original: Subject, budget: Budget, settings: Options, clock: Clock) -> Choice:
-    """What to remove for the smallest share of the MACs whose finished model loses no more than the budget allows, by bisection."""
-    calibration = original.against
+def aside_for(budget: Budget, settings: Options) -> Aside:
+    """What has to be set aside for a limit. Raises `BadInputError`, or `TargetNotReachableError` where no number of samples shows it."""
+    if settings.data is None:
+        raise BadInputError("--max-drop promises something about your own inputs: give some with --data.")
+    what = f"--max-drop {budget.amount:g} ({settings.metric})"
+    number = least(budget.amount, BOUNDS.get(settings.metric, SCORE), settings.metric == "top1")
+    if number is None:
+        raise TargetNotReachableError(
+            f"{what} cannot be kept: no number of samples shows that so little is lost. Allow more."
+        )
+    return Aside(number, what)
+
+
+def boldest(
+    original: Subject,
+    budget: Budget,
+    settings: Options,
+    clock: Clock,
+    written: Callable[[onnx.ModelProto], onnx.ModelProto],
+) -> tuple[Choice, Bolder | None]:
+    """The smallest model of the sequence that keeps to the limit, as do all before it; and what the first one that does not would need.
+
+    written: what else is done to a model before it is written. Raises `TargetNotReachableError` where the first one fails.
+    """
+    calibration = original.calibration
     if calibration is None:
         raise BadInputError("--max-drop needs calibration: leave out --recover none, or use --importance obs.")
-    loss = _Loss(calibration, settings.metric, original.bare.model)
+    audit = Audit(original.bare, calibration, budget, settings)
     decide = _decide(original, budget, settings, clock)
-    low, high = 0.0, 1.0
+    shares = SHARES if settings.depth == "off" else LAYERS
     best: Choice | None = None
-    lowest = float("inf")
-    clock("search")
-    for step in range(BISECTIONS):
-        middle = (low + high) / 2
-        clock.share(step / BISECTIONS)
+    for k, share in enumerate(shares):
+        clock("search")
+        clock.share(k / len(shares))
         try:
-            choice = decide(Budget("macs", middle))
+            choice = decide(Budget("macs", share))
         except (TargetNotReachableError, NothingPrunableError):
-            low = middle
+            if best is None:
+                raise
+            break
+        if best is not None and _is_same(choice, best):
             continue
-        drop = loss(finished(choice, settings, clock))
-        lowest = min(lowest, drop)
-        if drop <= MARGIN * budget.amount:
-            best, high = choice, middle
-        else:
-            low = middle
-    if best is None and lowest == float("inf"):
-        decide(Budget("macs", 0.999))  # says what stands in the way, where nothing can go at all
-    if best is None:
-        raise TargetNotReachableError(
-            f"--max-drop {budget.amount:g} ({settings.metric}) cannot be kept: the least that was measured is {lowest:.4g}, at "
-            f"{high:.2f} of the MACs or below. Allow more, or give more --data."
-        )
-    return best
+        found = audit(written(finished(choice, settings, clock)))
+        if not found.shows(budget.amount):
+            failed = Bolder(share, found.measured, found.needed(budget.amount))
+            if best is None:
+                raise _unkept(budget, settings, failed, found, audit.kind)
+            return best, failed
+        best = choice
+    assert best is not None
+    return best, None
 
 
-class _Loss:
-    """What the finished model is likely to lose on samples set aside: the loss by the metric on those held out and on all of the user's,
-    whichever is worse, and what a mean over so few of them may be off by.
-    """
+def _is_same(a: Choice, b: Choice) -> bool:
+    return a.subject.bypasses == b.subject.bypasses and np.array_equal(a.removed, b.removed)
 
-    def __init__(self, calibration: Calibration, name: str, original: Model) -> None:
-        samples = calibration.samples
-        self.calibration, self.original = calibration, original
-        self.wholes = [(metric_of(name, calibration, own), own) for own in (samples.own_held, samples.own)]
-        self.spread = SPREAD / sqrt(max(1, samples.independent))
 
-    def __call__(self, model: onnx.ModelProto) -> float:
-        answers = self.calibration.judged.session(self.original.beside(model), "the pruned model")
-        outputs = {k: answers(self.calibration.samples.feeds[k]) for k in self.calibration.samples.own}
-        found = [
-            metric([self.calibration.outputs[k] for k in own], [outputs[k] for k in own]) for metric, own in self.wholes
-        ]
-        return max(found) * (1 + self.spread)
+def _unkept(budget: Budget, settings: Options, failed: Bolder, found: Evidence, kind: str) -> TargetNotReachableError:
+    more = "" if failed.needed is None else f", which about {failed.needed:,} would show"
+    return TargetNotReachableError(
+        f"--max-drop {budget.amount:g} ({settings.metric}) cannot be promised: at {failed.macs:g} of the MACs the model loses "
+        f"{found.measured:.4g} on the {found.sources:,} {kind}s set aside{more}. Allow more, or give more --data."
+    )
 
 
 def _decide(original: Subject, budget: Budget, settings: Options, clock: Clock) -> Callable[[Budget], Choice]:
@@ -99,20 +134,123 @@ def _decide(original: Subject, budget: Budget, settings: Options, clock: Clock) 
 
 
 def audited(
-    analysis: Analysis, calibration: Calibration, model: onnx.ModelProto, budget: Budget, settings: Options
+    analysis: Analysis,
+    calibration: Calibration,
+    model: onnx.ModelProto,
+    budget: Budget,
+    settings: Options,
+    bolder: Bolder | None,
 ) -> Drop:
-    """What the finished model loses on the samples set aside. Raises `TargetNotReachableError` where that is over the limit.
+    """What the finished model loses on the samples set aside. Raises `TargetNotReachableError` where it does not keep to the limit.
 
     analysis: of the original. model: as it is written.
     """
-    unseen = calibration.samples.unseen
-    assert unseen is not None
-    answers = calibration.judged.session(analysis.model)
-    own = replace(calibration, samples=unseen, outputs=[answers(f) for f in unseen.feeds])
-    measured = judge(own, analysis.model.beside(model), metric_of(settings.metric, own, unseen.own), unseen.own)
-    if not measured <= budget.amount:
+    audit = Audit(analysis, calibration, budget, settings)
+    found, limit = audit(model), budget.amount
+    if not found.shows(limit):
         raise TargetNotReachableError(
-            f"--max-drop {budget.amount:g} ({settings.metric}) was not kept: the finished model loses {measured:.4g} on the "
-            f"{counted(unseen.count, 'sample')} that no step has seen. Allow more, or give more --data."
+            f"--max-drop {limit:g} ({settings.metric}) was not kept: the finished model loses {found.measured:.4g} on the "
+            f"{found.sources:,} {audit.kind}s set aside. Allow more, or give more --data."
         )
-    return Drop(settings.metric, budget.amount, measured, unseen.count, unseen.held_by, unseen.independent)
+    return Drop(
+        metric=settings.metric,
+        allowed=limit,
+        measured=found.measured,
+        samples=audit.samples.count,
+        sources=found.sources,
+        held_by=audit.samples.held_by,
+        confidence=CONFIDENCE,
+        is_approximate=found.bounds is None,
+        half_needs=found.needed(limit / 2),
+        bolder=bolder,
+    )
+
+
+def _may_gain(name: str, calibration: Calibration, limit: float) -> bool:
+    """Is the original wrong on more of the other samples than may be lost? Else a gain makes up for next to nothing, and losses alone,
+    which are 0 or 1 where scores are, show the limit with fewer samples.
+    """
+    own = calibration.samples.own
+    score = score_of(name, calibration, own)([calibration.outputs[k] for k in own])
+    return not 1 - score <= limit
+
+
+class Audit:
+    """Judges models on the samples set aside: what is lost, source by source where that makes sense."""
+
+    def __init__(self, analysis: Analysis, calibration: Calibration, budget: Budget, settings: Options) -> None:
+        samples = calibration.samples.unseen
+        assert samples is not None
+        self.samples, self.kind, self.name = samples, samples.held_by, settings.metric
+        self.analysis, self.own = analysis, replace(calibration, samples=samples, outputs=[])
+        self.answers = calibration.judged.session(analysis.model)
+        self.kept: list[list[Array]] = []
+        room = MEMORY
+        for feeds in samples.feeds:
+            self.kept.append(self.answers(feeds))
+            room -= sum(a.nbytes for a in self.kept[-1])
+            if room < 0:
+                break
+        of = np.asarray(samples.source_of)
+        self.portions = [np.flatnonzero(of == k).tolist() for k in range(int(of.max()) + 1)]
+        self.counts_gains = self.name not in NAMED and _may_gain(self.name, calibration, budget.amount)
+
+    def __call__(self, model: onnx.ModelProto) -> Evidence:
+        answers = self.own.judged.session(self.analysis.model.beside(model), "the pruned model")
+        if self.name in NAMED:
+            return self._named(answers)
+        return self._scored(answers)
+
+    def _reference(self, portions: list[int]) -> list[list[Array]]:
+        feeds = self.samples.feeds
+        return [self.kept[k] if k < len(self.kept) else self.answers(feeds[k]) for k in portions]
+
+    def _named(self, answers: Callable[[dict[str, Array]], list[Array]]) -> Evidence:
+        bounds = BOUNDS[self.name]
+        if bounds is None:
+            return self._whole([answers(f) for f in self.samples.feeds])
+        metric = metric_of(self.name, self.own, [])
+        each = np.array(
+            [metric(self._reference(some), [answers(self.samples.feeds[k]) for k in some]) for some in self.portions]
+        )
+        return Evidence(each, bounds, float(each.mean()), len(each))
+
+    def _scored(self, answers: Callable[[dict[str, Array]], list[Array]]) -> Evidence:
+        """By a score of the user's: source by source where it is a mean of scores from 0 to 1, else as a whole."""
+        found = [answers(f) for f in self.samples.feeds]
+        reference = self._reference(list(range(len(found))))
+        before, after = self._each(reference), self._each(found)
+        if before is None or after is None:
+            return self._whole(found)
+        lost = before - after
+        if not self.counts_gains:
+            return Evidence(np.maximum(lost, 0.0), LOSS, float(lost.mean()), len(lost))
+        return Evidence(lost, SCORE, float(lost.mean()), len(lost))
+
+    def _each(self, outputs: Outputs) -> Floats | None:
+        """The score of each source; None where it is no mean of these, or not always from 0 to 1."""
+        sizes = [sum(self.samples.sizes[k] for k in some) for some in self.portions]
+        whole = score_of(self.name, self.own, self.samples.own)(outputs)
+        try:
+            scores = [score_of(self.name, self.own, some)([outputs[k] for k in some]) for some in self.portions]
+        except BadInputError:
+            return None  # it needs more than one
+        mean = np.average(scores, weights=sizes)
+        is_mean = np.isfinite(whole) and abs(mean - whole) <= SAME * max(1.0, abs(whole))
+        return np.array(scores) if is_mean and min(scores) >= 0 and max(scores) <= 1 else None
+
+    def _whole(self, found: Outputs) -> Evidence:
+        """By a metric of all samples together, and of all but one of `FEWEST` groups of sources in turn."""
+        reference = self._reference(self.samples.own)
+
+        def loss(some: list[int]) -> float:
+            metric = metric_of(self.name, self.own, some)
+            return metric([reference[k] for k in some], [found[k] for k in some])
+
+        everything = loss(self.samples.own)
+        if not np.isfinite(everything):
+            return Evidence(np.zeros(FEWEST), None, everything, len(self.portions))
+        groups = [[k for some in self.portions[g::FEWEST] for k in some] for g in range(FEWEST)]
+        without = np.array([loss(sorted({*self.samples.own} - {*group})) for group in groups])
+        each = FEWEST * everything - (FEWEST - 1) * without
+        return Evidence(each, None, everything, len(self.portions))

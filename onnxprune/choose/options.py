@@ -262,10 +262,11 @@ def completed(settings: Options, budget: Budget | None) -> Options:
     return replace(settings, recover=recover, importance=chosen, mix=can_mix and settings.mix is not False)
 
 
-def settings_of(settings: Options, budget: Budget | None) -> dict[str, Any]:
-    """What a plan keeps: the target, and what a replay needs to see the same units."""
+def settings_of(settings: Options, budget: Budget | None, set_aside: int = 0) -> dict[str, Any]:
+    """What a plan keeps: the target, and what a replay needs to see the same units. set_aside: sources that a limit needs (`Plan`)."""
+    aside = {"set_aside": set_aside} if set_aside else {}
     kept = {field.name: _plain(getattr(settings, field.name)) for field, told in options(Options) if told.stored}
-    return {"target": None if budget is None else {budget.metric: budget.amount}} | kept
+    return {"target": None if budget is None else {budget.metric: budget.amount}} | kept | aside
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import onnx
 
 from onnxprune import runtime
+from onnxprune.analyse.sources import Aside
 from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.choose.channels import calibrated
@@ -57,10 +58,10 @@ def uncalibrated(analysis: Analysis) -> Subject:
     return Subject((), analysis, analysis, CostModel(analysis), None, None)
 
 
-def whole(analysis: Analysis, settings: Options, clock: Clock, aside: bool = False) -> Subject:
+def whole(analysis: Analysis, settings: Options, clock: Clock, aside: Aside | None = None) -> Subject:
     """The original, calibrated where anything asks for it, and in other bases where its weights may be changed.
 
-    aside: set samples apart that no step looks at until the finished model is judged.
+    aside: set samples apart that no step looks at until finished models are judged.
     """
     costs = CostModel(analysis)
     clock("calibrate")

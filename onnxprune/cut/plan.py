@@ -138,10 +138,10 @@ class Plan:
     notes: dict[str, Any] = field(default_factory=dict, metadata=OTHERS)
 
     @property
-    def has_limit(self) -> bool:
-        """Was the target a limit on the loss? Then some samples were set aside."""
-        target = self.settings.get("target")
-        return isinstance(target, dict) and "max_drop" in target
+    def set_aside(self) -> int:
+        """Where the target was a limit on the loss, how many sources had to be set aside for it at least; else 0."""
+        found = self.settings.get("set_aside")
+        return found if isinstance(found, int) and found > 0 else 0
 
     def repaired(self, recover: str, refit: Sequence[tuple[str, int]], digest: str | None) -> Plan:
         """The same removal with another repair."""

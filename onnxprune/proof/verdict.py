@@ -28,25 +28,42 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Bolder:
+    """The first model of the sequence that did not keep to the limit (`--max-drop`).
+
+    macs: the share of the multiply-accumulates that it was to keep.
+    measured: its loss on the samples set aside; null where it is not finite.
+    needed: how many samples (or sources) like those would show that it keeps to the limit; null where none would.
+    """
+
+    macs: float
+    measured: float
+    needed: int | None
+
+
+@dataclass(frozen=True)
 class Drop:
-    """The loss of the finished model on samples that no step has seen (`--max-drop`).
+    """What is promised of the loss (`--max-drop`): with this confidence it is at most `allowed`, shown on samples that no step has seen.
 
     metric: by which it was measured (`--metric`).
     allowed: the limit, in the metric's unit.
-    measured: the loss, in the same unit.
-    samples: on how many samples.
-    held_by: what was set aside as a whole: a `sample`, a `group` (the array `groups`), a `file` or a `folder`.
-    sources: how many of these the samples are of.
+    measured: the loss on those samples, in the same unit.
+    samples: how many they are.
+    sources: how many of them count: samples of one source count once.
+    held_by: what a source is: a `sample`, a `group` (the array `groups`), a `file` or a `folder`.
+    confidence: 0 to 1.
+    is_approximate: the confidence is about that, as the metric has no bounds, or is no mean over samples.
+    half_needs: how many sources half of the limit would need, if the loss stays as measured; null where none would show it.
+    bolder: the next smaller model, which did not keep to the limit; null where there was none.
     """
 
     metric: str
     allowed: float
     measured: float
     samples: int
-    held_by: Kind = "sample"
-    sources: int = 0
-
-
-def counted(number: int, what: str) -> str:
-    """Such as "1 sample" or "2 samples"."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    sources: int
+    held_by: Kind
+    confidence: float
+    is_approximate: bool
+    half_needs: int | None
+    bolder: Bolder | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxprune.proof.verdict import Verdict, counted
+from onnxprune.proof.verdict import Drop, Verdict
 from onnxprune.report.report import Report
 from onnxprune.report.sparsity import SparsityReport
 from onnxprune.report.values import CalibrationSummary, Decided, Latency, NotJudged
@@ -101,6 +101,7 @@ def repair_lines(report: Report) -> list[str]:
         lines.append(
             f"{counted(calibration.samples, source + ' sample')}{more}, {calibration.held_out} of all held out {held_by(calibration)}"
         )
+    lines += [] if calibration is None else coverage_lines(calibration)
     if calibration is not None and calibration.not_judged:
         lines.append(judged_line(calibration.judged_by, calibration.not_judged))
     if calibration is not None and calibration.decided:
@@ -116,11 +117,48 @@ def repair_lines(report: Report) -> list[str]:
         judged = f"divergence from the original on {on} {number(before)} -> {number(after)}"
         lines.append(f"{fitted}; {judged if before is not None else 'the whole model was not judged'}")
     if drop is not None:
-        lines.append(
-            f"the loss is {drop.measured:.3g} ({drop.metric}, allowed {drop.allowed:g}) on {counted(drop.samples, 'sample')} "
-            "that no step has seen"
-        )
+        lines += drop_lines(drop)
     return lines
+
+
+def coverage_lines(calibration: CalibrationSummary) -> list[str]:
+    """Of what the calibration did not show everything, as that may be forgotten."""
+    lines = []
+    for c in calibration.covered:
+        if c.seen < c.known:
+            seen = f"{c.seen:,} of its {c.known:,} {c.kind}"
+            what = f"the original gave {seen} on these inputs" if c.kind == "answers" else f"these inputs hold {seen}"
+            lines.append(f"'{c.tensor}': {what}; what the others need may be lost")
+    return lines
+
+
+def drop_lines(drop: Drop) -> list[str]:
+    """What is promised of the loss, and how many samples a tighter promise, or the same of a smaller model, would need."""
+    about = "about " if drop.is_approximate else ""
+    of = "" if drop.held_by == "sample" else f" of {counted(drop.sources, drop.held_by)}"
+    lines = [
+        f"with {about}{drop.confidence:.0%} confidence the loss is at most {drop.allowed:g} ({drop.metric}); it is {drop.measured:.3g} on "
+        f"{counted(drop.samples, 'sample')}{of} that no step has seen"
+    ]
+    half = f"at most {drop.allowed / 2:g} would need"
+    if drop.half_needs is None:
+        lines.append(f"{half} a larger model")
+    else:
+        lines.append(f"{half} about {counted(drop.half_needs, drop.held_by)} like these")
+    if drop.bolder is not None:
+        b = drop.bolder
+        needs = (
+            "more than is allowed"
+            if b.needed is None
+            else f"about {b.needed:,} would be needed to show that it is allowed"
+        )
+        lines.append(f"at {b.macs:g} of the MACs it is {b.measured:.3g}: {needs}")
+    return lines
+
+
+def counted(count: int, what: str) -> str:
+    """A number of something, in the singular where it is one."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def held_by(calibration: CalibrationSummary) -> str:

@@ -30,6 +30,7 @@ class Outcome:
     model: the finished model. refit: constants that were fitted anew; digest: of those.
     verdict, repair, variants, drop, times (milliseconds per run, of the original and of the result): None or empty where not asked for.
     calibration: what repair and damages were measured with. seconds: by stage.
+    set_aside: how many sources had to be set aside at least, for a limit on the loss.
     """
 
     settings: Options
@@ -47,6 +48,7 @@ class Outcome:
     drop: Drop | None
     times: Sequence[Sequence[float]] | None
     seconds: dict[str, float]
+    set_aside: int = 0
 
 
 def plan_of(outcome: Outcome) -> Plan:
@@ -62,7 +64,7 @@ def plan_of(outcome: Outcome) -> Plan:
         model_sha256=subject.bare.model.sha256,
         groups=plan_groups(subject.bare, removed),
         onnxprune=__version__,
-        settings=settings_of(settings, outcome.budget),
+        settings=settings_of(settings, outcome.budget, outcome.set_aside),
         bypassed=subject.bypasses,
         nodes_removed=_nodes_removed(proto, outcome.model) if settings.depth != "off" else (),
         mixed=subject.mixed,

@@ -8,6 +8,7 @@ from math import inf
 from typing import Any
 
 from onnxprune.calibrate.calibration import Calibration
+from onnxprune.calibrate.coverage import coverage
 from onnxprune.choose.subject import Subject
 from onnxprune.cut.plan import Pair, Plan
 from onnxprune.groups.analysis import Analysis
@@ -51,7 +52,7 @@ class Report:
     check: the comparison with the masked original in ONNX Runtime.
     calibration: the inputs that were used; left out where none were needed.
     repair: what fitting the remaining weights has gained.
-    drop: the loss on samples that no step has seen (`--max-drop`).
+    drop: what is promised of the loss, and what was measured on samples that no step has seen (`--max-drop`).
     variants: the pruned model beside quantization (`--then-quantize`).
     depth: layers and nodes (`--depth`).
     latency_ms: milliseconds per run; left out without a benchmark.
@@ -98,9 +99,9 @@ def report_of(outcome: Outcome, plan: Plan) -> Report:
         unknown_operators=tuple(subject.bare.unknown),
         cost=CostPairs(plan.macs, plan.params, Pair(subject.bare.model.size_bytes, stored_bytes(outcome.model))),
         seconds={k: round(v, 3) for k, v in outcome.seconds.items()},
-        warnings=tuple(warnings(analysis, outcome.model, calibration, repair, _kept(plan), outcome.drop)),
+        warnings=tuple(warnings(analysis, outcome.model, calibration, repair, _kept(plan))),
         check=outcome.verdict,
-        calibration=None if calibration is None else _calibration(calibration, subject),
+        calibration=None if calibration is None else _calibration(analysis, calibration, subject),
         repair=None if repair is None else _repair(repair),
         drop=outcome.drop,
         variants=outcome.variants,
@@ -130,7 +131,7 @@ def declined(analysis: Analysis) -> tuple[Declined, ...]:
     return tuple(sorted(found.values(), key=lambda d: -d.units))
 
 
-def _calibration(calibration: Calibration, subject: Subject) -> CalibrationSummary:
+def _calibration(analysis: Analysis, calibration: Calibration, subject: Subject) -> CalibrationSummary:
     samples = calibration.samples
     return CalibrationSummary(
         samples=samples.count,
@@ -145,6 +146,7 @@ def _calibration(calibration: Calibration, subject: Subject) -> CalibrationSumma
         decided=decided(calibration.judged),
         held_by=samples.held_by,
         sources=samples.sources,
+        covered=coverage(analysis, calibration),
     )
 
 

@@ -18,7 +18,6 @@ from onnxprune.groups.analysis import Analysis
 from onnxprune.model.save import stored_bytes, tensors
 from onnxprune.model.tensors import is_external, read
 from onnxprune.ops import failures, is_quantized
-from onnxprune.proof.verdict import Drop, counted
 from onnxprune.repair.fits import Repair
 
 NO_DATA = "no inputs were given, so made-up ones were used; judge the result on your own data, or give some with --data FILE.npz"
@@ -31,7 +30,6 @@ BROAD = 128  # whole numbers up to here and above are taken for unscaled ones
 FAR = 1.0  # divergence from which on a result is called far from the original
 MANY = 0.1  # share of held-out samples that may be near copies
 SPARSE = 0.3  # share of zeros from which on filling them is worth a word
-FEW = 3  # sources set aside from which on their loss says something
 SMALL = 1 << 28  # bytes of a model whose zeros are counted
 
 
@@ -41,9 +39,8 @@ def warnings(
     calibration: Calibration | None,
     repair: Repair | None,
     kept: float = 1.0,
-    drop: Drop | None = None,
 ) -> list[str]:
-    """analysis: of the original. repair: None where none was asked for. kept: share of the MACs. drop: what `--max-drop` found."""
+    """analysis: of the original. repair: None where none was asked for. kept: share of the MACs."""
     found = [BELOW.format(kept)] if calibration is not None and calibration.made_up and kept < FLOOR - NEAR else []
     found += [f"{text}; what the node touches is kept" for text in analysis.crashed]
     found += [text for text in failures.seen() if text not in analysis.crashed]
@@ -69,10 +66,6 @@ def warnings(
                     f"{before:.0%} of the weights were zero, {after:.0%} are now, as the repair fills them; sparsify after pruning, "
                     "or use --recover bias"
                 )
-    if drop is not None and drop.sources < FEW:
-        on = counted(drop.samples, "sample")
-        of = "" if drop.held_by == "sample" else f" of {counted(drop.sources, drop.held_by)}"
-        found.append(f"--max-drop was judged on {on}{of}, which says little; give more {drop.held_by}s with --data")
     before, after = analysis.model.size_bytes, stored_bytes(pruned)
     if after > before:
         found.append(f"the file grows from {before:,} to {after:,} bytes")

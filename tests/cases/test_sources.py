@@ -50,7 +50,7 @@ def test_groups_are_held_out_whole(names: str) -> None:
     held = {of[k] for k in rows(found, True)}
     assert len(held) == 3 and rows(found, True) == [k for k in range(96) if of[k] in held]
     assert rows(found, False) == [k for k in range(96) if of[k] not in held]
-    assert found.sources == (12, 3) and found.held_by == "group" and found.count == 96 and found.independent == 3
+    assert found.sources == (12, 3) and found.held_by == "group" and found.count == 96
     for feed, label in zip(found.feeds, found.labels, strict=True):
         assert set(feed) == {"x"} and [of[int(k)] for k in feed["x"][:, 0]] == (
             [int(str(g).split()[-1]) for g in np.ravel(label["groups"])]
@@ -63,17 +63,6 @@ def test_the_largest_sources_are_fitted() -> None:
     assert found.sources == (5, 1) and len(rows(found, True)) == 2
     single = samples_of([{"x": numbered(68)}], inputs(3), sources=Sources("group", (np.zeros(68, int),)))
     assert single.sources == (1, 0) and not any(single.held)
-
-
-def test_max_drop_sets_whole_sources_aside() -> None:
-    of = np.arange(80) // 8
-    found = samples_of([{"x": numbered(80)}], inputs(3), aside=True, sources=Sources("group", (of,)))
-    assert found.unseen is not None
-    unseen = {of[int(k)] for f in found.unseen.feeds for k in f["x"][:, 0]}
-    parts = [{of[k] for k in rows(found, held)} for held in (True, False)] + [unseen]
-    assert sorted(s for part in parts for s in part) == list(range(10)) and [len(p) for p in parts] == [2, 6, 2]
-    with pytest.raises(BadInputError, match="samples of 5 sources with --data, not 4"):
-        samples_of([{"x": numbered(80)}], inputs(3), aside=True, sources=Sources("group", (np.arange(80) % 4,)))
 
 
 def test_the_limit_takes_the_first_samples() -> None:
