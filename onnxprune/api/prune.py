@@ -183,6 +183,10 @@ def _carried_out(
 ) -> Outcome:
     """Cut, proved, repaired and measured."""
     subject, removed, finish = choice.subject, choice.removed, finisher(settings, loaded)
+    calibration = subject.against
+    for known in (original.calibration, original.against, subject.calibration, calibration):
+        if known is not None:
+            known.moments.clear()  # decided: their memory is needed for what follows
     clock("rewrite")
     bare = rewrite(subject.bare, removed)
     clock("verify")
@@ -199,11 +203,6 @@ def _carried_out(
             share=clock.share,
         )
     clock("compensate")
-    calibration = subject.against
-    if calibration is not None and settings.recover != "none":
-        for known in (original.calibration, original.against, subject.calibration, calibration):
-            if known is not None:
-                known.moments.clear()  # decided: their memory is needed for the fits
     pruned, repair, refit = _compensated(choice, bare, calibration, settings, finish, clock)
     check_well_formed(loaded, loaded.beside(pruned))
     digest = digest_of(constants_at(loaded.beside(pruned), refit))

@@ -26,8 +26,10 @@ SURE = 0.3  # mean of the largest probability
 class Coverage:
     """How much of what the model knows the inputs of the user's showed.
 
-    tensor: an input, or a tensor that the model is judged by. kind: `ids` of the rows of a table, or `answers`, the classes of an output.
-    seen: how many different ones came up. known: how many there are.
+    tensor: an input, or a tensor that the model is judged by.
+    kind: `ids` of the rows of a table, or `answers`, the classes of an output.
+    seen: how many different ones came up.
+    known: how many there are.
     """
 
     tensor: str
