@@ -160,8 +160,8 @@ MUTANTS = (
     Mutant(
         "nothing held out",
         "analyse/sources.py",
-        "[fold - 1 :: fold]] = HELD",
-        "[fold - 1 :: fold]] = FITTED",
+        "[fold - 1 :: fold] = HELD",
+        "[fold - 1 :: fold] = FITTED",
         guard("samples_to_judge_with_are_not_fitted_on"),
     ),
     Mutant(
