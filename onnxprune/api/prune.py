@@ -1,8 +1,7 @@
-"""Pruning on one page: load -> analyse -> choose -> rewrite -> verify -> compensate -> quantize -> measure -> report."""
+"""Pruning on one page: load -> analyse -> choose -> rewrite -> verify -> compensate -> tune -> quantize -> measure -> report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -14,6 +13,7 @@ from onnxprune import runtime
 from onnxprune.analyse.observe import analysis_of
 from onnxprune.api.quantize import quantize
 from onnxprune.api.replay import finisher, read_plan, repeated
+from onnxprune.api.tune import Untuned, ready, tuned_by
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.choose.budget import Budget, budget_of, usual
 from onnxprune.choose.channels import decider, repaired
@@ -38,9 +38,7 @@ from onnxprune.repair.fits import Repair
 from onnxprune.report.outcome import Outcome, plan_of
 from onnxprune.report.renderer import renderer_for
 from onnxprune.report.report import Report, report_of
-from onnxprune.report.values import Variant
-
-Finish: TypeAlias = Callable[[onnx.ModelProto], onnx.ModelProto]
+from onnxprune.report.values import Tuned, Variant
 
 
 @dataclass(frozen=True)
@@ -93,6 +91,7 @@ def prune(
         )
     if budget is None and apply is None:
         budget = usual(settings.data is not None)
+    ready(settings)
     clock = Clock(progress)
     runtime.load_custom_ops(settings.custom_ops)
     clock("load")
@@ -103,6 +102,7 @@ def prune(
     clock("analyse")
     replay = None if apply is None else read_plan(apply)
     settings = completed(settings if replay is None else replayed(settings, replay), budget)
+    ready(settings, loaded)
     analysis = analysis_of(loaded, settings.scope, share=clock.share)
     original = whole(analysis, settings, clock, is_drop(budget) or (replay is not None and replay.has_limit))
     clock("score")
@@ -184,7 +184,7 @@ def _carried_out(
         for known in (original.calibration, original.against, subject.calibration, calibration):
             if known is not None:
                 known.moments.clear()  # decided: their memory is needed for the fits
-    pruned, repair, refit = _compensated(choice, bare, calibration, settings, finish, clock)
+    pruned, repair, tuning, refit = _finished(loaded, choice, bare, calibration, settings=settings, clock=clock)
     check_well_formed(loaded, loaded.beside(pruned))
     digest = digest_of(constants_at(loaded.beside(pruned), refit))
     variants: tuple[Variant, ...] = ()
@@ -212,6 +212,7 @@ def _carried_out(
         verdict=verdict,
         calibration=calibration,
         repair=repair,
+        tuning=tuning,
         variants=variants,
         drop=drop,
         times=times,
@@ -219,15 +220,40 @@ def _carried_out(
     )
 
 
+Places: TypeAlias = tuple[tuple[str, int], ...]
+
+
+def _finished(
+    loaded: LoadedModel,
+    choice: Choice,
+    bare: onnx.ModelProto,
+    calibration: Calibration | None,
+    *,
+    settings: Options,
+    clock: Clock,
+) -> tuple[onnx.ModelProto, Repair | None, Tuned | None, Places]:
+    """`bare` (cut, nothing else changed), repaired and tuned; what both did; which constants of the finished model are others."""
+    pruned, repair, places = _compensated(choice, bare, calibration, settings, clock)
+    tuned: Tuned | None = None
+    finish = finisher(settings, loaded)
+    if settings.tunes:
+        assert calibration is not None
+        clock("tune")
+        given = Untuned(loaded, choice, bare, pruned, places, calibration)
+        pruned, places, tuned = tuned_by(given, settings, finish, clock)
+    pruned = finish(pruned)
+    left = inputs_at(pruned, places)
+    return pruned, repair, tuned, tuple(p for p in places if p in left)
+
+
 def _compensated(
     choice: Choice,
     bare: onnx.ModelProto,
     calibration: Calibration | None,
     settings: Options,
-    finish: Finish,
     clock: Clock,
-) -> tuple[onnx.ModelProto, Repair | None, tuple[tuple[str, int], ...]]:
-    """The finished model: `bare` (cut, nothing else changed) with other constants; what the repair did; where those constants are."""
+) -> tuple[onnx.ModelProto, Repair | None, Places]:
+    """`bare` (cut, nothing else changed) with other constants; what the repair did; where those constants are."""
     subject, removed, repair = choice.subject, choice.removed, None
     pruned = rewrite(subject.analysis, removed) if subject.changed else bare
     if calibration is not None and settings.recover != "none":
@@ -237,6 +263,4 @@ def _compensated(
         places = dict.fromkeys((*subject.changed, *refit))
         values = constants_at(subject.bare.model.beside(pruned), places)
         pruned, refit = with_constants(bare, values), tuple(p for p in places if p in values)
-    pruned = finish(pruned)
-    left = inputs_at(pruned, refit)
-    return pruned, repair, tuple(p for p in refit if p in left)
+    return pruned, repair, refit

@@ -25,7 +25,7 @@ from onnxprune.model.branches import shell
 from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.runtime import Session
 from onnxprune.training.functions.base import Call, Tensor, Unsupported
-from onnxprune.training.program import Body, Program, Step, compile, written
+from onnxprune.training.program import Body, Program, Step, compile, uses, written
 from onnxprune.training.weights import TrainedWeight, weights
 
 Values = dict[str, Any]
@@ -105,6 +105,21 @@ class Network:
         with torch.no_grad():
             for key, value in values.items():
                 self.parameters[key].copy_(self.tensor(value))
+
+    def leave(self, keys: Iterable[str]) -> None:
+        """These weights are constants from here on."""
+        for key in keys:
+            del self.weights[key], self.parameters[key]
+
+    def changed(self) -> dict[tuple[str, int], Array]:
+        """What training changed: by (node key, input), for every node that reads it."""
+        readers, found = uses(self.program), dict[tuple[str, int], Array]()
+        for key, parameter in self.parameters.items():
+            old = self.program.constants[key]
+            value = parameter.detach().numpy().astype(old.dtype)
+            if not torch.equal(parameter.detach(), self.constants[key]) and not np.array_equal(value, old):
+                found |= {(step.key, i): value for step, i in readers[key]}
+        return found
 
     def export(self) -> ModelProto:
         """The model with the parameters' values, everything else as it was."""

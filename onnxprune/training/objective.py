@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from onnxprune.training.functions.base import Tensor
 from onnxprune.training.losses import Distance, Supervised
 from onnxprune.training.network import Network
 
+Removed: TypeAlias = Mapping[str, list[tuple[int, list[int]]]]
 SHARPNESS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 CANDIDATES = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Relu", "LayerNormalization", "BatchNormalization"}
 
@@ -105,10 +106,12 @@ def _labelled(supervised: Supervised, pairs: list[tuple[Tensor, Tensor]], sharpn
 
 
 def features(
-    network: Network, teacher: Session, feeds: Feeds, removed: Mapping[str, list[tuple[int, list[int]]]], most: int
+    network: Network, teacher: Session, feeds: Feeds, removed: Removed, most: int, at_ends: bool = False
 ) -> tuple[Feature, ...]:
     """At most `most` tensors, evenly spread over the network, that exist in both under one name and of one shape once the
     positions in `removed` (by tensor: axis, positions) are gone. `teacher` gives every candidate as an output.
+
+    at_ends: of ends of residual blocks, where there are any.
     """
     outputs = set(network.program.body.outputs)
     keys = [
@@ -119,6 +122,7 @@ def features(
     steps = Stepwise(network.program.model, [])
     picked = pickers(steps.nodes, steps.is_constant)  # in the other model these rows may be others
     keys = [k for k in keys if k not in picked]
+    keys = (at_ends and _ends(network, feeds, keys)) or keys
     if not keys or most < 1:
         return ()
     with torch.no_grad():
@@ -133,6 +137,18 @@ def features(
             found.append(feature)
     chosen: Any = np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)) if found else []
     return tuple(found[i] for i in chosen)
+
+
+def _ends(network: Network, feeds: Feeds, keys: Sequence[str]) -> list[str]:
+    """Those that join two branches: sums of two computed tensors of one shape (a mask or a bias that is added is of another one)."""
+    sums = {
+        s.outputs[0]: s.inputs
+        for s in network.program.body.steps
+        if s.op == "Add" and s.outputs[0] in keys and not any(k in network.constants for k in s.inputs)
+    }
+    with torch.no_grad():
+        found = network(feeds, {k for inputs in sums.values() for k in inputs})
+    return [k for k, inputs in sums.items() if len({tuple(found[x].shape) for x in inputs}) == 1]
 
 
 def candidates(network: Network, teacher: ModelProto) -> list[str]:
