@@ -234,6 +234,17 @@ def test_features_are_ends_of_blocks_where_there_are_any() -> None:
     assert [f.key for f in features(network, teacher, feeds, {}, 9, at_ends=True)] == ["a", "r"]
 
 
+def test_rows_that_an_input_picks_are_compared_and_rows_that_weights_pick_are_not() -> None:
+    text = """g (int64[N,3] x) => (float[N,A,4] y) <float[9,6] table, float[6,6] w, float[6,4] h, float[6] b> {
+        e = Gather(table, x) a = MatMul(e, w) m = MatMul(a, w) block = Add(a, m)
+        row = ArgMax<axis = 1>(block) back = GatherElements<axis = 1>(block, row) late = Add(back, b) y = MatMul(late, h) }"""
+    model = load(net(text))
+    network = Network(model)
+    teacher = Session(model.beside(showing(model.proto, candidates(network, model.proto))))
+    feeds = {"x": np.random.default_rng(0).integers(0, 9, (4, 3))}
+    assert [f.key for f in features(network, teacher, feeds, {}, 9)] == ["a", "m", "block"]
+
+
 def test_the_audit_and_the_quantizer_get_what_was_tuned(always_better: None, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, ModelProto] = {}
     tuned_by, audited, quantize = pipeline.tuned_by, pipeline.audited, pipeline.quantize

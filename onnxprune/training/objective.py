@@ -120,8 +120,8 @@ def features(
         if s.op in CANDIDATES and s.outputs[0] in teacher.outputs and s.outputs[0] not in outputs
     ]
     steps = Stepwise(network.program.model, [])
-    picked = pickers(steps.nodes, steps.is_constant)  # in the other model these rows may be others
-    keys = [k for k in keys if k not in picked]
+    picked, moved = pickers(steps.nodes, steps.is_constant), _moved(network)
+    keys = [k for k in keys if moved.isdisjoint(picked.get(k, ()))]  # in the other model these rows may be others
     keys = (at_ends and _ends(network, feeds, keys)) or keys
     if not keys or most < 1:
         return ()
@@ -137,6 +137,15 @@ def features(
             found.append(feature)
     chosen: Any = np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)) if found else []
     return tuple(found[i] for i in chosen)
+
+
+def _moved(network: Network) -> set[str]:
+    """Tensors that depend on weights, so that they may be others in the other model; what follows from the inputs alone may not."""
+    found = set(network.parameters)
+    for step in network.program.body.steps:
+        if step.branches or not found.isdisjoint((*step.inputs, *step.captured.values())):
+            found.update(step.outputs)
+    return found
 
 
 def _ends(network: Network, feeds: Feeds, keys: Sequence[str]) -> list[str]:
