@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from onnx import ModelProto
+from torch.nn import functional as F
 
 from onnxprune.calibrate.damage import divergence
 from onnxprune.calibrate.judging import Judged
@@ -68,7 +69,7 @@ class Objective:
             apart = sum(d(target.teacher[d.name], found[d.name], self.temperature) for d in self.distances)
             loss = loss + (1 - self.label_weight) * apart
         if self.features:
-            off = [(target.teacher[f.key] - found[f.key]).square().mean() / f.spread for f in self.features]
+            off = [F.mse_loss(found[f.key], target.teacher[f.key]) / f.spread for f in self.features]
             loss = loss + self.feature_weight * sum(off) / len(off)
         if self.supervised is not None:
             loss = loss + self.label_weight * self._labelled(target, found[self.supervised.output])

@@ -44,13 +44,12 @@ def padded(x: Tensor, before: Sequence[int], after: Sequence[int], value: float 
     return F.pad(x, [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair], value=value)
 
 
-def _laid_out(x: Tensor, weight: Tensor, group: int) -> Tensor:
-    """Pictures with their channels last in memory, as PyTorch's convolutions on a CPU like them: a third to two thirds of the time,
-    depthwise ones too. Groups of several channels are quicker with channels first. What follows keeps the order.
+def laid_out(x: Tensor, is_grouped: bool = False) -> Tensor:
+    """Pictures with their channels last in memory, as PyTorch's convolutions on a CPU like them: 1.1 to 1.9 times as fast, depthwise ones
+    too. Groups of several channels are quicker with channels first (0.7). What follows keeps the order.
     """
     if x.dim() != 4 or x.dtype != torch.float32:
         return x
-    is_grouped = group > 1 and weight.shape[1] > 1
     return x.contiguous(memory_format=torch.contiguous_format if is_grouped else torch.channels_last)
 
 
@@ -61,7 +60,7 @@ def conv(c: Call) -> Tensor:
     if list(before) != list(after):
         x, before = padded(x, before, after), [0] * len(before)
     run = _of(CONV, weight.dim() - 2)
-    x = _laid_out(x, weight, c.attr("group", 1))
+    x = laid_out(x, c.attr("group", 1) > 1 and weight.shape[1] > 1)
     return run(x, weight, c.get(2), strides, before, dilations, c.attr("group", 1))
 
 
