@@ -668,3 +668,92 @@ def test_quantized_models_are_refused_before_they_are_cut() -> None:
         prune_during_training(made, Budget("macs", 0.5), data=CALIBRATION, steps=4)
     with pytest.raises(BadInputError, match="before quantizing"):
         finetune(made, DIGITS, data=CALIBRATION, steps=4)
+
+
+# ---------------------------------------------------------------- speed
+
+
+PADDED = """(float[N,3,9,9] x) => (float[N,4,a,b] y) <int64[1] four = {4}, int64[4] tail = {1, 2, 1, 2}, int64[2] two = {4, 2}, int64[1] end = {-1}> {
+    lead = ConstantOfShape <value = int64[1] {0}> (four) tails = Concat <axis = 0> (lead, tail) table = Reshape (tails, two) flat = Reshape (table, end)
+    p = Pad (x, SHAPE) h = Conv <kernel_shape = [3,3], strides = [2,2], pads = [0,1,0,1]> (p, w, b) y = Relu (h) }"""
+
+
+@pytest.mark.parametrize(
+    ("pads", "steps"),
+    [
+        ([0, 0, 1, 2, 0, 0, 1, 2], 2),
+        ([0, 0, 1, 2, 0, 0, 2, 1], 3),
+        ([0, 0, -1, 0, 0, 0, -1, 0], 3),
+        ([0, 1, 1, 1, 0, 1, 1, 1], 3),
+    ],
+)
+def test_what_constants_say_is_computed_once_and_convolutions_pad(pads: list[int], steps: int) -> None:
+    """Alike on both sides, in space, by zeros and not less than none: then it is the convolution's; else it stays."""
+    width = 3 + pads[1] + pads[5]
+    text = PADDED.replace("SHAPE", "amounts").replace(
+        "flat = Reshape (table, end)", "flat = Reshape (table, end) amounts = Add (flat, rest)"
+    )
+    rest = np.array(pads) - np.array([0, 0, 0, 0, 1, 2, 1, 2])
+    network = Network(load(model(text, w=(4, width, 3, 3), b=(4,), rest=rest)))
+    x = {"x": np.random.default_rng(0).standard_normal((2, 3, 9, 9)).astype(np.float32)}
+    wanted = Session(network.program.model).run(x)[0]
+    ran: list[str] = []
+    run = network._run
+    network._run = lambda step, values: (ran.append(step.op), run(step, values))[1]  # type: ignore[method-assign]
+    assert np.allclose(network(x)["y"].detach(), wanted, atol=1e-5)
+    assert len(ran) == steps and ("Pad" in ran) == (steps == 3)
+    ran.clear()
+    found = network(x, ["p", "table"])
+    assert found["p"].shape[2] == 9 + pads[2] + pads[6] and found["table"].shape == (4, 2)
+    assert np.allclose(found["y"].detach(), wanted, atol=1e-5) and "Pad" in ran
+
+
+@pytest.mark.parametrize(
+    "text", ["p, q = Split <axis = 0> (x) y = Conv (p, w)", "p = Pad (x, amounts, one) y = Conv (p, w)"]
+)
+def test_what_is_padded_by_ones_or_read_twice_stays(text: str) -> None:
+    text = text.replace(
+        "p, q = Split <axis = 0> (x) y = Conv (p, w)",
+        "p = Pad (x, amounts) c = Conv (p, w) d = Relu (p) e = Conv (d, w) y = Add (c, e)",
+    )
+    proto = model(
+        f"(float[N,3,5,5] x) => (float[N,4,a,b] y) <int64[8] amounts = {{0,0,1,1,0,0,1,1}}, float one = {{1.0}}> {{ {text} }}",
+        w=(4, 3, 3, 3),
+    )
+    for node in proto.graph.node:
+        if node.op_type == "Conv":
+            node.attribute.append(onnx.helper.make_attribute("kernel_shape", [3, 3]))
+    network = Network(load(proto))
+    x = {"x": np.random.default_rng(0).standard_normal((2, 3, 5, 5)).astype(np.float32)}
+    assert np.allclose(network(x)["y"].detach(), Session(Model(proto)).run(x)[0], atol=1e-5)
+    assert "Pad" in [s.op for s in network._short[0]]
+
+
+def test_weights_are_not_folded() -> None:
+    network = Network(load(FAMILIES["standardised weights"]()))
+    assert {"BatchNormalization", "Reshape", "Conv"} <= {s.op for s in network._short[0]}
+
+
+def test_bounds_are_numbers_and_the_gradient_one_pass() -> None:
+    proto = model(
+        "(float[N,4] x) => (float[N,4] y) <float low = {0.0}, float high = {6.0}> { h = MatMul (x, w) y = Clip (h, low, high) }",
+        w=(4, 4),
+    )
+    found = Network(load(proto))({"x": np.ones((1, 4), np.float32)})["y"]
+    assert "Hardtanh" in type(found.grad_fn).__name__
+
+
+def test_the_teacher_shows_only_what_is_compared(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor that is shown is not fused with what follows: 2.5 times the time, where all are."""
+    from onnxprune.api import finetuning
+
+    run, shown = finetuning.Tuning.result, []
+
+    def result(self: finetuning.Tuning) -> Any:
+        assert self.teacher is not None
+        shown.append(set(self.teacher.outputs))
+        return run(self)
+
+    monkeypatch.setattr(finetuning.Tuning, "result", result)
+    told = finetune(pruned, DIGITS, data=CALIBRATION, steps=1, threads=1, features=2, plan=pruned.with_suffix(".json"))
+    assert shown == [{"logits", *told.features}]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,7 +121,6 @@ def finetune(
         raise BadInputError("--from-scratch is trained with labels; give --labels.")
     data = data if isinstance(data, list) else existing("a .npz file or a folder of them")("--data", data)
     from onnxprune.api import finetuning  # PyTorch is needed from here on
-    from onnxprune.training import torch
 
     files = {"-o": output, "--checkpoint": settings.checkpoint}
     check_outputs(files, (pruned, teacher, data, settings.labels, settings.plan))
@@ -133,15 +133,19 @@ def finetune(
     if original is not None:
         finetuning.check_same_interface(student.proto, original.proto)
     feeds, labels = finetuning.data_of(student, data, settings)
-    before = torch.get_num_threads()
-    torch.set_num_threads(settings.threads or finetuning.default_threads())
-    try:
+    cut = finetuning.cut_of(settings.plan)
+    with finetuning.threads(settings.threads):
         result = finetuning.Tuning(
-            student, original, feeds, labels, data=data, settings=settings, progress=progress
+            student,
+            original,
+            partial(finetuning.material_of, student, feeds, data, settings),
+            cut=cut,
+            settings=settings,
+            progress=progress,
+            labels=labels,
+            run=finetuning.fingerprint(student, original, data, settings),
         ).result()
-        result = replace(result, spared=spared)
-    finally:
-        torch.set_num_threads(before)
+    result = replace(result, spared=spared)
     if output is not None:
         progress("write")
         result.save(output)

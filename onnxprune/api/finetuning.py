@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from onnxprune.calibrate.damage import METRICS, Outputs
 from onnxprune.calibrate.judging import Judged, judged_by
 from onnxprune.calibrate.metric import load_score
 from onnxprune.choose.finetune_options import FinetuneOptions
-from onnxprune.cut.plan import Plan
+from onnxprune.cut.plan import Plan, PlanGroup
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds, batch_of
 from onnxprune.model.branches import showing
@@ -36,12 +37,26 @@ from onnxprune.training.check import check
 from onnxprune.training.initialise import initialise
 from onnxprune.training.loop import Checkpoint, Schedule, train
 from onnxprune.training.network import Network
-from onnxprune.training.objective import Objective, Target, candidates, features
-from onnxprune.training.samples import Pool, batches, pool, split
+from onnxprune.training.objective import Feature, Objective, Removed, Target, candidates, features
+from onnxprune.training.samples import Material, batches, drawn, pool
 
 MEMORY = 1 << 30  # bytes of intermediate results in one micro-batch
 RATE, RATE_LOSS = 4e-3, 0.25  # the largest learning rate by default, and the loss from which on it is taken
 PORTION = 64  # samples per run when outputs are only compared
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is known of how the student came out of the teacher.
+
+    removed: positions that left each tensor, by axis. mixed: tensors whose units are others than the teacher's.
+    at_ends: compare features at ends of blocks. judge: `--judge`.
+    """
+
+    removed: Removed = field(default_factory=dict)
+    mixed: Container[str] = frozenset()
+    at_ends: bool = False
+    judge: tuple[str, ...] = ()
 
 
 class Tuning:
@@ -51,37 +66,27 @@ class Tuning:
         self,
         student: LoadedModel,
         teacher: LoadedModel | None,
-        feeds: list[Feeds],
-        labels: frozenset[str],
+        material: Callable[[Session], Material],
         *,
-        data: object,
+        cut: Cut,
         settings: FinetuneOptions,
         progress: Callable[[str], None],
+        labels: frozenset[str] = frozenset(),
+        run: str = "",
     ) -> None:
         self.settings, self.progress, self.student, self.labels = settings, progress, student, labels
-        self.threads = settings.threads or default_threads()
-        self.plan = None if settings.plan is None else _read_plan(settings.plan)
-        self.inputs = runtime.graph_inputs(student.proto)
-        self.names = [v.name for v in self.inputs]
+        self.threads, self.cut, self.run = settings.threads or default_threads(), cut, run
+        self.names = [v.name for v in runtime.graph_inputs(student.proto)]
         progress("check")
-        session = Session(student, optimized=True, threads=self.threads)
-        sources = sources_of(data, self.inputs) if isinstance(data, str | Path) else sources_in(feeds, self.inputs)
-        self.pool: Pool = pool(feeds, self.inputs, session, settings.samples, sources)
-        if len(set(self.pool.sources)) < 2:
-            what = "samples" if sources.kind == "sample" else f"sources of samples ({sources.kind}s)"
-            raise BadInputError(
-                f"Fine-tuning needs at least two {what}, to train on one and judge by another, and the data holds one; give more --data, "
-                "stacked along the batch axis in one file, or a folder with a file for each."
-            )
-        self.training, self.held = split(self.pool.sources, settings.seed)
+        given = material(Session(student, optimized=True, threads=self.threads))
+        self.pool, self.training, self.held = given.pool, given.training, given.held
         self.network = Network(student)
         first = self._fed(self.pool.joined(self.pool.bundles(self.training, 4)[0]))
         self.error = check(self.network, first)
         self.micro = self._micro()
-        self.judging = _judging(student, teacher, first)
+        self.judging = _judging(student, teacher, first, cut.judge)
         self.network.compared = self.judging.tensors
-        self.teacher = self._teacher(teacher, first)
-        self.objective = self._objective(first)
+        self.objective, self.teacher = self._objective(teacher, first)
         is_plain = self.pool.joins and not any(self.pool.axes.values())  # samples are rows of every array
         self.augmentation = Augmentation() if settings.augment and is_plain else NONE
         self.judged = self._judged()
@@ -105,7 +110,6 @@ class Tuning:
             minutes=settings.minutes,
             seed=settings.seed,
         )
-        self.run = _fingerprint(student, teacher, data, settings)
 
     def result(self) -> FinetuneResult:
         settings, network = self.settings, self.network
@@ -163,34 +167,39 @@ class Tuning:
         """Samples that fit into memory at once; what the gradient keeps is about what the forward pass makes."""
         return max(1, min(self.settings.batch, MEMORY // max(self.network.bytes(self._held(self.held[:1])), 1)))
 
-    def _teacher(self, teacher: LoadedModel | None, feeds: Feeds) -> Session | None:
-        if teacher is None:
-            return None
-        mixed = set(self.plan.mixed) if self.plan else set()
-        keys = [k for k in candidates(self.network, teacher.proto) if k not in mixed] if self.settings.features else []
+    def _showing(self, teacher: LoadedModel, keys: Sequence[str]) -> Session:
+        """What is shown is not fused with what follows, so that every key costs time."""
         proto = showing(teacher.proto, [*keys, *self.judging.names, *self.judging.decides])
-        session = Session(teacher.beside(proto), optimized=True, threads=self.threads, what="the teacher")
-        session.run(feeds, [o.name for o in teacher.proto.graph.output])
-        return session
+        return Session(teacher.beside(proto), optimized=True, threads=self.threads, what="the teacher")
 
-    def _objective(self, feeds: Feeds) -> Objective:
+    def _features(self, teacher: LoadedModel, feeds: Feeds) -> tuple[Feature, ...]:
+        settings, cut = self.settings, self.cut
+        keys = [k for k in candidates(self.network, teacher.proto) if k not in cut.mixed] if settings.features else []
+        if not keys:
+            return ()
+        given, shown = self.judging.fed(feeds), self._showing(teacher, keys)
+        return features(self.network, shown, feeds, given, cut.removed, settings.features, cut.at_ends)
+
+    def _objective(self, teacher: LoadedModel | None, feeds: Feeds) -> tuple[Objective, Session | None]:
         settings = self.settings
         names = [o.name for o in self.student.proto.graph.output]
         distances: tuple[losses.Distance, ...] = ()
-        found: tuple[Any, ...] = ()
-        if self.teacher is not None:
+        found: tuple[Feature, ...] = ()
+        session: Session | None = None
+        if teacher is not None:
+            found = self._features(teacher, feeds)
+            session = self._showing(teacher, [f.key for f in found])
+            session.run(feeds, [o.name for o in teacher.proto.graph.output])
             bundles = self.pool.bundles(self.training[:256], PORTION)
             judged = self.judging.tensors
-            outputs = [self.teacher.answers(self._held(b), judged) for b in bundles]
+            outputs = [session.answers(self._held(b), judged) for b in bundles]
             distances = tuple(losses.distances({n: [o[k] for o in outputs] for k, n in enumerate(judged)}))
-            given = self.judging.fed(feeds)
-            found = features(self.network, self.teacher, feeds, given, _removed(self.plan), settings.features)
         supervised = self._supervised(names) if settings.labels is not None else None
         if not distances and supervised is None:
             raise BadInputError("The teacher has no floating output to learn from; give --labels.")
         default = 0.0 if supervised is None else 1.0 if not distances else 0.5
         weight = default if settings.label_weight is None or not supervised or not distances else settings.label_weight
-        return Objective(distances, supervised, found, settings.temperature, weight, settings.feature_weight)
+        return Objective(distances, supervised, found, settings.temperature, weight, settings.feature_weight), session
 
     def _supervised(self, names: list[str]) -> losses.Supervised:
         indices = self.pool.bundles(self.training, PORTION)
@@ -260,11 +269,12 @@ class Tuning:
         return self.objective.held_out(self.wanted, found, self.judging, labels)
 
 
-def _judging(student: Model, teacher: Model | None, feeds: Feeds) -> Judged:
-    """What the student is judged by; where values decide sizes, they are the teacher's in both."""
+def _judging(student: Model, teacher: Model | None, feeds: Feeds, judge: tuple[str, ...]) -> Judged:
+    """What the student is judged by; where values decide sizes, they are the teacher's in both. judge: `--judge`."""
     leads = teacher is not None
     lead = judged_by(teacher or student, lambda name: False, leads=leads)
-    return judged_by(teacher or student, partial(_is_alike, student, teacher or student, lead, feeds), leads=leads)
+    fits = partial(_is_alike, student, teacher or student, lead, feeds)
+    return judged_by(teacher or student, fits, judge, leads=leads)
 
 
 def _is_alike(student: Model, teacher: Model, lead: Judged, feeds: Feeds, name: str) -> bool:
@@ -349,6 +359,28 @@ def check_same_interface(student: onnx.ModelProto, teacher: onnx.ModelProto) -> 
         )
 
 
+def material_of(
+    student: LoadedModel, feeds: list[Feeds], data: object, settings: FinetuneOptions, session: Session
+) -> Material:
+    """The samples of the data, and which of them judge."""
+    inputs = runtime.graph_inputs(student.proto)
+    sources = sources_of(data, inputs) if isinstance(data, str | Path) else sources_in(feeds, inputs)
+    found = pool(feeds, inputs, session, settings.samples, sources)
+    if len(set(found.sources)) < 2:
+        what = "samples" if sources.kind == "sample" else f"sources of samples ({sources.kind}s)"
+        raise BadInputError(
+            f"Fine-tuning needs at least two {what}, to train on one and judge by another, and the data holds one; give more --data, "
+            "stacked along the batch axis in one file, or a folder with a file for each."
+        )
+    return drawn(found, settings.seed)
+
+
+def cut_of(plan: str | Path | None) -> Cut:
+    """By a plan that may have been given."""
+    read = None if plan is None else _read_plan(plan)
+    return Cut() if read is None else Cut(removed_by(read.groups), frozenset(read.mixed))
+
+
 def _read_plan(plan: str | Path) -> Plan:
     try:
         text = Path(plan).read_text(encoding="utf-8")
@@ -357,10 +389,10 @@ def _read_plan(plan: str | Path) -> Plan:
     return Plan.from_json(text, f"The plan {plan}")
 
 
-def _removed(plan: Plan | None) -> dict[str, list[tuple[int, list[int]]]]:
+def removed_by(groups: Sequence[PlanGroup]) -> Removed:
     """Positions that left each tensor of the original, by axis."""
     found: dict[str, dict[int, set[int]]] = {}
-    for group in plan.groups if plan else ():
+    for group in groups:
         for member in group.members:
             if member.node is None:
                 found.setdefault(member.tensor, {}).setdefault(member.axis, set()).update(member.removed)
@@ -376,7 +408,18 @@ def default_threads() -> int:
     return max(1, (os.cpu_count() or 2) // 2)
 
 
-def _fingerprint(student: LoadedModel, teacher: LoadedModel | None, data: object, settings: FinetuneOptions) -> str:
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """So many of PyTorch's; as before behind it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or default_threads())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def fingerprint(student: LoadedModel, teacher: LoadedModel | None, data: object, settings: FinetuneOptions) -> str:
     """What a checkpoint must agree on: files and settings, but not where it ends."""
     own = {k: str(v) for k, v in asdict(settings).items() if k not in ("checkpoint", "threads")}
     what = [student.sha256, teacher.sha256 if teacher else "", str(data) if isinstance(data, str | Path) else "", own]

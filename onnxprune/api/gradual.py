@@ -96,6 +96,10 @@ def prune_during_training(
         raise BadInputError("--during-training needs a share of the MACs or of the parameters: --macs or --params.")
     if settings.then_quantize is not None:
         raise BadInputError("--during-training trains floats; leave out --then-quantize, and quantize what it writes.")
+    if settings.tunes:
+        raise BadInputError(
+            "--during-training trains after every cut, the last one too; leave out --tune and --tune-steps."
+        )
     if settings.free:
         raise BadInputError(
             "--during-training compares every round with the original on the same inputs, so none may shrink: leave out --free."

@@ -1,4 +1,4 @@
-"""Pruning on one page: load -> analyse -> choose -> rewrite -> verify -> compensate -> quantize -> measure -> report."""
+"""Pruning on one page: load -> analyse -> choose -> rewrite -> verify -> compensate -> tune -> quantize -> measure -> report."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from onnxprune.analyse.observe import analysis_of
 from onnxprune.analyse.sources import Aside
 from onnxprune.api.quantize import quantize, quantized
 from onnxprune.api.replay import finisher, read_plan, repeated
+from onnxprune.api.tune import Untuned, ready, tuned_by
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.choose.budget import Budget, budget_of, usual
 from onnxprune.choose.channels import decider, repaired
@@ -39,9 +40,7 @@ from onnxprune.repair.fits import Repair
 from onnxprune.report.outcome import Outcome, plan_of
 from onnxprune.report.renderer import renderer_for
 from onnxprune.report.report import Report, report_of
-from onnxprune.report.values import Variant
-
-Finish: TypeAlias = Callable[[onnx.ModelProto], onnx.ModelProto]
+from onnxprune.report.values import Tuned, Variant
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,7 @@ def prune(
         )
     if budget is None and apply is None:
         budget = usual(settings.data is not None)
+    ready(settings)
     clock = Clock(progress)
     runtime.load_custom_ops(settings.custom_ops)
     clock("load")
@@ -105,6 +105,7 @@ def prune(
     replay = None if apply is None else read_plan(apply)
     settings = completed(settings if replay is None else replayed(settings, replay), budget)
     aside = _aside(settings, budget, replay)
+    ready(settings, loaded)
     analysis = analysis_of(loaded, settings.scope, share=clock.share)
     original = whole(analysis, settings, clock, aside)
     clock("score")
@@ -148,7 +149,7 @@ def _decided(original: Subject, budget: Budget, settings: Options, clock: Clock)
     return Choice(original, decide(budget)), None
 
 
-def _writer(original: Subject, settings: Options) -> Finish:
+def _writer(original: Subject, settings: Options) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
     """What becomes of a repaired model's numbers before it is written."""
     calibration, model = original.calibration, original.bare.model
     if settings.then_quantize is None or calibration is None:
@@ -203,7 +204,7 @@ def _carried_out(
             share=clock.share,
         )
     clock("compensate")
-    pruned, repair, refit = _compensated(choice, bare, calibration, settings, finish, clock)
+    pruned, repair, tuning, refit = _finished(loaded, choice, bare, calibration, settings=settings, clock=clock)
     check_well_formed(loaded, loaded.beside(pruned))
     digest = digest_of(constants_at(loaded.beside(pruned), refit))
     variants: tuple[Variant, ...] = ()
@@ -231,6 +232,7 @@ def _carried_out(
         verdict=verdict,
         calibration=calibration,
         repair=repair,
+        tuning=tuning,
         variants=variants,
         drop=drop,
         times=times,
@@ -238,15 +240,40 @@ def _carried_out(
     )
 
 
+Places: TypeAlias = tuple[tuple[str, int], ...]
+
+
+def _finished(
+    loaded: LoadedModel,
+    choice: Choice,
+    bare: onnx.ModelProto,
+    calibration: Calibration | None,
+    *,
+    settings: Options,
+    clock: Clock,
+) -> tuple[onnx.ModelProto, Repair | None, Tuned | None, Places]:
+    """`bare` (cut, nothing else changed), repaired and tuned; what both did; which constants of the finished model are others."""
+    pruned, repair, places = _compensated(choice, bare, calibration, settings, clock)
+    tuned: Tuned | None = None
+    finish = finisher(settings, loaded)
+    if settings.tunes:
+        assert calibration is not None
+        clock("tune")
+        given = Untuned(loaded, choice, bare, pruned, places, calibration)
+        pruned, places, tuned = tuned_by(given, settings, finish, clock)
+    pruned = finish(pruned)
+    left = inputs_at(pruned, places)
+    return pruned, repair, tuned, tuple(p for p in places if p in left)
+
+
 def _compensated(
     choice: Choice,
     bare: onnx.ModelProto,
     calibration: Calibration | None,
     settings: Options,
-    finish: Finish,
     clock: Clock,
-) -> tuple[onnx.ModelProto, Repair | None, tuple[tuple[str, int], ...]]:
-    """The finished model: `bare` (cut, nothing else changed) with other constants; what the repair did; where those constants are."""
+) -> tuple[onnx.ModelProto, Repair | None, Places]:
+    """`bare` (cut, nothing else changed) with other constants; what the repair did; where those constants are."""
     subject, removed, repair = choice.subject, choice.removed, None
     pruned = rewrite(subject.analysis, removed) if subject.changed else bare
     if calibration is not None and settings.recover != "none":
@@ -256,6 +283,4 @@ def _compensated(
         places = dict.fromkeys((*subject.changed, *refit))
         values = constants_at(subject.bare.model.beside(pruned), places)
         pruned, refit = with_constants(bare, values), tuple(p for p in places if p in values)
-    pruned = finish(pruned)
-    left = inputs_at(pruned, refit)
-    return pruned, repair, tuple(p for p in refit if p in left)
+    return pruned, repair, refit

@@ -48,7 +48,7 @@ def calibrated(
     aside: set some apart that no step looks at until finished models are judged (`choose/max_drop.py`).
     """
     needs = importance_of(settings.importance).needs_calibration
-    if settings.recover == "none" and not needs and settings.then_quantize is None:
+    if settings.recover == "none" and not needs and settings.then_quantize is None and not settings.tunes:
         return None
     samples = samples_for(analysis, settings, costs, settings.data is not None, aside=aside)
     states = [after for _, after in freed(analysis.model.proto, settings.free).pairs]

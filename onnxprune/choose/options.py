@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 from onnxprune.analyse.scope import Scope
 from onnxprune.choose import importance
 from onnxprune.choose.budget import Budget
-from onnxprune.choose.checks import existing, globs, one_of, optional, parse_shapes, shapes, switch, whole_number
+from onnxprune.choose.checks import (
+    existing,
+    globs,
+    number,
+    one_of,
+    optional,
+    parse_shapes,
+    shapes,
+    switch,
+    whole_number,
+)
 from onnxprune.choose.field import Replay, checked, custom_ops_option, default_of, documented, flag_of, option, options
 from onnxprune.choose.importance import IMPORTANCES, Importance, importance_of
 from onnxprune.errors import BadInputError
@@ -116,6 +126,24 @@ class Options:
         "Quantize the pruned model with ONNX Runtime; the report compares all four. The plan is that of the pruning.",
         cli={"choices": QUANTIZED},
         by_default="no",
+        stored=True,
+        commands=PRUNE,
+    )
+    tune: float | None = option(
+        None,
+        optional(number(0, above=True, span="above zero minutes")),
+        "Then train what is left towards the original for so many minutes, without labels, on the inputs of --data; needs PyTorch.",
+        cli={"type": float, "metavar": "MINUTES"},
+        by_default="no",
+        stored=True,
+        commands=PRUNE,
+    )
+    tune_steps: int | None = option(
+        None,
+        optional(whole_number(1)),
+        "Train for at most so many steps; without --tune, for no less either, so that the same command gives the same bytes.",
+        cli={"type": int},
+        by_default="3000 with --tune",
         stored=True,
         commands=PRUNE,
     )
@@ -228,6 +256,11 @@ class Options:
     benchmark: bool = option(
         True, switch, "Measure the latency before and after.", python_only=True, commands=("prune", "sparsify")
     )
+
+    @property
+    def tunes(self) -> bool:
+        """Is the result trained towards the original?"""
+        return self.tune is not None or self.tune_steps is not None
 
     @property
     def scope(self) -> Scope:

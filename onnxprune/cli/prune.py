@@ -121,6 +121,8 @@ def _show(report: Report, output: Path, verbose: bool) -> None:
         OUT.print(f"interface {line}", markup=False)
     for line in lines.repair_lines(report):
         OUT.print(f"repaired  {line}", markup=False)
+    for line in lines.tuning_lines(report):
+        OUT.print(f"tuned     {line}", markup=False)
     for line in report.warnings:
         OUT.print(f"warning: {line}", markup=False)
     if verbose:

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -46,7 +46,7 @@ class Pair(NamedTuple, Generic[T]):
 
 
 class Refit(NamedTuple):
-    """A constant that a repair fitted anew: the `input`-th input of a node, named by its key (its first output)."""
+    """A constant that was fitted anew or trained: the `input`-th input of a node, named by its key (its first output)."""
 
     node: str
     input: int
@@ -114,7 +114,7 @@ class Plan:
     bypassed: tensors that were replaced by earlier ones, so that whole layers have no purpose (`--depth`).
     nodes_removed: keys (first outputs) of the original's nodes that are gone with them.
     mixed: tensors whose units are principal directions instead of the original's slices (`--mix`).
-    refit: constants that the repair fitted anew.
+    refit: constants that the repair fitted anew, or that tuning changed (`--tune`).
     refit_sha256: digest of those constants; null where there are none, and in plans of older versions.
     macs: multiply-accumulates at the observed batch size, before and after.
     params: stored weights, before and after.
@@ -143,12 +143,13 @@ class Plan:
         found = self.settings.get("set_aside")
         return found if isinstance(found, int) and found > 0 else 0
 
-    def repaired(self, recover: str, refit: Sequence[tuple[str, int]], digest: str | None) -> Plan:
-        """The same removal with another repair."""
+    def repaired(self, how: Mapping[str, Any], refit: Sequence[tuple[str, int]], digest: str | None) -> Plan:
+        """The same removal with another repair. how: the settings that say which."""
         listed = tuple(Refit(*x) for x in refit)
-        if (self.settings.get("recover", "none"), self.refit, self.refit_sha256) == (recover, listed, digest):
+        before = {k: self.settings.get(k, REPAIRS.get(k)) for k in how}
+        if (before, self.refit, self.refit_sha256) == (how, listed, digest):
             return self
-        return replace(self, settings=self.settings | {"recover": recover}, refit=listed, refit_sha256=digest)
+        return replace(self, settings=self.settings | dict(how), refit=listed, refit_sha256=digest)
 
     def to_dict(self) -> dict[str, Any]:
         """As in the JSON file."""
@@ -191,6 +192,7 @@ class Plan:
         return plan
 
 
+REPAIRS: dict[str, Any] = {"recover": "none"}  # what plans that do not say it mean
 ABSENT: dict[str, Any] = {  # of plans by older versions, and by hand
     "onnxprune": "",
     "settings": {},

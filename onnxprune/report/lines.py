@@ -161,6 +161,22 @@ def counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
+def tuning_lines(report: Report) -> list[str]:
+    """How long the result was trained towards the original, on what, and what it has gained."""
+    t = report.tuning
+    if t is None:
+        return []
+    inside = f" and {len(t.features)} tensors inside" if t.features else ""
+    before, after = t.loss
+    gained = (
+        f"{number(before)} -> {number(after)}" if t.best_step else f"{number(before)}: nothing was better, unchanged"
+    )
+    return [
+        f"{t.minutes:.1f} minutes, {t.steps:,} steps towards the original's outputs{inside}, without labels ({t.stopped})",
+        f"held-out loss {gained} (trained on {t.samples} of your own inputs, judged by {t.held_out} others)",
+    ]
+
+
 def held_by(calibration: CalibrationSummary) -> str:
     """What was held out as a whole."""
     if calibration.sources is None:

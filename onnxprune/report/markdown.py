@@ -15,6 +15,7 @@ from onnxprune.report.lines import (
     repair_lines,
     size_rows,
     summary_rows,
+    tuning_lines,
     variant_rows,
     zeros_line,
 )
@@ -33,6 +34,7 @@ def _pruning(report: Report) -> Iterator[str]:
     yield from (f"| {' | '.join(row)} |" for row in summary_rows(report))
     yield from ("", f"Check in ONNX Runtime: {check_line(report)}.")
     yield from (f"- {line}" for line in repair_lines(report))
+    yield from (f"- Tuned: {line}." for line in tuning_lines(report))
     if report.interface:
         yield from ("", "## Interface", "")
         yield from (f"- {line}" for line in interface_lines(report))

@@ -17,7 +17,7 @@ from onnxprune.cut.plan import VERSION, Pair, Plan, Refit, plan_groups
 from onnxprune.cut.ports import ports
 from onnxprune.proof.verdict import Drop, Verdict
 from onnxprune.repair.fits import Repair
-from onnxprune.report.values import Variant
+from onnxprune.report.values import Tuned, Variant
 from onnxprune.version import __version__
 
 
@@ -27,8 +27,8 @@ class Outcome:
 
     settings, budget: what was asked for, defaults filled in; replay: the plan that was applied instead of a budget.
     original: the model as it came, analysed and calibrated; choice: what was bypassed and which units were removed.
-    model: the finished model. refit: constants that were fitted anew; digest: of those.
-    verdict, repair, variants, drop, times (milliseconds per run, of the original and of the result): None or empty where not asked for.
+    model: the finished model. refit: constants that were fitted anew or trained; digest: of those.
+    verdict, repair, tuning, variants, drop, times (milliseconds per run, of original and result): None or empty where not asked for.
     calibration: what repair and damages were measured with. seconds: by stage.
     set_aside: how many sources had to be set aside at least, for a limit on the loss.
     """
@@ -44,6 +44,7 @@ class Outcome:
     verdict: Verdict | None
     calibration: Calibration | None = field(repr=False)
     repair: Repair | None
+    tuning: Tuned | None
     variants: tuple[Variant, ...]
     drop: Drop | None
     times: Sequence[Sequence[float]] | None
@@ -55,7 +56,8 @@ def plan_of(outcome: Outcome) -> Plan:
     """What was removed, as a plan; of a replay, the same plan with the repair that it has now."""
     settings, refit = outcome.settings, tuple(Refit(*place) for place in outcome.refit)
     if outcome.replay is not None:
-        return outcome.replay.repaired(settings.recover or "none", refit, outcome.digest)
+        how = {"recover": settings.recover or "none", "tune": settings.tune, "tune_steps": settings.tune_steps}
+        return outcome.replay.repaired(how, refit, outcome.digest)
     subject, removed = outcome.choice.subject, outcome.choice.removed
     before, after = outcome.original.costs, subject.costs
     proto = outcome.original.bare.model.proto

@@ -30,6 +30,7 @@ from onnxprune.report.values import (
     GroupRow,
     Latency,
     RepairSummary,
+    Tuned,
     Variant,
     decided,
     not_judged,
@@ -52,6 +53,7 @@ class Report:
     check: the comparison with the masked original in ONNX Runtime.
     calibration: the inputs that were used; left out where none were needed.
     repair: what fitting the remaining weights has gained.
+    tuning: what training towards the original has gained (`--tune`).
     drop: what is promised of the loss, and what was measured on samples that no step has seen (`--max-drop`).
     variants: the pruned model beside quantization (`--then-quantize`).
     depth: layers and nodes (`--depth`).
@@ -70,6 +72,7 @@ class Report:
     check: Verdict | None = None
     calibration: CalibrationSummary | None = None
     repair: RepairSummary | None = None
+    tuning: Tuned | None = None
     drop: Drop | None = None
     variants: tuple[Variant, ...] = ()
     depth: Depth | None = None
@@ -99,10 +102,11 @@ def report_of(outcome: Outcome, plan: Plan) -> Report:
         unknown_operators=tuple(subject.bare.unknown),
         cost=CostPairs(plan.macs, plan.params, Pair(subject.bare.model.size_bytes, stored_bytes(outcome.model))),
         seconds={k: round(v, 3) for k, v in outcome.seconds.items()},
-        warnings=tuple(warnings(analysis, outcome.model, calibration, repair, _kept(plan))),
+        warnings=tuple(warnings(analysis, outcome.model, calibration, repair, _kept(plan), outcome.tuning)),
         check=outcome.verdict,
         calibration=None if calibration is None else _calibration(analysis, calibration, subject),
         repair=None if repair is None else _repair(repair),
+        tuning=outcome.tuning,
         drop=outcome.drop,
         variants=outcome.variants,
         depth=depth_of(outcome.original, outcome.choice, outcome.settings.depth),

@@ -174,6 +174,32 @@ class RepairSummary:
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """What training towards the original has gained (`--tune`), on the user's own inputs and without labels.
+
+    minutes: of training.
+    steps: of training.
+    best_step: the step whose model is written, the best by inputs that were not trained on; 0 where that is the untrained one.
+    stopped: why training ended.
+    loss: distance of the model's outputs from the original's on inputs that were not trained on, before and after.
+    samples: inputs that were trained on.
+    held_out: inputs that it was judged by: those that the repair held out, too.
+    features: tensors inside that were compared beside the outputs.
+    constants: how many of the model's were changed.
+    """
+
+    minutes: float
+    steps: int
+    best_step: int
+    stopped: str
+    loss: Pair[float]
+    samples: int
+    held_out: int
+    features: tuple[str, ...]
+    constants: int
+
+
+@dataclass(frozen=True)
 class Variant:
     """One model of the table that `--then-quantize` makes: the original and the pruned model, each as it is and quantized.
 

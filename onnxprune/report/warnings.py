@@ -19,6 +19,7 @@ from onnxprune.model.save import stored_bytes, tensors
 from onnxprune.model.tensors import is_external, read
 from onnxprune.ops import failures, is_quantized
 from onnxprune.repair.fits import Repair
+from onnxprune.report.values import Tuned
 
 NO_DATA = "no inputs were given, so made-up ones were used; judge the result on your own data, or give some with --data FILE.npz"
 BELOW = (
@@ -39,8 +40,9 @@ def warnings(
     calibration: Calibration | None,
     repair: Repair | None,
     kept: float = 1.0,
+    tuning: Tuned | None = None,
 ) -> list[str]:
-    """analysis: of the original. repair: None where none was asked for. kept: share of the MACs."""
+    """analysis: of the original. repair, tuning: None where none was asked for. kept: share of the MACs."""
     found = [BELOW.format(kept)] if calibration is not None and calibration.made_up and kept < FLOOR - NEAR else []
     found += [f"{text}; what the node touches is kept" for text in analysis.crashed]
     found += [text for text in failures.seen() if text not in analysis.crashed]
@@ -55,10 +57,7 @@ def warnings(
                 f"{len(repair.unpaired)} layers were not fitted ({names}): values decide which rows they see, and in the pruned model "
                 "these are others"
             )
-        if repair.after is not None and not repair.after <= FAR:
-            found.append(
-                f"the result is far from the original (divergence {repair.after:.2g}); keep more, or fine-tune it"
-            )
+        found += _of_distance(repair, tuning)
         if repair.changed:
             before, after = _zeros(analysis.model.proto), _zeros(pruned)
             if before > SPARSE and after < before / 2:
@@ -70,6 +69,12 @@ def warnings(
     if after > before:
         found.append(f"the file grows from {before:,} to {after:,} bytes")
     return found
+
+
+def _of_distance(repair: Repair, tuning: Tuned | None) -> Iterator[str]:
+    far, remedy = (repair.after, "fine-tune it") if tuning is None else (tuning.loss.after, "tune it for longer")
+    if far is not None and not far <= FAR:
+        yield f"the result is far from the original (divergence {far:.2g}); keep more, or {remedy}"
 
 
 def _of_samples(calibration: Calibration, repair: Repair | None) -> Iterator[str]:

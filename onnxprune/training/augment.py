@@ -77,7 +77,7 @@ def augmented(feeds: Feeds, rng: np.random.Generator, how: Augmentation) -> Mixt
         for k in np.flatnonzero((kind >= how.mix) & (kind < how.mix + how.patch)):
             share[k] = _patched(x[k], source[other[k]], space(source), rng)
     if how.noise:
-        x = x + (how.noise * x.std(dtype=np.float32) * rng.standard_normal(x.shape)).astype(x.dtype)
+        x = x + (how.noise * x.std(dtype=np.float32) * rng.standard_normal(x.shape, np.float32)).astype(x.dtype)
     return Mixture({**feeds, name: x}, other, share)
 
 

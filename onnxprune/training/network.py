@@ -3,13 +3,14 @@
     network = Network(load("model.onnx"))
     logits = network({"input": torch.ones(1, 3, 32, 32)})["logits"]      # equal to ONNX Runtime's, see check.py
 
-Everything runs eagerly and in the file's order; values are let go after their last reader. Every floating type is computed in
-float32. An operator without a function runs alone in ONNX Runtime: the outputs are right, but no gradient passes.
+Everything runs eagerly and in the file's order, except for what follows from constants alone (`shorten.py`); values are let go after
+their last reader. Every floating type is computed in float32. An operator without a function runs alone in ONNX Runtime: the outputs are
+right, but no gradient passes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +26,12 @@ from onnxprune.model.branches import shell
 from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.runtime import Session
 from onnxprune.training.functions.base import Call, Tensor, Unsupported
-from onnxprune.training.program import Body, Program, Step, compile, written
+from onnxprune.training.program import Body, Program, Step, compile, uses, written
+from onnxprune.training.shorten import folded, padding
 from onnxprune.training.weights import TrainedWeight, weights
 
 Values = dict[str, Any]
+Plan = tuple[tuple[Step, ...], list[list[str]]]  # steps, and keys that nobody reads after each
 
 
 @dataclass(frozen=True)
@@ -53,19 +56,22 @@ class Network:
         self._sessions: dict[str, Session] = {}
         self._stored = {k: helper.np_dtype_to_tensor_dtype(v.dtype) for k, v in self.program.constants.items()}
         self._attrs = {id(s): self._tensors(s.attrs) for s in self.program.walk()}
-        self._last = _last_reads(self.program.body)
         self._types: dict[str, int] | None = None
+        whole = self.program.body.steps
+        self._whole = whole, _last_reads(whole)
+        self._short, self._made = self._shortened()
 
     def __call__(self, feeds: Feeds | Values, also: Iterable[str] = ()) -> Values:
         """Outputs, and the values of the keys `also`, by key. feeds: also values that stand for what a node at the top would give."""
         given = {k: self.tensor(v) if isinstance(v, np.ndarray) else v for k, v in feeds.items()}
         values: Values = {**self.constants, **self.parameters, **given}
         wanted = {*self.program.body.outputs, *also}
-        for k, step in enumerate(self.program.body.steps):
+        steps, last = self._short if self._made.issuperset(wanted) else self._whole
+        for step, gone in zip(steps, last, strict=True):
             if not given.keys() >= set(step.outputs):
                 self._run(step, values)
                 values |= {key: given[key] for key in step.outputs if key in given}
-            for key in self._last[k]:
+            for key in gone:
                 if key not in wanted:
                     values.pop(key, None)
         return {key: values[key] for key in wanted}
@@ -80,7 +86,7 @@ class Network:
 
     def bytes(self, feeds: Feeds) -> int:
         """An upper bound of what all intermediate results of these feeds take."""
-        keys = [k for s in self.program.body.steps for k in s.outputs if k]
+        keys = [k for s in self._short[0] for k in s.outputs if k]
         with torch.no_grad():
             found = self(feeds, keys)
         return sum(v.numel() * v.element_size() for v in found.values() if isinstance(v, torch.Tensor))
@@ -90,7 +96,8 @@ class Network:
         if array.dtype.kind in "OSU":
             return array
         if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
-            return torch.from_numpy(np.array(array, np.float64, order="C")).to(self.precision)
+            exact = np.float64 if self.precision == torch.float64 else np.float32
+            return torch.from_numpy(np.array(array, exact, order="C")).to(self.precision)
         wide = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}.get(array.dtype.name)
         if array.dtype.kind not in "biu":  # packed or other rare types
             wide = np.int32 if "int" in array.dtype.name else None
@@ -108,6 +115,21 @@ class Network:
             for key, value in values.items():
                 self.parameters[key].copy_(self.tensor(value))
 
+    def leave(self, keys: Iterable[str]) -> None:
+        """These weights are constants from here on."""
+        for key in keys:
+            del self.weights[key], self.parameters[key]
+
+    def changed(self) -> dict[tuple[str, int], Array]:
+        """What training changed: by (node key, input), for every node that reads it."""
+        readers, found = uses(self.program), dict[tuple[str, int], Array]()
+        for key, parameter in self.parameters.items():
+            old = self.program.constants[key]
+            value = parameter.detach().numpy().astype(old.dtype)
+            if not torch.equal(parameter.detach(), self.constants[key]) and not np.array_equal(value, old):
+                found |= {(step.key, i): value for step, i in readers[key]}
+        return found
+
     def export(self) -> ModelProto:
         """The model with the parameters' values, everything else as it was."""
         return written(self.program, self.values())
@@ -122,6 +144,17 @@ class Network:
                 stops = tuple(dict.fromkeys(f"{s.op} '{s.node.name or s.key}'" for s in blockers))
                 found.append(Frozen(key, stops or tuple(f"{s.op} '{s.key}'" for s, _ in weight.users)))
         return found
+
+    def _shortened(self) -> tuple[Plan, set[str]]:
+        """The steps that need to run when weights change, and all that is known after them; `constants` then holds the rest."""
+        program = self.program
+        known = {k: v for k, v in self.constants.items() if k not in self.parameters}
+        with torch.no_grad():
+            left, values = folded(program.body.steps, known, self._call)
+        self.constants |= values
+        steps = tuple(padding(left, values, {*program.body.outputs}))
+        self._attrs |= {id(s): self._tensors(s.attrs) for s in steps if id(s) not in self._attrs}
+        return (steps, _last_reads(steps)), {*self.constants, *program.inputs, *(k for s in steps for k in s.outputs)}
 
     # ------------------------------------------------------------ one step
 
@@ -219,13 +252,13 @@ def _alone(program: Program, step: Step, feeds: Feeds) -> ModelProto:
     return proto
 
 
-def _last_reads(body: Body) -> list[list[str]]:
+def _last_reads(steps: Sequence[Step]) -> list[list[str]]:
     """Keys that nobody reads after step k."""
     last: dict[str, int] = {}
-    for k, step in enumerate(body.steps):
+    for k, step in enumerate(steps):
         for key in (*step.inputs, *step.captured.values(), *step.outputs):
             last[key] = k
-    gone: list[list[str]] = [[] for _ in body.steps]
+    gone: list[list[str]] = [[] for _ in steps]
     for key, k in last.items():
         if key:
             gone[k].append(key)

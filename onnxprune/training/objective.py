@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from onnx import ModelProto
+from torch.nn import functional as F
 
 from onnxprune.calibrate.damage import divergence
 from onnxprune.calibrate.judging import Judged
@@ -20,6 +21,7 @@ from onnxprune.training.functions.base import Tensor
 from onnxprune.training.losses import Distance, Supervised
 from onnxprune.training.network import Network
 
+Removed: TypeAlias = Mapping[str, list[tuple[int, list[int]]]]
 SHARPNESS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 CANDIDATES = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Relu", "LayerNormalization", "BatchNormalization"}
 
@@ -67,7 +69,7 @@ class Objective:
             apart = sum(d(target.teacher[d.name], found[d.name], self.temperature) for d in self.distances)
             loss = loss + (1 - self.label_weight) * apart
         if self.features:
-            off = [(target.teacher[f.key] - found[f.key]).square().mean() / f.spread for f in self.features]
+            off = [F.mse_loss(found[f.key], target.teacher[f.key]) / f.spread for f in self.features]
             loss = loss + self.feature_weight * sum(off) / len(off)
         if self.supervised is not None:
             loss = loss + self.label_weight * self._labelled(target, found[self.supervised.output])
@@ -109,12 +111,15 @@ def features(
     teacher: Session,
     feeds: Feeds,
     given: Feeds,
-    removed: Mapping[str, list[tuple[int, list[int]]]],
+    removed: Removed,
     most: int,
+    at_ends: bool = False,
 ) -> tuple[Feature, ...]:
     """At most `most` tensors, evenly spread over the network, that exist in both under one name and of one shape once the
     positions in `removed` (by tensor: axis, positions) are gone. `teacher` is fed `feeds` and gives every candidate as an output;
     the network is fed `given`: the same, and what the teacher decides for both.
+
+    at_ends: of ends of residual blocks, where there are any.
     """
     outputs = set(network.program.body.outputs)
     keys = [
@@ -123,8 +128,9 @@ def features(
         if s.op in CANDIDATES and s.outputs[0] in teacher.outputs and s.outputs[0] not in outputs
     ]
     steps = Stepwise(network.program.model, [])
-    picked = pickers(steps.nodes, steps.is_constant)  # in the other model these rows may be others
-    keys = [k for k in keys if k not in picked]
+    picked, moved = pickers(steps.nodes, steps.is_constant), _moved(network)
+    keys = [k for k in keys if moved.isdisjoint(picked.get(k, ()))]  # in the other model these rows may be others
+    keys = (at_ends and _ends(network, feeds, keys)) or keys
     if not keys or most < 1:
         return ()
     with torch.no_grad():
@@ -139,6 +145,27 @@ def features(
             found.append(feature)
     chosen: Any = np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)) if found else []
     return tuple(found[i] for i in chosen)
+
+
+def _moved(network: Network) -> set[str]:
+    """Tensors that depend on weights, so that they may be others in the other model; what follows from the inputs alone may not."""
+    found = set(network.parameters)
+    for step in network.program.body.steps:
+        if step.branches or not found.isdisjoint((*step.inputs, *step.captured.values())):
+            found.update(step.outputs)
+    return found
+
+
+def _ends(network: Network, feeds: Feeds, keys: Sequence[str]) -> list[str]:
+    """Those that join two branches: sums of two computed tensors of one shape (a mask or a bias that is added is of another one)."""
+    sums = {
+        s.outputs[0]: s.inputs
+        for s in network.program.body.steps
+        if s.op == "Add" and s.outputs[0] in keys and not any(k in network.constants for k in s.inputs)
+    }
+    with torch.no_grad():
+        found = network(feeds, {k for inputs in sums.values() for k in inputs})
+    return [k for k, inputs in sums.items() if len({tuple(found[x].shape) for x in inputs}) == 1]
 
 
 def candidates(network: Network, teacher: ModelProto) -> list[str]:

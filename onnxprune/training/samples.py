@@ -10,7 +10,9 @@ from onnx import ValueInfoProto
 
 from onnxprune.analyse.batch import Batch, Runner, accepts, find_batch
 from onnxprune.analyse.feeds import merged
+from onnxprune.analyse.samples import Samples
 from onnxprune.analyse.sources import BY_SAMPLE, TAG, Sources, tagged
+from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Feeds
 
 HELD = 0.1
@@ -88,6 +90,39 @@ def _untagged(units: Sequence[Feeds]) -> tuple[tuple[int, ...], list[Feeds]]:
     """The number of each one's source, and the arrays without it."""
     numbers = tuple(int(u[TAG][0]) if TAG in u else k for k, u in enumerate(units))
     return numbers, [{n: a for n, a in u.items() if n != TAG} for u in units]
+
+
+@dataclass(frozen=True)
+class Material:
+    """training, held: the units of the pool to train on, and those to judge by."""
+
+    pool: Pool
+    training: list[int]
+    held: list[int]
+
+
+def drawn(found: Pool, seed: int) -> Material:
+    """A tenth of the samples, whole sources, judges."""
+    return Material(found, *split(found.sources, seed))
+
+
+def calibrated(samples: Samples, inputs: Sequence[ValueInfoProto], model: Runner) -> Material:
+    """The user's calibration inputs: what the repair was fitted to is trained on, what it held out judges. Raises `BadInputError`
+    where nothing was held out.
+    """
+    fitted, held = (
+        [f for f, out in zip(samples.feeds[: samples.given], samples.held, strict=False) if out == which]
+        for which in (False, True)
+    )
+    if not fitted or not held:
+        raise BadInputError(
+            f"--tune trains on some inputs and judges by others, and all of --data are of one {samples.held_by}; give more of them."
+        )
+    labels = (np.asarray("fitted"),) * len(fitted) + (np.asarray("held"),) * len(held)
+    found = pool([*fitted, *held], inputs, model, sources=Sources("group", labels))
+    first = found.sources[0]  # a fitted one: pieces keep their order
+    training = [k for k, source in enumerate(found.sources) if source == first]
+    return Material(found, training, [k for k, source in enumerate(found.sources) if source != first])
 
 
 def split(sources: Sequence[int], seed: int) -> tuple[list[int], list[int]]:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from onnx import TensorProto
+from torch.nn import functional as F
 
 Tensor: TypeAlias = Any  # torch.Tensor
 EVERY = tuple(range(256))
@@ -82,6 +83,21 @@ class Function:
     decays: tuple[int, ...] = ()
     passes: bool = False
     blocked: bool = False
+
+
+def between(x: Tensor, low: Any = None, high: Any = None) -> Tensor:
+    """Clamped. Bounds are numbers wherever they can be, as the gradient of a clamp by tensors is ten passes over the values, and that of
+    `hardtanh` is one.
+    """
+    low, high = (
+        b.item() if isinstance(b, torch.Tensor) and b.numel() == 1 and b.dim() <= x.dim() and not b.requires_grad else b
+        for b in (low, high)
+    )
+    if low is None and high is None:
+        return x
+    if x.is_floating_point() and isinstance(low, float) and isinstance(high, float) and low < high:
+        return F.hardtanh(x, low, high)
+    return torch.clamp(x, low, high)
 
 
 Table: TypeAlias = dict[str, Function]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from onnxprune.training.functions.base import Call, Function, Table, Tensor, Unsupported
+from onnxprune.training.functions.base import Call, Function, Table, Tensor, Unsupported, between
 
 CONV = (F.conv1d, F.conv2d, F.conv3d)
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -44,6 +44,15 @@ def padded(x: Tensor, before: Sequence[int], after: Sequence[int], value: float 
     return F.pad(x, [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair], value=value)
 
 
+def laid_out(x: Tensor, is_grouped: bool = False) -> Tensor:
+    """Pictures with their channels last in memory, as PyTorch's convolutions on a CPU like them: 1.1 to 1.9 times as fast, depthwise ones
+    too. Groups of several channels are quicker with channels first (0.7). What follows keeps the order.
+    """
+    if x.dim() != 4 or x.dtype != torch.float32:
+        return x
+    return x.contiguous(memory_format=torch.contiguous_format if is_grouped else torch.channels_last)
+
+
 def conv(c: Call) -> Tensor:
     """x: [N, I, ...]; weight: [O, I/g, ...]."""
     x, weight = c[0], c[1]
@@ -51,6 +60,7 @@ def conv(c: Call) -> Tensor:
     if list(before) != list(after):
         x, before = padded(x, before, after), [0] * len(before)
     run = _of(CONV, weight.dim() - 2)
+    x = laid_out(x, c.attr("group", 1) > 1 and weight.shape[1] > 1)
     return run(x, weight, c.get(2), strides, before, dilations, c.attr("group", 1))
 
 
@@ -121,8 +131,7 @@ def _axes(x: Tensor) -> list[int]:
 
 ACTIVATIONS: dict[str, Any] = {
     "Relu": F.relu, "Tanh": torch.tanh, "Sigmoid": torch.sigmoid, "LeakyRelu": lambda x, a=0.01: F.leaky_relu(x, a),
-    "Clip": lambda x, a=None, b=None: torch.clamp(x, a, b),
-    "HardSigmoid": lambda x, a=0.2, b=0.5: torch.clamp(a * x + b, 0, 1),
+    "Clip": between, "HardSigmoid": lambda x, a=0.2, b=0.5: between(a * x + b, 0.0, 1.0),
 }  # fmt: skip
 
 

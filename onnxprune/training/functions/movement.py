@@ -71,13 +71,19 @@ def slice_(c: Call) -> Tensor:
     return x
 
 
+def amounts(c: Call, rank: int) -> tuple[dict[int, int], dict[int, int], float]:
+    """By how much a Pad widens each axis before and after, and with what."""
+    pads = c.ints(1, "pads")
+    axes = [a % rank for a in (c.ints(3) or range(rank))]
+    given = c.get(2)
+    value = c.attr("value", 0.0) if given is None else given.item()
+    return dict(zip(axes, pads[: len(axes)], strict=True)), dict(zip(axes, pads[len(axes) :], strict=True)), value
+
+
 def pad(c: Call) -> Tensor:
-    x, pads, mode = c[0], c.ints(1, "pads"), c.attr("mode", "constant")
-    axes = [a % x.dim() for a in (c.ints(3) or range(x.dim()))]
-    value = c.get(2) if c.get(2) is not None else c.attr("value", 0)
-    value = value.item() if isinstance(value, torch.Tensor) else value
-    before = dict(zip(axes, pads[: len(axes)], strict=True))
-    after = dict(zip(axes, pads[len(axes) :], strict=True))
+    x, mode = c[0], c.attr("mode", "constant")
+    before, after, value = amounts(c, x.dim())
+    axes = list(before)
     if mode == "constant":
         flat = [n for a in reversed(range(x.dim())) for n in (before.get(a, 0), after.get(a, 0))]
         return F.pad(x, flat, value=value)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from onnxprune.training.functions.base import EVERY, Call, Function, Table, Tensor, Unsupported
+from onnxprune.training.functions.base import EVERY, Call, Function, Table, Tensor, Unsupported, between
 
 
 def unary(function: Callable[[Tensor], Tensor]) -> Function:
@@ -37,7 +37,7 @@ def fold(function: Callable[[Tensor, Tensor], Tensor]) -> Function:
 def clip(c: Call) -> Tensor:
     low = c.get(1) if c.get(1) is not None else c.attr("min")
     high = c.get(2) if c.get(2) is not None else c.attr("max")
-    return c[0] if low is None and high is None else torch.clamp(c[0], low, high)
+    return between(c[0], low, high)
 
 
 def divide(a: Tensor, b: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def gelu(c: Call) -> Tensor:
 
 
 def hard_sigmoid(c: Call) -> Tensor:
-    return torch.clamp(c.attr("alpha", 0.2) * c[0] + c.attr("beta", 0.5), 0, 1)
+    return between(c.attr("alpha", 0.2) * c[0] + c.attr("beta", 0.5), 0.0, 1.0)
 
 
 def shrink(c: Call) -> Tensor:

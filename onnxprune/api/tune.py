@@ -1,0 +1,124 @@
+"""`prune --tune`: what is cut and repaired learns from the original, before it is quantized, measured and written.
+
+    ready(settings)                                       # PyTorch is there, and nothing speaks against it
+    model, places, told = tuned_by(given, settings, …)    # the same graph with other numbers, and where they are
+
+The training is that of `finetune`: without labels, with the original as teacher, on the inputs that the repair was fitted to; those that
+it held out judge here, too, whole sources. Beside the outputs, ends of residual blocks are compared (of a chain: layers).
+Every constant that changed is listed by node and input, as the repair's are, so that `verify` still proves the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeAlias
+
+import onnx
+
+from onnxprune import runtime
+from onnxprune.calibrate.calibration import Calibration
+from onnxprune.choose.finetune_options import FinetuneOptions, finetune_options_of
+from onnxprune.choose.layers import Choice
+from onnxprune.choose.options import Options
+from onnxprune.clock import Clock, prefixed
+from onnxprune.cut.plan import MOST_INPUTS, Pair, plan_groups
+from onnxprune.errors import BadInputError
+from onnxprune.model.loaded import LoadedModel
+from onnxprune.model.patch import constants_at, inputs_at, with_constants
+from onnxprune.ops import is_quantized
+from onnxprune.report.values import Tuned
+
+FEATURES = 16  # tensors inside that are compared, at most
+
+
+Places: TypeAlias = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Untuned:
+    """What training starts from. original: the teacher. choice: what left it.
+
+    bare: the cut model, nothing else changed; start: the same with other constants at `places` (node key, input).
+    calibration: inputs, and which of them are held out.
+    """
+
+    original: LoadedModel
+    choice: Choice
+    bare: onnx.ModelProto
+    start: onnx.ModelProto
+    places: Places
+    calibration: Calibration
+
+
+def ready(settings: Options, loaded: LoadedModel | None = None) -> None:
+    """Raise `BadInputError` where `--tune` cannot be done, before anything takes long. loaded: the original, once it is known."""
+    if not settings.tunes:
+        return
+    flag = "--tune" if settings.tune is not None else "--tune-steps"
+    if settings.data is None:
+        raise BadInputError(
+            f"{flag} learns what the original says of inputs of yours, and of made-up ones that is worth nothing: give --data."
+        )
+    if settings.free:
+        raise BadInputError(
+            f"{flag} compares the result with the original on the same inputs, so none may shrink: leave out --free."
+        )
+    if loaded is not None and is_quantized(loaded.proto.graph):
+        raise BadInputError(f"{flag} trains floats, and this model is quantized; prune and tune the float model.")
+    import onnxprune.training  # noqa: F401  names the extra where PyTorch is missing
+
+
+def tuned_by(
+    given: Untuned, settings: Options, finish: Callable[[onnx.ModelProto], onnx.ModelProto], clock: Clock
+) -> tuple[onnx.ModelProto, Places, Tuned]:
+    """The trained model, not finished yet; where its constants are others than those of the cut one; and for the report.
+
+    finish: what is done to a model last.
+    """
+    from onnxprune.api import finetuning
+    from onnxprune.training.program import uses
+    from onnxprune.training.samples import calibrated
+
+    original, samples, subject = given.original, given.calibration.samples, given.choice.subject
+    cut = finetuning.Cut(
+        removed=finetuning.removed_by(plan_groups(subject.bare, given.choice.removed)),
+        mixed=frozenset(subject.mixed),
+        at_ends=True,
+        judge=settings.judge,
+    )
+    with finetuning.threads(None):
+        run = finetuning.Tuning(
+            replace(original, proto=given.start),
+            original,
+            partial(calibrated, samples, runtime.graph_inputs(original.proto)),
+            cut=cut,
+            settings=_how(settings),
+            progress=lambda text: clock.progress(prefixed("tune: ", text)),
+        )
+        readers = uses(run.network.program)
+        run.network.leave([k for k in run.network.weights if any(i >= MOST_INPUTS for _, i in readers[k])])
+        result = run.result()
+    new = run.network.changed() if result.trained.best_step else {}
+    live = inputs_at(finish(given.bare), dict.fromkeys((*given.places, *new)))  # what nodes read that stay
+    values = constants_at(original.beside(given.start), given.places) | new
+    values = {place: values[place] for place in live if place in values}
+    trained = result.trained
+    summary = Tuned(
+        minutes=round(trained.seconds / 60, 3),
+        steps=trained.steps,
+        best_step=trained.best_step,
+        stopped=trained.stopped,
+        loss=Pair(trained.before, trained.after),
+        samples=sum(samples.sizes[k] for k in samples.own if not samples.held[k]),
+        held_out=sum(samples.sizes[k] for k in samples.own if samples.held[k]),
+        features=result.features,
+        constants=len(set(inputs_at(given.start, [p for p in new if p in live]).values())),
+    )
+    return with_constants(given.bare, values), tuple(values), summary
+
+
+def _how(settings: Options) -> FinetuneOptions:
+    own = {"minutes": settings.tune, "features": FEATURES, "seed": settings.seed, "custom_ops": settings.custom_ops}
+    return finetune_options_of(own if settings.tune_steps is None else own | {"steps": settings.tune_steps})
