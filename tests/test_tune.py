@@ -221,8 +221,8 @@ def test_features_are_ends_of_blocks_where_there_are_any() -> None:
     network = Network(model)
     keys = candidates(network, model.proto)
     teacher = Session(model.beside(showing(model.proto, keys)))
-    assert [f.key for f in features(network, teacher, feeds, {}, 9, at_ends=True)] == ["block"]
-    everywhere = {f.key for f in features(network, teacher, feeds, {}, 9)}
+    assert [f.key for f in features(network, teacher, feeds, feeds, {}, 9, at_ends=True)] == ["block"]
+    everywhere = {f.key for f in features(network, teacher, feeds, feeds, {}, 9)}
     assert {"biased", "masked", "block"} <= everywhere
     chain = load(
         net(
@@ -231,7 +231,7 @@ def test_features_are_ends_of_blocks_where_there_are_any() -> None:
     )
     network, feeds = Network(chain), {"x": feeds["x"]}
     teacher = Session(chain.beside(showing(chain.proto, candidates(network, chain.proto))))
-    assert [f.key for f in features(network, teacher, feeds, {}, 9, at_ends=True)] == ["a", "r"]
+    assert [f.key for f in features(network, teacher, feeds, feeds, {}, 9, at_ends=True)] == ["a", "r"]
 
 
 def test_rows_that_an_input_picks_are_compared_and_rows_that_weights_pick_are_not() -> None:
@@ -242,7 +242,7 @@ def test_rows_that_an_input_picks_are_compared_and_rows_that_weights_pick_are_no
     network = Network(model)
     teacher = Session(model.beside(showing(model.proto, candidates(network, model.proto))))
     feeds = {"x": np.random.default_rng(0).integers(0, 9, (4, 3))}
-    assert [f.key for f in features(network, teacher, feeds, {}, 9)] == ["a", "m", "block"]
+    assert [f.key for f in features(network, teacher, feeds, feeds, {}, 9)] == ["a", "m", "block"]
 
 
 def test_the_audit_and_the_quantizer_get_what_was_tuned(always_better: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,7 @@ def calibrate(
         tapped, shown = _tapped(led, [*tensors, *names], mine)
         what = "the model with its layers' inputs as outputs"
         session = Routed(model.beside(tapped), routing, what, optimized=True, shapes_first=True)
+        del tapped
         for number, feeds in enumerate(samples.feeds):
             given = judged.fed(feeds)
             values = session.run(number, given, [*names, *wanted, *shown])

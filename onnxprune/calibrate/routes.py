@@ -55,7 +55,8 @@ class Routed:
         optimized: bool = False,
         shapes_first: bool = False,
     ) -> None:
-        self.model, self.routing = model, routing
+        self.routing = routing
+        self._model: Model | None = model
         self._open = partial(Session, optimized=optimized, shapes_first=shapes_first, what=what)
         self._sessions: dict[tuple[tuple[str, bool], ...], Session] = {}
 
@@ -64,7 +65,10 @@ class Routed:
         route: Route = self.routing.routes[sample] if self.routing.guards else {}
         mark = tuple(sorted(route.items()))
         if mark not in self._sessions:
-            along = self.model.beside(self.routing.along(self.model.proto, route))
+            assert self._model is not None
+            along = self._model.beside(self.routing.along(self._model.proto, route))
+            if not self.routing.guards:
+                self._model = None  # there is one session, and this takes as much as the file
             self._sessions[mark] = self._open(along)
         session = self._sessions[mark]
         there = [n for n in outputs if n in session.output_types]

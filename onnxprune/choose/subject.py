@@ -105,6 +105,7 @@ def _exact(analysis: Analysis, calibration: Calibration, found: Sequence[Basis])
     feeds = [*analysis.feeds, *calibration.samples.feeds[:COMPARED]]
     original = runtime.Session(analysis.model)
     wanted = [original.run(f) for f in feeds]
+    del original  # as large as the file, or twice that
     allowed = min(tolerance_of(proto, 0.0), HALF)
 
     def is_exact(some: Sequence[Basis]) -> bool:
