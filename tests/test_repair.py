@@ -940,6 +940,7 @@ def test_the_report_says_what_was_fitted_and_on_what(pruned: tuple[onnxprune.Pru
         "made_up": False,
         "mixed_blocks": 0,
         "judged_by": ["logits"],
+        "covered": [{"tensor": "logits", "kind": "answers", "seen": 10, "known": 10}],
     }
     repair = data["repair"]
     layers = [n for n in onnx.load(DIGITS).graph.node if n.op_type in ("Conv", "Gemm")]

@@ -262,7 +262,7 @@ def test_the_audit_and_the_quantizer_get_what_was_tuned(always_better: None, mon
 
     def auditing(analysis: Any, calibration: Any, model: ModelProto, *arguments: Any) -> Any:
         seen["audited"] = model
-        assert calibration.samples.unseen.count + calibration.samples.count == 60
+        assert calibration.samples.unseen.count + calibration.samples.count == 128
         return audited(analysis, calibration, model, *arguments)
 
     for name, function in (("tuned_by", tuning), ("quantize", quantizing), ("audited", auditing)):
@@ -278,7 +278,29 @@ def test_the_audit_and_the_quantizer_get_what_was_tuned(always_better: None, mon
     )
     assert seen["tuned"] == seen["quantized"] and seen["written"] == seen["audited"] == result.model
     assert result.report.drop is not None and result.report.tuning is not None
-    assert result.report.tuning.samples + result.report.tuning.held_out < 60  # those set aside are not trained on
+    assert result.report.tuning.samples + result.report.tuning.held_out == 60  # those set aside are not trained on
+
+
+STRIDED = """
+import torch
+from onnx import parser
+from onnxprune.model.load import load
+from onnxprune.training.network import Network
+
+model = parser.parse_model('''<ir_version: 8, opset_import: ["" : 17]>
+g (float[N, 5, 8, 8] x, float[11, 5, 1, 1] w, float[11] b) => (float[N, 11, 4, 4] y) {
+    y = Conv<kernel_shape = [1, 1], strides = [2, 2]>(x, w, b)
+}''')
+network = Network(load(model))
+given = {"x": torch.randn(5, 5, 8, 8), "w": torch.randn(11, 5, 1, 1, requires_grad=True), "b": torch.randn(11)}
+for _ in range(200):
+    network(given)["y"].square().mean().backward()
+"""
+
+
+def test_a_strided_convolution_of_single_entries_has_a_gradient_that_stays_within_its_memory() -> None:
+    """In a process of its own, as it ends a process where it does not."""
+    assert subprocess.run([sys.executable, "-c", STRIDED], cwd=ROOT).returncode == 0
 
 
 # ---------------------------------------------------------------- refusals
