@@ -68,7 +68,7 @@ class Network:
         wanted = {*self.program.body.outputs, *also}
         steps, last = self._short if self._made.issuperset(wanted) else self._whole
         for step, gone in zip(steps, last, strict=True):
-            if not given.keys() >= set(step.outputs):
+            if not all(key in given for key in step.outputs):
                 self._run(step, values)
                 values |= {key: given[key] for key in step.outputs if key in given}
             for key in gone:

@@ -130,7 +130,7 @@ def features(
     steps = Stepwise(network.program.model, [])
     picked, moved = pickers(steps.nodes, steps.is_constant), _moved(network)
     keys = [k for k in keys if moved.isdisjoint(picked.get(k, ()))]  # in the other model these rows may be others
-    keys = (at_ends and _ends(network, feeds, keys)) or keys
+    keys = (at_ends and _ends(network, given, keys)) or keys
     if not keys or most < 1:
         return ()
     with torch.no_grad():
@@ -156,7 +156,7 @@ def _moved(network: Network) -> set[str]:
     return found
 
 
-def _ends(network: Network, feeds: Feeds, keys: Sequence[str]) -> list[str]:
+def _ends(network: Network, given: Feeds, keys: Sequence[str]) -> list[str]:
     """Those that join two branches: sums of two computed tensors of one shape (a mask or a bias that is added is of another one)."""
     sums = {
         s.outputs[0]: s.inputs
@@ -164,7 +164,7 @@ def _ends(network: Network, feeds: Feeds, keys: Sequence[str]) -> list[str]:
         if s.op == "Add" and s.outputs[0] in keys and not any(k in network.constants for k in s.inputs)
     }
     with torch.no_grad():
-        found = network(feeds, {k for inputs in sums.values() for k in inputs})
+        found = network(given, {k for inputs in sums.values() for k in inputs})
     return [k for k, inputs in sums.items() if len({tuple(found[x].shape) for x in inputs}) == 1]
 
 
