@@ -21,7 +21,7 @@ from onnx import GraphProto, ModelProto, helper
 
 from onnxprune.errors import BadInputError, quoted
 from onnxprune.groups.analysis import Analysis
-from onnxprune.model.branches import SEPARATOR, captured, subgraphs
+from onnxprune.model.branches import SEPARATOR, leading_to, subgraphs
 from onnxprune.model.element_types import kinds
 from onnxprune.model.graph import Graph, Node, name_of
 
@@ -81,13 +81,10 @@ def sweep(graph: GraphProto) -> None:
     """Drop, in place, the nodes that no output of the graph needs, constants that nobody reads, and what was said of them."""
     needed = {o.name for o in graph.output}
     alive = []
-    for node in reversed(graph.node):
-        if not node.output or needed & set(node.output):
-            for _, sub in subgraphs(node):
-                sweep(sub)
-                needed |= captured(sub)
-            needed.update(node.input)
-            alive.append(node)
+    for node in leading_to(needed, graph):
+        for _, sub in subgraphs(node):
+            sweep(sub)
+        alive.append(node)
     if len(alive) < len(graph.node):
         kept = [type(n)() for n in alive]
         for new, node in zip(kept, reversed(alive), strict=True):

@@ -54,16 +54,23 @@ def showing(proto: ModelProto, names: Iterable[str]) -> ModelProto:
     return copy
 
 
-def making(proto: ModelProto, names: Iterable[str]) -> ModelProto:
-    """The part of the model that these tensors follow from, with them as its only outputs."""
-    wanted = list(dict.fromkeys(names))
-    needed, nodes = set(wanted), []
-    for node in reversed(proto.graph.node):
-        if needed.intersection(node.output):
-            nodes.append(node)
+def leading_to(needed: set[str], graph: GraphProto) -> Iterator[NodeProto]:
+    """Nodes that the tensors `needed` follow from, last one first, and those without outputs. What a node reads, captures of its subgraphs
+    included, joins `needed` when the next node is asked for.
+    """
+    for node in reversed(graph.node):
+        if not node.output or needed.intersection(node.output):
+            yield node
             needed.update(node.input)
             for _, sub in subgraphs(node):
                 needed |= captured(sub)
+
+
+def making(proto: ModelProto, names: Iterable[str]) -> ModelProto:
+    """The part of the model that these tensors follow from, with them as its only outputs."""
+    wanted = list(dict.fromkeys(names))
+    needed = set(wanted)
+    nodes = list(leading_to(needed, proto.graph))
     part = shell(proto)
     part.graph.name = proto.graph.name
     part.graph.node.extend(reversed(nodes))
