@@ -19,6 +19,7 @@ from onnxprune.groups.analysis import Analysis, Shapes, compress, kept_mask, set
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.maps import Maps, Shape, clusters
 from onnxprune.groups.observation import Array
+from onnxprune.model.draws import WHOLE
 from onnxprune.model.graph import Node, View, name_of, view
 from onnxprune.model.importer import export_model, import_graph
 from onnxprune.model.interface import Interface, marked
@@ -409,6 +410,19 @@ class NodeEdit(Edit):
         out = self.node.gs_node.outputs[0]
         positions = self._constant(f"{out.name}_positions", index)
         self._after("Gather", out.dtype, positions, axis=axis)
+
+    def draw_whole(self, axis: int) -> None:
+        """Its input gets the old size again: what stays lies where it was, and anything in between."""
+        node, kept = self.node.gs_node, self.kept(0, axis)
+        tensor, out = node.inputs[0], node.outputs[0]
+        places = self._constant(f"{out.name}_places", np.where(kept, np.cumsum(kept) - 1, 0))
+        wide = gs.Variable(self.surgery.fresh_name(f"{out.name}_like"), dtype=tensor.dtype)
+        self.surgery.before[id(node)].append(
+            gs.Node("Gather", wide.name, attrs={"axis": axis}, inputs=[tensor, places], outputs=[wide])
+        )
+        node.inputs[0] = wide
+        self.gather_output(axis, np.flatnonzero(kept))
+        node.outputs[0].name = self.surgery.fresh_name(f"{out.name}{WHOLE}")
 
     def scale_constant(self, i: int, factor: float) -> bool:
         if self._key(i) not in self.surgery.view.constants:
