@@ -43,7 +43,9 @@ def seeded(proto: ModelProto) -> ModelProto:
     for node, kind in _drawing(copy):
         if not any(a.name == "seed" for a in node.attribute):
             name = next((o for o in node.output if o), "")
-            own = name.rpartition(SEPARATOR)[2].partition(WHOLE)[0]  # the same in a branch that was put in place of its If
+            own = name.rpartition(SEPARATOR)[2].partition(WHOLE)[
+                0
+            ]  # the same in a branch that was put in place of its If
             seed = zlib.crc32(own.encode()) % SEEDS
             node.attribute.append(helper.make_attribute("seed", float(seed) if kind == AttributeProto.FLOAT else seed))
     return copy
