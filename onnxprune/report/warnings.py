@@ -16,6 +16,7 @@ from onnxprune.calibrate.calibration import Calibration
 from onnxprune.choose.budget import FLOOR
 from onnxprune.groups.analysis import Analysis
 from onnxprune.model.bodies import OPSETS, body_of, can_watch
+from onnxprune.model.branches import subgraphs
 from onnxprune.model.graph import name_of
 from onnxprune.model.routing import key_of
 from onnxprune.model.save import stored_bytes, tensors
@@ -127,10 +128,10 @@ def _of_branches(analysis: Analysis, calibration: Calibration) -> Iterator[str]:
 
 
 def _of_loops(analysis: Analysis, calibration: Calibration) -> Iterator[str]:
-    """Bodies with layers that were not calibrated."""
+    """Bodies of loops, and of what runs a decoder by itself, with layers that were not calibrated."""
     known = {x.key for x in calibration.layers}
     flat = calibration.flat
-    loops = {key_of(n): n for n in flat.graph.node if body_of(n) is not None}
+    loops = {key_of(n): n for n in flat.graph.node if n.op_type != "If" and any(True for _ in subgraphs(n))}
     for node in analysis.view.graph.walk():
         if node.key not in loops:
             continue
@@ -143,12 +144,15 @@ def _of_loops(analysis: Analysis, calibration: Calibration) -> Iterator[str]:
             and analysis.view.constants.keys() & set(n.inputs)
         ]
         if inside:
-            why = f"ONNX Runtime shows the steps of a {node.op} from opset {OPSETS[node.op]} on"
             if can_watch(flat, loops[node.key]):
                 why = "they lie in another loop or branch there, or their weights are computed"
+            elif body_of(loops[node.key]) is not None:
+                why = f"ONNX Runtime shows the steps of a {node.op} from opset {OPSETS[node.op]} on"
+            else:
+                why = "nothing shows what it feeds them"
             names = ", ".join(f"'{name_of(n.key)}'" for n in inside[:3])
             yield (
-                f"{len(inside)} layers in the body of {node} were not calibrated ({names}), as {why}; they are cut but not repaired"
+                f"{len(inside)} layers inside {node} were not calibrated ({names}), as {why}; they are cut but not repaired"
             )
 
 

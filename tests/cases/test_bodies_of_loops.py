@@ -176,5 +176,5 @@ def test_what_cannot_be_watched_is_named(why: str, data: str) -> None:
             {{ c2 = Identity(c) {inner} {{ o2 = Identity(o) {INNER} }}> }}>"""
     made = pruned(model(body, opset=12 if why == "old" else 17), data)
     said = [w for w in made.report.warnings if "loop" in w.lower()]
-    assert len(said) == 1 and "2 layers in the body of Loop 'y0' were not calibrated ('h', 'd')" in said[0]
+    assert len(said) == 1 and "2 layers inside Loop 'y0' were not calibrated ('h', 'd')" in said[0]
     assert ("another" in said[0]) if why == "nested" else ("opset 13" in said[0])
