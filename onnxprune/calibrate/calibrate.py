@@ -62,7 +62,8 @@ def calibrate(
         return shapes.get(key)
 
     layers = [x for x in find_layers(flat, shape, steps.is_plain, steps.constant) if not steps.is_constant(x.x)]
-    layers = _seen(layers, model.beside(judged.led(flat)), routing, judged.fed(samples.feeds[0]), steps.constant)
+    fed = [judged.fed(feeds) for feeds in samples.feeds]
+    layers = _seen(layers, model.beside(judged.led(flat)), routing, fed, steps.constant)
     weights = Matrices(layers, steps.constant)
     inputs = {x.reads: x.x for x in layers}
     names = judged.names
@@ -73,13 +74,12 @@ def calibrate(
     for part, tensors in enumerate(parts):
         mine = [x for x in layers if x.reads in tensors]
         watches = bodies.inputs(mine, steps.constant) + bodies.outputs(mine, steps.constant, are_shapes=True)
-        wanted = [n for n in tensors if n not in judged.fed(samples.feeds[0])]
+        wanted = [n for n in tensors if n not in fed[0]]
         tapped, shown = _tapped(watching(led, watches), [*tensors, *names], mine)
         what = "the model with its layers' inputs as outputs"
         session = Routed(model.beside(tapped), guarded(routing, watches), what, optimized=True, shapes_first=True)
         del tapped
-        for number, feeds in enumerate(samples.feeds):
-            given = judged.fed(feeds)
+        for number, given in enumerate(fed):
             values = session.run(number, given, [*names, *wanted, *shown])
             if not part:  # a copy, as what a session returns keeps its memory, all of it
                 outputs.append(deepcopy(judged.read(values[: len(names)])))
@@ -96,25 +96,26 @@ def calibrate(
             for layer in unit[1:]:
                 moments.share(layer.key, unit[0].key)
     passes = len(parts) + any(routing.routes)  # one to see the conditions
-    taps = tuple(n for n in inputs if n not in judged.fed(samples.feeds[0]))
+    taps = tuple(n for n in inputs if n not in fed[0])
     return Calibration(
         flat, routing, samples, layers, moments, weights, outputs, passes, taps, made_up, steps.constant, judged
     )
 
 
 def _seen(
-    layers: list[LinearLayer], flat: Model, routing: Routing, first: Feeds, constant: Callable[[str], Array]
+    layers: list[LinearLayer], flat: Model, routing: Routing, samples: Sequence[Feeds], constant: Callable[[str], Array]
 ) -> list[LinearLayer]:
-    """Without those in bodies of loops whose steps ONNX Runtime does not show, as one sample tells."""
+    """Without those in bodies of loops whose steps ONNX Runtime does not show, as one sample of each route tells."""
     watches = bodies.inputs(layers, constant) + bodies.outputs(layers, constant)
     if not watches:
         return layers
     names = [w.output for w in watches]
     proto, _ = _tapped(watching(flat.proto, watches), names, [])
+    session = Routed(flat.beside(proto), guarded(routing, watches), "the model with its loops' steps as outputs")
+    routes = [tuple(sorted(route.items())) for route in routing.routes]
     try:
-        Routed(flat.beside(proto), guarded(routing, watches), "the model with its loops' steps as outputs").run(
-            0, first, names
-        )
+        for number in {route: k for k, route in enumerate(routes)}.values():
+            session.run(number, samples[number], names)
     except BadInputError:
         return [x for x in layers if not x.loop]
     return layers
