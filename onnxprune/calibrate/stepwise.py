@@ -26,11 +26,12 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds
+from onnxprune.model.bodies import body_of, path_of
 from onnxprune.model.branches import captured, shell, subgraphs
 from onnxprune.model.constants import tensor_in
 from onnxprune.model.interface import cut_feeds, interface_of
 from onnxprune.model.loaded import Model
-from onnxprune.model.routing import STRAIGHT, Route, Routing
+from onnxprune.model.routing import STRAIGHT, Route, Routing, key_of
 from onnxprune.model.tensors import StoredSparseValues
 from onnxprune.ops import failures, rule_for
 from onnxprune.ops.base import Rule
@@ -375,22 +376,36 @@ class Stepwise:
 
     # -- changes
 
-    def replace(self, node: int, values: dict[int, Array]) -> None:
-        """Give a node that has not run other constants at some of its inputs."""
+    def replace(self, node: int, values: dict[int, Array], within: str = "") -> None:
+        """Give a node that has not run other constants at some of its inputs.
+
+        within: key of a node in the body of this one, which gets them instead, there and in copies that watch it and have not run.
+        """
         if self._done[node]:
             raise BadInputError(
                 f"{self.nodes[node].op_type} '{self.nodes[node].name}' ran already; please report this model."
             )
+        places = {node: self.nodes[node]} if not within else dict(self._copies(node, within))
         for i, value in values.items():
-            name = f"{self.nodes[node].output[0]}__refit{i}"
-            while len(self.nodes[node].input) <= i:
-                self.nodes[node].input.append("")
+            name = f"{within or self.nodes[node].output[0]}__refit{i}"
             self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
             self._fixed.add(name)
             self._constants.pop(name, None)
-            self.nodes[node].input[i] = name
+            for place in places.values():
+                while len(place.input) <= i:
+                    place.input.append("")
+                place.input[i] = name
         self._constants = {n: v for n, v in self._constants.items() if n in self.initializers}
-        self.reads[node] = read_by(self.nodes[node])
+        for k in places:
+            self.reads[k] = read_by(self.nodes[k])
+
+    def _copies(self, loop: int, within: str) -> Iterator[tuple[int, NodeProto]]:
+        """The node of that key in the body of a loop, and in those of copies that have not run; with the positions of the loops."""
+        path = path_of(key_of(self.nodes[loop]))
+        for k, node in enumerate(self.nodes):
+            if not self._done[k] and (k == loop or any(o.startswith(path) for o in node.output)):
+                body = body_of(node)
+                yield from ((k, n) for n in (body.node if body else ()) if path + key_of(n) == within)
 
 
 def declared(name: str, value: Array | list[Array], with_last: bool = False) -> onnx.ValueInfoProto:

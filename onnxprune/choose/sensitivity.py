@@ -221,8 +221,7 @@ def _write(
     bias = calibration.constants(layer.b) if layer.b else None
     if layer.adder is not None:
         assert bias is not None
-        node, i = layer.adder
-        key = next(o for o in calibration.flat.graph.node[node].output if o)
+        key, i = layer.adder
         value = bias + shift.reshape(-1).astype(bias.dtype)
     elif linear.b is not None:
         key, i = layer.key, linear.b

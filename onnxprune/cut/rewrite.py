@@ -360,6 +360,33 @@ class NodeEdit(Edit):
         self.surgery.before[id(node)] += self._choice(tensor, changed, value.astype(dtype), out, tensor.name)
         node.inputs[i] = out
 
+    def patch_sizes(self, i: int, changed: Array, before: Array, after: Array) -> None:
+        entries = self.surgery.analysis.observation.entries(self.node.inputs[i]) if self.value(i) is None else []
+        follows = changed & np.array([e is None for e in entries] or False)
+        if (changed & ~follows).any():
+            self.patch_input(i, changed & ~follows, after)
+        if not follows.any():
+            return
+        node, tensor = self.node.gs_node, self.node.gs_node.inputs[i]
+        out = gs.Variable(self.surgery.fresh_name(tensor.name), dtype=np.int64)
+        self.surgery.before[id(node)] += self._scaled(
+            tensor, np.where(follows, before, 1), np.where(follows, after, 1), out
+        )
+        node.inputs[i] = out
+
+    def _scaled(self, tensor: gs.Tensor, before: Array, after: Array, out: gs.Tensor) -> list[gs.Node]:
+        """Nodes that make `out`: whole numbers times `after` / `before`, by their ratio in lowest terms, as what was observed may be a
+        multiple of it, once per sample.
+        """
+        common = np.gcd(before, after)
+        parts = self._constant(f"{out.name}_parts", (before // common).astype(np.int64))
+        whole = self._constant(f"{out.name}_times", (after // common).astype(np.int64))
+        each = gs.Variable(self.surgery.fresh_name(f"{out.name}_each"), dtype=np.int64)
+        return [
+            gs.Node("Div", each.name, inputs=[tensor, parts], outputs=[each]),
+            gs.Node("Mul", whole.name, inputs=[each, whole], outputs=[out]),
+        ]
+
     def _choice(self, tensor: gs.Tensor, changed: Array, value: Array, out: gs.Tensor, hint: str) -> list[gs.Node]:
         """Nodes that make `out`: `value` where `changed`, else `tensor`. Other entries of `value` were observed: not for the file."""
         size = self._constant(f"{hint}_size", np.where(changed, value, np.zeros_like(value)))
@@ -388,16 +415,8 @@ class NodeEdit(Edit):
         )
 
     def restore_counts(self, before: Array, after: Array) -> None:
-        """By their ratio in lowest terms: what was observed may be a multiple of it, once per sample."""
-        common = np.gcd(before, after)
         raw, out = self._moved(np.int64)
-        parts = self._constant(f"{out.name}_kept", (after // common).astype(np.int64))
-        whole = self._constant(f"{out.name}_size", (before // common).astype(np.int64))
-        each = gs.Variable(self.surgery.fresh_name(f"{out.name}_each"), dtype=np.int64)
-        self.surgery.after[id(self.node.gs_node)] += [
-            gs.Node("Div", each.name, inputs=[raw, parts], outputs=[each]),
-            gs.Node("Mul", whole.name, inputs=[each, whole], outputs=[out]),
-        ]
+        self.surgery.after[id(self.node.gs_node)] += self._scaled(raw, after, before, out)
 
     def scale_output(self, factor: float) -> None:
         found = str(self.surgery.analysis.observation.dtypes.get(self.node.outputs[0]))
