@@ -18,7 +18,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune.analyse.samples import Samples
+from onnxprune.analyse.runs import growth
+from onnxprune.analyse.samples import Place, Samples
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.judging import Judged
 from onnxprune.calibrate.moments import Kept, Moments, Waiting
@@ -61,8 +62,8 @@ def calibrate(
     inputs = list(dict.fromkeys(x.x for x in layers))
     names = judged.names
     outputs: list[list[Array]] = []
-    gathered = _Gathered(weights, len(samples.feeds), seed)
-    parts = _parts(inputs, gathered.room(layers), analysis, samples) or [[]]
+    gathered = _Gathered(weights, len(samples.portions()), seed)
+    parts = in_parts(inputs, gathered.room(layers), analysis, samples) or [[]]
     led = judged.led(flat)
     for part, tensors in enumerate(parts):
         mine = [x for x in layers if x.x in tensors]
@@ -79,7 +80,9 @@ def calibrate(
             progress((part + (number + 1) / len(samples.feeds)) / len(parts))
             if not samples.held[number]:
                 known = {n: v for n, v in zip(wanted, values[len(names) :], strict=False) if v is not None}
-                gathered.add(number, mine, given | known, values[len(names) + len(wanted) :])
+                gathered.add(samples.place(number), mine, given | known, values[len(names) + len(wanted) :])
+                del known
+            del values  # before the next run, which takes as much again
         gathered.finish()
     moments = gathered.finished
     for unit in units_of(layers, steps) if routing.guards else ():
@@ -116,8 +119,8 @@ class Matrices(Mapping[str, Array]):
 class _Gathered:
     """Moments of layers' inputs; layers that read the same tensor the same way have theirs together."""
 
-    def __init__(self, weights: Mapping[str, Array], samples: int, seed: int) -> None:
-        self.samples, self.seed = samples, seed
+    def __init__(self, weights: Mapping[str, Array], portions: int, seed: int) -> None:
+        self.portions, self.seed = portions, seed
         self.sizes = {key: w.shape for key, w in weights.items()}
         self.moments: dict[tuple[object, ...], Moments] = {}
         self.owner: dict[str, tuple[object, ...]] = {}
@@ -133,9 +136,9 @@ class _Gathered:
         return room
 
     def add(
-        self, number: int, layers: Sequence[LinearLayer], known: Mapping[str, Array], sizes: Sequence[Array | None]
+        self, place: Place, layers: Sequence[LinearLayer], known: Mapping[str, Array], sizes: Sequence[Array | None]
     ) -> None:
-        """Add a sample. known: the layers' inputs; sizes: the shapes of their outputs, None in a branch that the sample does not take."""
+        """Add a run. known: the layers' inputs; sizes: the shapes of their outputs, None in a branch that the run does not take."""
         seen: set[tuple[object, ...]] = set()
         for layer, size in zip(layers, sizes, strict=True):
             linear, (groups, inputs, _) = layer.linear, self.sizes[layer.key]
@@ -147,8 +150,8 @@ class _Gathered:
             if mark in seen:
                 continue
             seen.add(mark)
-            count = allotted(inputs, groups, self.samples)
-            chosen = pick(linear.positions(y), count, (self.seed, number))
+            count = allotted(inputs, groups, self.portions)
+            chosen = pick(linear.positions(y), count, (self.seed, place.portion), place)
             into = self.moments.setdefault(mark[:2], Moments.empty(groups, inputs, 0))
             into.unfold(linear, known[layer.x], y, chosen, waiting=self.waiting)
 
@@ -164,17 +167,16 @@ class _Gathered:
                 owners[mark] = key
 
 
-def _parts(tensors: list[str], room_of: Mapping[str, int], analysis: Analysis, samples: Samples) -> list[list[str]]:
-    """Layers' inputs in parts of half of `BUDGET` each in one run, or of one tensor; sizes as in the largest of the samples.
+def in_parts(tensors: list[str], room_of: Mapping[str, int], analysis: Analysis, samples: Samples) -> list[list[str]]:
+    """Tensors that are read out, in parts of half of `BUDGET` each in one run, or of one tensor; sizes as in the largest of the runs.
 
     room_of: bytes of the moments of what reads a tensor.
     """
-    usual = sum(v.size for v in analysis.feeds[0].values())
-    most = max(sum(f[n].size for n in analysis.feeds[0]) for f in samples.feeds)
+    most = max(growth(analysis, f) for f in samples.feeds)
     parts: list[list[str]] = []
     room = 0.0
     for name in tensors:
-        size = 4 * prod(analysis.observation.shapes.get(name, ())) * most / max(usual, 1) + room_of.get(name, 0)
+        size = 4 * prod(analysis.observation.shapes.get(name, ())) * most + room_of.get(name, 0)
         if size > room or not parts:
             parts.append([])
             room = 0.5 * BUDGET

@@ -106,7 +106,7 @@ class _Repairs:
         shapes = Shapes(analysis, self.gone)
         judged = calibration.judged
         samples = [judged.fed(feeds) for feeds in calibration.samples.feeds]
-        self.held = calibration.samples.held
+        self.samples = calibration.samples
         flat, routing = flatten(pruned, calibration.routing.routes)
         self.flat = judged.led(flat)
         self.new = Stepwise(analysis.model.beside(self.flat), samples, routing)
@@ -215,7 +215,8 @@ class _Repairs:
         lacks = self._lacks(layer)
         missing = zip(*(self._missing(x) for x in lacks), strict=True) if lacks else repeat(())
         parts, waiting = [Moments.empty(*w.shape), Moments.empty(*w.shape)], Waiting()
-        count = allotted(w.shape[1], w.shape[0], self.new.reaching(layer.node))
+        portions = self.samples.portions(self.new.reaching(layer.node))
+        count = allotted(w.shape[1], w.shape[0], max(1, len(portions)))
         rows = self.pairing.rows(layer)
         samples = zip(self.new.values(layer.x), self.old.values(layer.y), missing, rows, strict=False)
         for k, (x, y, lack, same) in enumerate(samples):
@@ -225,8 +226,9 @@ class _Repairs:
             for part in lack:
                 y = y if part is None else y + part.astype(y.dtype)
             shape, mine, theirs = same.positions(layer, x, y)
-            chosen = pick(mine.size, count, (self.seed, layer.node, k))
-            parts[self.held[k]].unfold(linear, x, shape, mine[chosen], y, theirs[chosen], waiting=waiting)
+            place = self.samples.place(k)
+            chosen = pick(mine.size, count, (self.seed, layer.node, place.portion), place)
+            parts[self.samples.held[k]].unfold(linear, x, shape, mine[chosen], y, theirs[chosen], waiting=waiting)
         waiting.finish()
         self.new.release(layer.x)
         self.old.release(layer.y)
