@@ -68,8 +68,8 @@ def runs(feeds: Feeds, batch: Batch, taking: Taking | None = None) -> list[tuple
     count = batch.count(feeds)
     if taking is None or count < 2:
         return [(0, count)]
-    parts = min(count, max(1, -int(-taking(feeds) // ROOM)))
-    each = -(-count // parts)
+    most = max(1, int(count * ROOM / max(taking(feeds), 1.0)))
+    each = -(-count // -(-count // most))
     return [(k, min(k + each, count)) for k in range(0, count, each)]
 
 

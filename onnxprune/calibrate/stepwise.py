@@ -242,8 +242,8 @@ class Stepwise:
         fed = [n for n in inputs if n in self._kept]
         feeds = ({n: self._load(self._kept[n][i]) for n in fed} for i in range(self.count))
         for i, results in enumerate(self._run(set(ran), outputs, feeds)):
-            for name, value in zip(outputs, results, strict=True):
-                self._kept.setdefault(name, [None] * self.count)[i] = self._store(name, i, value)
+            for k, name in enumerate(outputs):
+                self._kept.setdefault(name, [None] * self.count)[i] = self._store(name, i, results[k])
         for name in inputs | set(outputs):
             self._drop(name)
 
