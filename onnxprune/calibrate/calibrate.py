@@ -18,7 +18,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune.analyse.samples import Samples
+from onnxprune.analyse.runs import growth
+from onnxprune.analyse.samples import Place, Samples
 from onnxprune.calibrate import bodies
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.judging import Judged
@@ -68,8 +69,8 @@ def calibrate(
     inputs = {x.reads: x.x for x in layers}
     names = judged.names
     outputs: list[list[Array]] = []
-    gathered = _Gathered(weights, len(samples.feeds), seed)
-    parts = _parts(inputs, gathered.room(layers), analysis, samples) or [[]]
+    gathered = _Gathered(weights, len(samples.portions()), seed)
+    parts = in_parts(inputs, gathered.room(layers), analysis, samples) or [[]]
     led = judged.led(flat)
     for part, tensors in enumerate(parts):
         mine = [x for x in layers if x.reads in tensors]
@@ -86,7 +87,9 @@ def calibrate(
             progress((part + (number + 1) / len(samples.feeds)) / len(parts))
             if not samples.held[number]:
                 known = {n: v for n, v in zip(wanted, values[len(names) :], strict=False) if v is not None}
-                gathered.add(number, mine, given | known, values[len(names) + len(wanted) :])
+                gathered.add(samples.place(number), mine, given | known, values[len(names) + len(wanted) :])
+                del known
+            del values  # before the next run, which takes as much again
         gathered.finish()
     moments = gathered.finished
     for unit in units_of(layers, steps) if routing.guards else ():
@@ -142,8 +145,8 @@ class Matrices(Mapping[str, Array]):
 class _Gathered:
     """Moments of layers' inputs; layers that read the same tensor the same way have theirs together."""
 
-    def __init__(self, weights: Mapping[str, Array], samples: int, seed: int) -> None:
-        self.samples, self.seed = samples, seed
+    def __init__(self, weights: Mapping[str, Array], portions: int, seed: int) -> None:
+        self.portions, self.seed = portions, seed
         self.sizes = {key: w.shape for key, w in weights.items()}
         self.moments: dict[tuple[object, ...], Moments] = {}
         self.owner: dict[str, tuple[object, ...]] = {}
@@ -159,9 +162,9 @@ class _Gathered:
         return room
 
     def add(
-        self, number: int, layers: Sequence[LinearLayer], known: Mapping[str, Array], sizes: Sequence[Array | None]
+        self, place: Place, layers: Sequence[LinearLayer], known: Mapping[str, Array], sizes: Sequence[Array | None]
     ) -> None:
-        """Add a sample. known: the layers' inputs; sizes: the shapes of their outputs, None in a branch that the sample does not take.
+        """Add a run. known: the layers' inputs; sizes: the shapes of their outputs, None in a branch that the run does not take.
 
         In the body of a loop, both have a value per step.
         """
@@ -175,13 +178,12 @@ class _Gathered:
             if mark in seen:
                 continue
             seen.add(mark)
-            count = -(-allotted(inputs, groups, self.samples) // bodies.steps_in(layer, size))
+            count = -(-allotted(inputs, groups, self.portions) // bodies.steps_in(layer, size))
             into = self.moments.setdefault(mark[:2], Moments.empty(groups, inputs, 0))
             for step, (x, shape) in enumerate(bodies.by_step(layer, known[layer.reads], size)):
                 y = tuple(int(n) for n in shape)
-                chosen = pick(
-                    linear.positions(y), count, (self.seed, number, step) if layer.loop else (self.seed, number)
-                )
+                key = (self.seed, place.portion, step) if layer.loop else (self.seed, place.portion)
+                chosen = pick(linear.positions(y), count, key, place)
                 into.unfold(linear, x, y, chosen, waiting=self.waiting)
 
     def finish(self) -> None:
@@ -196,19 +198,18 @@ class _Gathered:
                 owners[mark] = key
 
 
-def _parts(
+def in_parts(
     tensors: Mapping[str, str], room_of: Mapping[str, int], analysis: Analysis, samples: Samples
 ) -> list[list[str]]:
-    """Layers' inputs in parts of half of `BUDGET` each in one run, or of one tensor; sizes as in the largest of the samples.
+    """Tensors that are read out, in parts of half of `BUDGET` each in one run, or of one tensor; sizes as in the largest of the runs.
 
     tensors: keys by the names that a run gives them. room_of: bytes of the moments of what reads a tensor.
     """
-    usual = sum(v.size for v in analysis.feeds[0].values())
-    most = max(sum(f[n].size for n in analysis.feeds[0]) for f in samples.feeds)
+    most = max(growth(analysis, f) for f in samples.feeds)
     parts: list[list[str]] = []
     room = 0.0
     for name, key in tensors.items():
-        size = 4 * prod(analysis.observation.shapes.get(key, ())) * most / max(usual, 1) + room_of.get(name, 0)
+        size = 4 * prod(analysis.observation.shapes.get(key, ())) * most + room_of.get(name, 0)
         if size > room or not parts:
             parts.append([])
             room = 0.5 * BUDGET

@@ -58,6 +58,14 @@ class _Part:
     given: list[str]
     outputs: list[str]
 
+    def run(self, values: Mapping[str, Array | None], names: list[str]) -> list[Array | None]:
+        """What of `names` it makes; None for the others."""
+        if self.session is None:
+            return [None] * len(names)
+        given = {n: v for n in self.given if (v := values[n]) is not None}
+        found = dict(zip(self.outputs, self.session.run(given, self.outputs), strict=True))
+        return [found.get(n) for n in names]
+
 
 class Stepwise:
     """See the module. `model` must be flat where it matters (`calibrate/routes.py`); it is left alone."""
@@ -235,8 +243,8 @@ class Stepwise:
         fed = [n for n in inputs if n in self._kept]
         feeds = ({n: self._load(self._kept[n][i]) for n in fed} for i in range(self.count))
         for i, results in enumerate(self._run(set(ran), outputs, feeds)):
-            for name, value in zip(outputs, results, strict=True):
-                self._kept.setdefault(name, [None] * self.count)[i] = self._store(name, i, value)
+            for k, name in enumerate(outputs):
+                self._kept.setdefault(name, [None] * self.count)[i] = self._store(name, i, results[k])
         for name in inputs | set(outputs):
             self._drop(name)
 
@@ -248,11 +256,11 @@ class Stepwise:
                 found.setdefault(name, []).append(k)
         return found
 
-    def reaching(self, node: int) -> int:
-        """How many samples come by a node."""
+    def reaching(self, node: int) -> list[int]:
+        """Samples that come by a node."""
         if not self.routing.guards:
-            return self.count
-        return max(1, sum(self.routing.passes(self.nodes[node], route) for route in self.routing.routes))
+            return list(range(self.count))
+        return [k for k, route in enumerate(self.routing.routes) if self.routing.passes(self.nodes[node], route)]
 
     def keep(self, names: Iterable[str]) -> None:
         """Hold on to these tensors once they are there, until `release`, however far the model runs."""
@@ -313,9 +321,12 @@ class Stepwise:
         return found
 
     def _run(
-        self, which: set[int], outputs: list[str], feeds: Iterable[Mapping[str, Array | None]]
+        self, which: set[int], outputs: list[str], feeds: Iterable[dict[str, Array | None]]
     ) -> Iterator[list[Array | None]]:
-        """The outputs of some nodes, sample by sample; without samples (`feeds` is [{}]), those of all nodes alike."""
+        """The outputs of some nodes, sample by sample; without samples (`feeds` is [{}]), those of all nodes alike.
+
+        What is fed and what is given are emptied before the next sample, which takes as much again: loops hold on to their last values.
+        """
         if not outputs:
             return
         more = set(which)  # makers of constants that these nodes read run again
@@ -327,17 +338,17 @@ class Stepwise:
             route = self.routing.routes[i] if self.routing.guards and values else None
             mark = () if route is None else tuple(sorted(route.items()))
             if mark not in parts:
-                there = {n: v for n, v in values.items() if v is not None}
-                parts[mark] = self._part(sorted(more), route, outputs, there)
-            part = parts[mark]
-            found: dict[str, Array] = {}
-            if part.session is not None:
-                given = {n: v for n in part.given if (v := values[n]) is not None}
-                found = dict(zip(part.outputs, part.session.run(given, part.outputs), strict=True))
-            yield [found.get(n) for n in outputs]
+                parts[mark] = self._part(sorted(more), route, outputs, values)
+            results = parts[mark].run(values, outputs)
+            values.clear()
+            yield results
+            results.clear()
 
-    def _part(self, order: list[int], route: Route | None, outputs: list[str], first: Feeds) -> _Part:
-        """Some nodes as a model of their own, for samples of one route. first: what one of them feeds it."""
+    def _part(
+        self, order: list[int], route: Route | None, outputs: list[str], fed: Mapping[str, Array | None]
+    ) -> _Part:
+        """Some nodes as a model of their own, for samples of one route. fed: what one of them feeds it."""
+        first = {n: v for n, v in fed.items() if v is not None}
         proto = ModelProto()
         proto.CopyFrom(self._shell)
         graph = proto.graph

@@ -110,7 +110,7 @@ class _Repairs:
         shapes = Shapes(analysis, self.gone)
         judged = calibration.judged
         samples = [judged.fed(feeds) for feeds in calibration.samples.feeds]
-        self.held = calibration.samples.held
+        self.samples = calibration.samples
         flat, routing = flatten(pruned, calibration.routing.routes)
         self.flat = judged.led(open_bodies(flat))
         self.uses = Counter(name for graph in every_graph(self.flat.graph) for n in graph.node for name in n.input)
@@ -227,22 +227,23 @@ class _Repairs:
         lacks = self._lacks(layer)
         missing = zip(*(self._missing(x) for x in lacks), strict=True) if lacks else repeat(())
         parts, waiting = [Moments.empty(*w.shape), Moments.empty(*w.shape)], Waiting()
-        count = allotted(w.shape[1], w.shape[0], self.new.reaching(layer.node))
+        portions = self.samples.portions(self.new.reaching(layer.node))
+        count = allotted(w.shape[1], w.shape[0], max(1, len(portions)))
         rows = self.pairing.rows(layer)
         samples = zip(self.new.values(layer.reads), self.old.values(layer.gives), missing, rows, strict=False)
         for k, (x, y, lack, same) in enumerate(samples):
             if x is None or y is None:
                 continue
-            most = -(-count // bodies.steps_in(layer, x))
+            most, place = -(-count // bodies.steps_in(layer, x)), self.samples.place(k)
             for step, (read, full) in enumerate(bodies.by_step(layer, x, y)):
                 y = compress(full, self.analysis.maps_at(layer.y, full.shape), self.gone)
                 for part in lack:
                     y = y if part is None else y + part.astype(y.dtype)
                 shape, mine, theirs = same.positions(layer, read, y)
-                chosen = pick(
-                    mine.size, most, (self.seed, layer.node, k, step) if layer.loop else (self.seed, layer.node, k)
-                )
-                parts[self.held[k]].unfold(linear, read, shape, mine[chosen], y, theirs[chosen], waiting=waiting)
+                key = (self.seed, layer.node, place.portion, *((step,) if layer.loop else ()))
+                chosen = pick(mine.size, most, key, place)
+                into = parts[self.samples.held[k]]
+                into.unfold(linear, read, shape, mine[chosen], y, theirs[chosen], waiting=waiting)
         waiting.finish()
         self.new.release(layer.reads)
         self.old.release(layer.gives)

@@ -261,16 +261,16 @@ class _Surgeon:
         """Inputs in the sparse model and wanted outputs: fitted samples, held-out samples."""
         linear = layer.linear
         parts, waiting = [Moments.empty(*w.shape), Moments.empty(*w.shape)], Waiting()
-        count = allotted(w.shape[1], w.shape[0], self.new.count)
+        known = self.calibration.samples
+        count = allotted(w.shape[1], w.shape[0], len(known.portions()))
         samples = zip(self.new.values(layer.x), self.old.values(layer.y), self.pairing.rows(layer), strict=True)
         for k, (x, y, same) in enumerate(samples):
             if x is None or y is None:
                 continue
             shape, mine, theirs = same.positions(layer, x, y)
-            chosen = pick(mine.size, count, (self.seed, layer.node, k))
-            parts[self.calibration.samples.held[k]].unfold(
-                linear, x, shape, mine[chosen], y, theirs[chosen], waiting=waiting
-            )
+            place = known.place(k)
+            chosen = pick(mine.size, count, (self.seed, layer.node, place.portion), place)
+            parts[known.held[k]].unfold(linear, x, shape, mine[chosen], y, theirs[chosen], waiting=waiting)
         waiting.finish()
         self.new.release(layer.x)
         self.old.release(layer.y)
