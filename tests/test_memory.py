@@ -82,4 +82,5 @@ def test_moments_count_in_what_a_run_may_take(monkeypatch: pytest.MonkeyPatch) -
         [{"x": np.zeros(1)}],
     )
     taken = SimpleNamespace(feeds=samples)
-    assert calibrate.in_parts(["a", "b", "c"], {"a": 300, "b": 150, "c": 100}, analysis, taken) == [["a", "b"], ["c"]]  # type: ignore[arg-type]
+    names = {name: name for name in "abc"}
+    assert calibrate.in_parts(names, {"a": 300, "b": 150, "c": 100}, analysis, taken) == [["a", "b"], ["c"]]  # type: ignore[arg-type]
