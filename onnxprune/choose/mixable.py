@@ -100,7 +100,7 @@ def blocks_of(analysis: Analysis, calibration: Calibration) -> list[Block]:
 class _Finder:
     def __init__(self, analysis: Analysis, calibration: Calibration, candidates: Sequence[Ids]) -> None:
         self.analysis = analysis
-        self.layers = {x.key: x for x in calibration.layers}
+        self.layers = {x.key: x for x in calibration.layers if not x.loop}
         self.flat = {o for n in calibration.flat.graph.node for o in n.output}
         self.members = candidates
         self.block_of = np.full(analysis.solution.count + 1, -1)  # the last entry answers for class -1

@@ -70,6 +70,12 @@ class Edit:
         """Replace the entries of a computed parameter where `changed`, by `value`; the others stay computed."""
         raise NotImplementedError
 
+    def patch_sizes(self, i: int, changed: Array, before: Array, after: Array) -> None:
+        """Entries of a parameter are sizes, which were `before` and are `after` where `changed`. Those that follow the inputs keep that
+        ratio, whatever the inputs.
+        """
+        raise NotImplementedError
+
     def gather_output(self, axis: int, index: Array) -> None:
         """Take positions `index` of an axis of the first output."""
         raise NotImplementedError

@@ -192,9 +192,6 @@ OPTIMIZED = (
 )
 BOXES, COMPARES = "selects boxes by comparing all of them", "compares all positions"
 SELECTS = (BOXES, COMPARES)
-SEARCHES = (
-    "com.microsoft::BeamSearch com.microsoft::GreedySearch com.microsoft::Sampling com.microsoft::WhisperBeamSearch"
-)
 PINNED = {
     "AffineGrid": "makes a grid of it",
     "BlackmanWindow HammingWindow HannWindow": "makes a table of this size",
@@ -229,8 +226,6 @@ PINNED = {
     "com.microsoft::CausalConvWithState com.microsoft::MaxpoolWithMask com.microsoft::UnfoldTensor "
     "com.microsoft::BiasSoftmax com.microsoft::GatedAdd com.microsoft::GatedRMSNorm com.microsoft::SparseToDenseMatMul": "has a "
     "layout that its rule does not cover",
-    SEARCHES: "runs "
-    "a decoder inside, whose weights are not followed (prune the decoder's own file before it is packed in)",
     "com.microsoft::MurmurHash3 com.microsoft::NGramRepeatBlock": "works on tokens",
     "com.microsoft::Tokenizer": "makes tokens of texts",
 }
@@ -241,7 +236,7 @@ PINNED_SIZED_BY: dict[str, tuple[int, ...] | None] = {
     "MaxUnpool": (2,),
     "STFT": (1, 3),
     **dict.fromkeys(("ImageDecoder", "NonMaxSuppression", "Unique com.microsoft::Unique", "StringSplit"), None),
-    **dict.fromkeys(("com.microsoft::Tokenizer", SEARCHES), None),
+    **dict.fromkeys(("com.microsoft::Tokenizer",), None),
 }
 
 RULES = [
