@@ -87,7 +87,7 @@ def blocks_of(analysis: Analysis, calibration: Calibration) -> list[Block]:
         for group in analysis.groups
         if group.removable
         for block, free in zip(group.blocks, group.free, strict=True)
-        if len(block) > 1 and free.all()
+        if len(block) > 1 and free.all() and (group.kind != "rows" or block.shape[1] == 1)
     ]
     found = _Finder(analysis, calibration, [c[:, None] for block in aligned for c in block.T]).blocks()
     done = np.zeros(analysis.solution.count, bool)

@@ -80,6 +80,11 @@ class Edit:
         """Take positions `index` of an axis of the first output."""
         raise NotImplementedError
 
+    def draw_whole(self, axis: int) -> None:
+        """Of a node that draws random numbers for every position of its first input: let it draw as many as before, and take what
+        stays along an axis."""
+        raise NotImplementedError
+
     def scale_output(self, factor: float) -> None:
         """Multiply the first output by a constant."""
         raise NotImplementedError

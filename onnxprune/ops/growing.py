@@ -99,8 +99,11 @@ def pad(ctx: MapContext) -> list[Maps]:
     result = []
     for facet in ctx.maps(0):
         on = [a for a in padded if facet.shape[a] > 1]
-        if on and not (constant and len(on) == 1 and len(varying(facet)) == 1):
+        if on and not (constant and len(on) == 1 and varying(facet)[-1] == on[0]):
             ctx.pin([facet], f"pads axis {on[0]} in mode {_pad_mode(ctx.attrs)}")
+            continue
+        if on and len(varying(facet)) > 1:
+            result.append(padded_rows(ctx, facet, on[0], int(before[on[0]]), int(after[on[0]])))
             continue
         for a in on:
             sides = [[n if x == a else 1 for x in range(rank)] for n in (int(before[a]), int(after[a]))]
@@ -108,6 +111,24 @@ def pad(ctx: MapContext) -> list[Maps]:
             facet = np.concatenate([parts[0], facet, parts[1]], axis=a)
         result.append(facet)
     return [simplify(result)]
+
+
+def padded_rows(ctx: MapContext, facet: Facet, axis: int, before: int, after: int) -> Facet:
+    """Rows with padding at their ends: it leaves with its row only, and so does what makes room for it elsewhere."""
+    lead = tuple(a for a in varying(facet) if a != axis)
+    parts = []
+    for count in (before, after):
+        side = [count if a == axis else n for a, n in enumerate(facet.shape)]
+        part = ctx.units.issue(int(np.prod(side))).reshape(side)
+        if count:
+            ctx.pin([ctx.units.column(part, lead)], f"pads axis {axis}")
+        parts.append(part)
+    whole = np.concatenate([parts[0], facet, parts[1]], axis=axis)
+    rows = ctx.units.issue(int(np.prod([facet.shape[a] for a in lead])))
+    side = [1 if a == axis else n for a, n in enumerate(facet.shape)]
+    for x in (facet, whole):
+        ctx.units.row(x, rows.reshape(side))
+    return whole
 
 
 def pad_adjust(edit: Edit) -> None:
