@@ -188,9 +188,23 @@ MUTANTS = (
     Mutant(
         "Reshape's target stays",
         "ops/movement.py",
-        "        edit.patch_input(i, changed, new)",
-        "        pass",
+        "    edit.patch_sizes(i, changed, old, new)",
+        "    pass",
         ("tests/ops/test_movement.py",),
+    ),
+    Mutant(
+        "sizes that follow the inputs are not scaled",
+        "cut/rewrite.py",
+        "        if not follows.any():\n            return",
+        "        if True:\n            return",
+        ("tests/cases/test_heads_behind_a_dynamic_batch.py",),
+    ),
+    Mutant(
+        "only the first step of a loop is looked at",
+        "calibrate/bodies.py",
+        "    yield from zip(*values, strict=False) if layer.loop else [values]",
+        "    yield from [*zip(*values, strict=False)][:1] if layer.loop else [values]",
+        ("tests/cases/test_bodies_of_loops.py",),
     ),
     Mutant(
         "plan of another file",

@@ -293,7 +293,7 @@ def test_layers_and_where_their_biases_are() -> None:
     found = {x.key: x for x in layers(model, {})}
     assert list(found) == ["h0", "k0", "m0", "n0", "p0", "q0", "z"], "a batch of weights is no layer"
     assert {k: x.b for k, x in found.items() if x.b} == {"h0": "b", "k0": "c"}
-    assert found["h0"].adder == (1, 1) and found["k0"].adder == (3, 0)
+    assert found["h0"].adder == ("h1", 1) and found["k0"].adder == ("k1", 0)
     assert all(found[k].adder is None for k in ("m0", "n0", "p0", "q0", "z")), "z is an output itself"
 
 

@@ -43,14 +43,14 @@ def test_types_are_read_without_a_run() -> None:
 def test_a_small_budget_calibrates_in_parts_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[onnx.ModelProto] = []
     seen: list[int] = []
-    split = calibrate._parts
+    split = calibrate.in_parts
 
     def counted(*arguments: object) -> list[list[str]]:
         parts = split(*arguments)  # type: ignore[arg-type]
         seen.append(len(parts))
         return parts
 
-    monkeypatch.setattr(calibrate, "_parts", counted)
+    monkeypatch.setattr(calibrate, "in_parts", counted)
     for budget in (1 << 30, 1):
         monkeypatch.setattr(calibrate, "BUDGET", budget)
         options = {"recover": "none", "importance": "obs", "benchmark": False, "data": "models/digits_calib.npz"}
@@ -82,4 +82,5 @@ def test_moments_count_in_what_a_run_may_take(monkeypatch: pytest.MonkeyPatch) -
         [{"x": np.zeros(1)}],
     )
     taken = SimpleNamespace(feeds=samples)
-    assert calibrate._parts(["a", "b", "c"], {"a": 300, "b": 150, "c": 100}, analysis, taken) == [["a", "b"], ["c"]]  # type: ignore[arg-type]
+    names = {name: name for name in "abc"}
+    assert calibrate.in_parts(names, {"a": 300, "b": 150, "c": 100}, analysis, taken) == [["a", "b"], ["c"]]  # type: ignore[arg-type]

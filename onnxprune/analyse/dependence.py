@@ -48,6 +48,8 @@ def _walk(graph: Graph, differs: set[str]) -> None:
 def _stepped(node: Node, body: Graph) -> set[str]:
     """Inputs of a body that may have another value in its next step: all but those that it hands on as they are."""
     scanned = node.attrs.get("num_scan_inputs")
+    if node.op not in ("Loop", "Scan"):  # what feeds it is not known
+        return set(body.inputs)
     if scanned is None:  # of a Loop: iteration number and condition come first, the condition comes out first
         carried = zip(body.inputs[2:], body.outputs[1:], strict=False)
     else:

@@ -12,6 +12,7 @@ import onnx
 from onnx import helper
 
 from onnxprune.analyse.batch import Batch, Runner, accepts, find_batch, first_axes
+from onnxprune.analyse.runs import Taking, first_run, in_runs
 from onnxprune.analyse.samples import Samples
 from onnxprune.analyse.sources import (
     BY_SAMPLE,
@@ -272,13 +273,14 @@ def samples_of(
     aside: Aside | None = None,
     *,
     sources: Sources = BY_SAMPLE,
+    taking: Taking | None = None,
 ) -> Samples:
     """Calibration samples: every fourth portion, or source, is held out; where there are less than `wanted`, patched ones are added.
 
     model: to run, to see which axis holds samples (`analyse/batch.py`); without it, first axes do. aside: some samples, or sources,
-    take no part in any of this.
+    take no part in any of this. taking: bytes that a run of some feeds takes; portions that take too much are cut into several runs.
     """
-    batch, way = _cutting(feeds, inputs, limit, model)
+    batch, way = _cutting(feeds, inputs, limit, model, taking)
     tied = tagged(feeds, batch, sources)
     kind = sources.kind if TAG in tied[0] else "sample"
     unseen, of = None, list[int]()
@@ -287,9 +289,10 @@ def samples_of(
         cut = [(p, number) for f, number in zip(apart, numbers, strict=True) for p in portions([f], batch, parts=1)]
         apart, of = [p for p, _ in cut], [number for _, number in cut]
         unseen = replace(_taken(apart, [True] * len(apart), batch), source_of=tuple(of), held_by=kind)
+        unseen = in_runs(unseen, batch, taking)
     whole, held, counts = _parted(tied, batch, limit, way)
     found = replace(_taken(whole, held, batch), unseen=unseen, held_by=kind, sources=counts)
-    return _augmented(found, batch, wanted, seed)
+    return in_runs(_augmented(found, batch, wanted, seed), batch, taking)
 
 
 def _taken(whole: Sequence[Feeds], held: Sequence[bool], batch: Batch) -> Samples:
@@ -300,7 +303,11 @@ def _taken(whole: Sequence[Feeds], held: Sequence[bool], batch: Batch) -> Sample
 
 
 def _cutting(
-    feeds: list[Feeds], inputs: list[onnx.ValueInfoProto], limit: int | None, model: Runner | None
+    feeds: list[Feeds],
+    inputs: list[onnx.ValueInfoProto],
+    limit: int | None,
+    model: Runner | None,
+    taking: Taking | None,
 ) -> tuple[Batch, Callable[[list[Feeds], Batch], list[Feeds]]]:
     """How feeds are cut into samples so that the model accepts the portions; and how they are joined before."""
     names = frozenset(v.name for v in inputs)
@@ -311,7 +318,7 @@ def _cutting(
         return model is None or accepts(model, {n: a for n, a in feed.items() if n in names})
 
     for way in (merged, _apart):
-        if fits(portions(way(feeds, batch), batch, limit)[0]):
+        if fits(first_run(portions(way(feeds, batch), batch, limit)[0], batch, taking)):
             return batch, way
     return nothing, _apart
 

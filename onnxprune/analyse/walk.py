@@ -17,10 +17,11 @@ from onnxprune import ops
 from onnxprune.analyse.dependence import fixed_tensors, of_every_step
 from onnxprune.analyse.freed import NOTHING, Freed, admit, offer, release, tie_pair
 from onnxprune.analyse.guard import guarded
+from onnxprune.analyse.repeats import Repeats, Sizes
 from onnxprune.clock import Share, unshared
 from onnxprune.groups.analysis import Analysis, Use
 from onnxprune.groups.grouping import solve
-from onnxprune.groups.maps import Facet, Maps, Shape, per_axis, period, simplify, squeezed
+from onnxprune.groups.maps import Facet, Maps, Shape, per_axis, simplify, squeezed
 from onnxprune.groups.observation import Array, Observation
 from onnxprune.groups.units import Pin, UnitTable
 from onnxprune.model.element_types import kinds
@@ -53,8 +54,11 @@ def analyse(
     typed = {n.outputs[0] for n in nodes if rule(n).typed}
     observation = of_every_step(observer(wanted, typed), graph.graph)
     share(0.5)
-    walk = _Walk(graph, observation, exclude, include, free)
+    walk = _Walk(graph, observation, exclude, include, free, {})
     walk.whole()
+    while walk.repeats.missed:
+        walk = _Walk(graph, observation, exclude, include, free, walk.repeats.known)
+        walk.whole()
     share(0.8)
     fixed = fixed_tensors(graph)
     activations = [f for key, maps in walk.state.items() if key not in fixed for f in maps]
@@ -94,6 +98,7 @@ class _Walk:
         exclude: Callable[[str], bool] | None,
         include: Callable[[str], bool] | None,
         free: Freed,
+        repeated: dict[Sizes, int],
     ) -> None:
         self.view = view
         self.free = free
@@ -104,6 +109,7 @@ class _Walk:
         self.held = frozenset(view.graph.inputs) - frozenset(free.inputs)
         self.units = UnitTable()
         self.state: dict[str, Maps] = {}
+        self.repeats = Repeats(observation, self.units, self.state, repeated)
         self.parts: dict[str, Parts] = {}
         self.uses: dict[Use, tuple[str, Maps]] = {}
         self.lazy: dict[str, str] = {key: key for key in view.constants}
@@ -230,7 +236,7 @@ class _Walk:
                 self.no_units.add(node.outputs[0])
             return
         if found.adjust is not None and found.repeats is None:
-            self._hold_repeats(node)
+            self.repeats.hold(node)
         if self._computes_shapes(node, found):
             self.skipped.add(node.key)
             return
@@ -250,6 +256,7 @@ class _Walk:
             share=self.share,
             indices=self.no_units,
             is_dynamic=self.observation.is_dynamic,
+            per_sample=self.repeats.per_sample,
             entries=self.observation.entries,
             held=self.held,
         )
@@ -357,68 +364,10 @@ class _Walk:
             if facet.size == 1:
                 context.pin([facet], f"leaves it as the only position of '{key}'")
                 continue
-            dynamic = tuple(a for a, n in enumerate(facet.shape) if n > 1 and self.observation.is_dynamic(key, a))
-            if dynamic:
-                whole = self._repeated(context, key, facet, dynamic)
-                if whole is None:
-                    whole = self._without(context.because(self._reason(dynamic)), facet, dynamic)
-                facet = whole
-                if facet.size == 1:
-                    continue
-            good.append(facet)
+            facet = self.repeats.checked(context, key, facet)
+            if facet.size > 1:
+                good.append(facet)
         return tuple(good)
-
-    def _repeated(self, context: MapContext, key: str, facet: Facet, dynamic: tuple[int, ...]) -> Facet | None:
-        """The facet, if it lies along a dynamic axis once per sample, and the node does not name the size of that axis.
-
-        Units that the rule issued there are tied from sample to sample, as those of the inputs are.
-        """
-        node, axis, found = context.node, dynamic[0], rule(context.node)
-        allowed = found.adjust is None if found.repeats is None else found.repeats(context, axis)
-        if len(dynamic) > 1 or not allowed:
-            return None
-        size, other = sizes = self.observation.sizes(key, axis)
-        length = period(facet, axis)
-        if length == size:
-            seen = ((k, f) for k in node.inputs for f in self.state.get(k, ()))
-            there = [
-                (f, a)
-                for k, f in seen
-                for a, n in enumerate(f.shape)
-                if n > 1 and self.observation.sizes(k, a) == sizes
-            ]
-            length = min((period(f, a) for f, a in there), default=size)
-        if length == size or other % length:
-            return None
-        one = facet.take(range(length), axis=axis)
-        whole = np.concatenate([one] * (size // length), axis=axis)
-        self.units.tie(whole, facet)
-        return whole
-
-    def _hold_repeats(self, node: Node) -> None:
-        """What lies along a dynamic axis once per sample stays, where the node may name the size of that axis."""
-        for key in node.inputs:
-            for facet in self.state.get(key, ()):
-                dynamic = tuple(a for a, n in enumerate(facet.shape) if n > 1 and self.observation.is_dynamic(key, a))
-                if dynamic:
-                    self._without(
-                        Pin(node.key, f"{node} has them in axis {dynamic[0]}, whose size changes"), facet, dynamic
-                    )
-
-    def _reason(self, dynamic: tuple[int, ...]) -> str:
-        return f"makes them part of axis {dynamic[0]}, whose size changes with the inputs"
-
-    def _without(self, pin: Pin, facet: Facet, dynamic: tuple[int, ...]) -> Facet:
-        """Units that became part of a dynamic axis stay there; what varies along other axes too may lose the same offsets."""
-        rest = tuple(a for a, n in enumerate(facet.shape) if n > 1 and a not in dynamic)
-        if not rest or (facet < 0).any():
-            self.units.pin(facet.ravel(), pin)
-            return np.full((1,) * facet.ndim, -1, np.int64)
-        rows = self.units.issue(int(np.prod([facet.shape[a] for a in dynamic])))
-        rows = rows.reshape([n if a in dynamic else 1 for a, n in enumerate(facet.shape)])
-        self.units.row(facet, rows)
-        self.units.pin(rows.ravel(), pin)
-        return self.units.column(facet, dynamic)
 
     def _user_pins(self, context: MapContext) -> None:
         node = context.node

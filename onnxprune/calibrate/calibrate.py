@@ -18,7 +18,9 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune.analyse.samples import Samples
+from onnxprune.analyse.runs import growth
+from onnxprune.analyse.samples import Place, Samples
+from onnxprune.calibrate import bodies
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.judging import Judged
 from onnxprune.calibrate.moments import Kept, Moments, Waiting
@@ -26,9 +28,13 @@ from onnxprune.calibrate.positions import allotted, pick
 from onnxprune.calibrate.routes import Routed, flat_model
 from onnxprune.calibrate.stepwise import Stepwise
 from onnxprune.calibrate.units import units_of
+from onnxprune.errors import BadInputError
 from onnxprune.groups.analysis import Analysis
-from onnxprune.groups.observation import Array
+from onnxprune.groups.observation import Array, Feeds
+from onnxprune.model.bodies import guarded, watching
 from onnxprune.model.branches import show_shapes
+from onnxprune.model.loaded import Model
+from onnxprune.model.routing import Routing
 from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.layers import find_layers
 
@@ -57,29 +63,33 @@ def calibrate(
         return shapes.get(key)
 
     layers = [x for x in find_layers(flat, shape, steps.is_plain, steps.constant) if not steps.is_constant(x.x)]
+    fed = [judged.fed(feeds) for feeds in samples.feeds]
+    layers = _seen(layers, model.beside(judged.led(flat)), routing, fed, steps.constant)
     weights = Matrices(layers, steps.constant)
-    inputs = list(dict.fromkeys(x.x for x in layers))
+    inputs = {x.reads: x.x for x in layers}
     names = judged.names
     outputs: list[list[Array]] = []
-    gathered = _Gathered(weights, len(samples.feeds), seed)
-    parts = _parts(inputs, gathered.room(layers), analysis, samples) or [[]]
+    gathered = _Gathered(weights, len(samples.portions()), seed)
+    parts = in_parts(inputs, gathered.room(layers), analysis, samples) or [[]]
     led = judged.led(flat)
     for part, tensors in enumerate(parts):
-        mine = [x for x in layers if x.x in tensors]
-        wanted = [n for n in tensors if n not in judged.fed(samples.feeds[0])]
-        tapped, shown = _tapped(led, [*tensors, *names], mine)
+        mine = [x for x in layers if x.reads in tensors]
+        watches = bodies.inputs(mine, steps.constant) + bodies.outputs(mine, steps.constant, are_shapes=True)
+        wanted = [n for n in tensors if n not in fed[0]]
+        tapped, shown = _tapped(watching(led, watches), [*tensors, *names], mine)
         what = "the model with its layers' inputs as outputs"
-        session = Routed(model.beside(tapped), routing, what, optimized=True, shapes_first=True)
+        session = Routed(model.beside(tapped), guarded(routing, watches), what, optimized=True, shapes_first=True)
         del tapped
-        for number, feeds in enumerate(samples.feeds):
-            given = judged.fed(feeds)
+        for number, given in enumerate(fed):
             values = session.run(number, given, [*names, *wanted, *shown])
             if not part:  # a copy, as what a session returns keeps its memory, all of it
                 outputs.append(deepcopy(judged.read(values[: len(names)])))
             progress((part + (number + 1) / len(samples.feeds)) / len(parts))
             if not samples.held[number]:
                 known = {n: v for n, v in zip(wanted, values[len(names) :], strict=False) if v is not None}
-                gathered.add(number, mine, given | known, values[len(names) + len(wanted) :])
+                gathered.add(samples.place(number), mine, given | known, values[len(names) + len(wanted) :])
+                del known
+            del values  # before the next run, which takes as much again
         gathered.finish()
     moments = gathered.finished
     for unit in units_of(layers, steps) if routing.guards else ():
@@ -89,10 +99,29 @@ def calibrate(
             for layer in unit[1:]:
                 moments.share(layer.key, unit[0].key)
     passes = len(parts) + any(routing.routes)  # one to see the conditions
-    taps = tuple(n for n in inputs if n not in judged.fed(samples.feeds[0]))
+    taps = tuple(n for n in inputs if n not in fed[0])
     return Calibration(
         flat, routing, samples, layers, moments, weights, outputs, passes, taps, made_up, steps.constant, judged
     )
+
+
+def _seen(
+    layers: list[LinearLayer], flat: Model, routing: Routing, samples: Sequence[Feeds], constant: Callable[[str], Array]
+) -> list[LinearLayer]:
+    """Without those in bodies of loops whose steps ONNX Runtime does not show, as one sample of each route tells."""
+    watches = bodies.inputs(layers, constant) + bodies.outputs(layers, constant)
+    if not watches:
+        return layers
+    names = [w.output for w in watches]
+    proto, _ = _tapped(watching(flat.proto, watches), names, [])
+    session = Routed(flat.beside(proto), guarded(routing, watches), "the model with its loops' steps as outputs")
+    routes = [tuple(sorted(route.items())) for route in routing.routes]
+    try:
+        for number in {route: k for k, route in enumerate(routes)}.values():
+            session.run(number, samples[number], names)
+    except BadInputError:
+        return [x for x in layers if not x.loop]
+    return layers
 
 
 class Matrices(Mapping[str, Array]):
@@ -116,8 +145,8 @@ class Matrices(Mapping[str, Array]):
 class _Gathered:
     """Moments of layers' inputs; layers that read the same tensor the same way have theirs together."""
 
-    def __init__(self, weights: Mapping[str, Array], samples: int, seed: int) -> None:
-        self.samples, self.seed = samples, seed
+    def __init__(self, weights: Mapping[str, Array], portions: int, seed: int) -> None:
+        self.portions, self.seed = portions, seed
         self.sizes = {key: w.shape for key, w in weights.items()}
         self.moments: dict[tuple[object, ...], Moments] = {}
         self.owner: dict[str, tuple[object, ...]] = {}
@@ -126,31 +155,36 @@ class _Gathered:
 
     def room(self, layers: Sequence[LinearLayer]) -> dict[str, int]:
         """Bytes of the moments of what reads a tensor, by tensor, while samples are added."""
-        marks = {(x.x, repr(x.linear)): self.sizes[x.key] for x in layers}
+        marks = {(x.reads, repr(x.linear)): self.sizes[x.key] for x in layers}
         room: dict[str, int] = {}
         for (name, _), (groups, inputs, _) in marks.items():
             room[name] = room.get(name, 0) + (0 if inputs > CAP else 8 * groups * inputs**2)
         return room
 
     def add(
-        self, number: int, layers: Sequence[LinearLayer], known: Mapping[str, Array], sizes: Sequence[Array | None]
+        self, place: Place, layers: Sequence[LinearLayer], known: Mapping[str, Array], sizes: Sequence[Array | None]
     ) -> None:
-        """Add a sample. known: the layers' inputs; sizes: the shapes of their outputs, None in a branch that the sample does not take."""
+        """Add a run. known: the layers' inputs; sizes: the shapes of their outputs, None in a branch that the run does not take.
+
+        In the body of a loop, both have a value per step.
+        """
         seen: set[tuple[object, ...]] = set()
         for layer, size in zip(layers, sizes, strict=True):
             linear, (groups, inputs, _) = layer.linear, self.sizes[layer.key]
             if size is None or inputs > CAP:
                 continue
-            y = tuple(int(n) for n in size)
-            mark = (layer.x, repr(linear), y)
+            mark = (layer.x, repr(linear), str(size))
             self.owner.setdefault(layer.key, mark[:2])
             if mark in seen:
                 continue
             seen.add(mark)
-            count = allotted(inputs, groups, self.samples)
-            chosen = pick(linear.positions(y), count, (self.seed, number))
+            count = -(-allotted(inputs, groups, self.portions) // bodies.steps_in(layer, size))
             into = self.moments.setdefault(mark[:2], Moments.empty(groups, inputs, 0))
-            into.unfold(linear, known[layer.x], y, chosen, waiting=self.waiting)
+            for step, (x, shape) in enumerate(bodies.by_step(layer, known[layer.reads], size)):
+                y = tuple(int(n) for n in shape)
+                key = (self.seed, place.portion, step) if layer.loop else (self.seed, place.portion)
+                chosen = pick(linear.positions(y), count, key, place)
+                into.unfold(linear, x, y, chosen, waiting=self.waiting)
 
     def finish(self) -> None:
         """Nothing more is added to the moments so far, of every layer that some sample came by: from now on they are kept as triangles."""
@@ -164,17 +198,18 @@ class _Gathered:
                 owners[mark] = key
 
 
-def _parts(tensors: list[str], room_of: Mapping[str, int], analysis: Analysis, samples: Samples) -> list[list[str]]:
-    """Layers' inputs in parts of half of `BUDGET` each in one run, or of one tensor; sizes as in the largest of the samples.
+def in_parts(
+    tensors: Mapping[str, str], room_of: Mapping[str, int], analysis: Analysis, samples: Samples
+) -> list[list[str]]:
+    """Tensors that are read out, in parts of half of `BUDGET` each in one run, or of one tensor; sizes as in the largest of the runs.
 
-    room_of: bytes of the moments of what reads a tensor.
+    tensors: keys by the names that a run gives them. room_of: bytes of the moments of what reads a tensor.
     """
-    usual = sum(v.size for v in analysis.feeds[0].values())
-    most = max(sum(f[n].size for n in analysis.feeds[0]) for f in samples.feeds)
+    most = max(growth(analysis, f) for f in samples.feeds)
     parts: list[list[str]] = []
     room = 0.0
-    for name in tensors:
-        size = 4 * prod(analysis.observation.shapes.get(name, ())) * most / max(usual, 1) + room_of.get(name, 0)
+    for name, key in tensors.items():
+        size = 4 * prod(analysis.observation.shapes.get(key, ())) * most + room_of.get(name, 0)
         if size > room or not parts:
             parts.append([])
             room = 0.5 * BUDGET
@@ -191,4 +226,8 @@ def _tapped(flat: onnx.ModelProto, tensors: list[str], layers: list[LinearLayer]
     for name in dict.fromkeys(tensors):
         if name not in have:
             proto.graph.output.append(helper.make_empty_tensor_value_info(name))
-    return proto, show_shapes(proto.graph, [x.y for x in layers])
+    plain = list(dict.fromkeys(x.y for x in layers if not x.loop))
+    sizes = dict(zip(plain, show_shapes(proto.graph, plain), strict=True))
+    collected = [x.gives for x in layers if x.loop]
+    proto.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in collected)
+    return proto, [x.gives if x.loop else sizes[x.y] for x in layers]

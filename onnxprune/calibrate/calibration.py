@@ -20,10 +20,10 @@ class Calibration:
     """What a model computed on the calibration samples: the original, or what bypasses left of it (`choose/subject.py`).
 
     flat: the model with the branches that the samples take in place of its Ifs. routing: which sample takes which.
-    samples: the inputs, in portions.
+    samples: the inputs, run by run.
     layers: every convolution and matrix product with constant weights. moments: by layer key, the second moments `[g, K, K]` of what
         the layer reads, over the samples that are not held out. weights: by layer key, `[g, K, O]`: groups, inputs, outputs.
-    judged: what the model is judged by. outputs: per portion, what the model gives for `judged.names`.
+    judged: what the model is judged by. outputs: per run, what the model gives for `judged.names`.
     passes: how often the samples were run through the model. tapped: tensors that were read out for the moments.
     made_up: there were no inputs of the user's, so the samples were drawn.
     constants: value of a constant of `flat`, by name.

@@ -9,6 +9,7 @@ import numpy as np
 from onnx import ModelProto, helper
 
 from onnxprune.groups.observation import Array, Feeds
+from onnxprune.model.bodies import open_bodies
 from onnxprune.model.loaded import Model
 from onnxprune.model.routing import Route, Routing, flatten, ifs, key_of
 from onnxprune.runtime import Session
@@ -26,7 +27,7 @@ def flat_model(model: Model, samples: Sequence[Feeds]) -> tuple[ModelProto, Rout
         conditions = {key_of(n): n.input[0] for n in ifs(flat) if n.input[0] in known and key_of(n) not in asked}
         conditions = {key: name for key, name in conditions.items() if key not in routing.joins}
         if not conditions:
-            return flat, routing
+            return open_bodies(flat), routing
         asked |= conditions.keys()
         shown = {key: f"onnxprune_condition_{k}" for k, key in enumerate(conditions)}
         probe = ModelProto()

@@ -26,11 +26,12 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds
+from onnxprune.model.bodies import body_of, path_of
 from onnxprune.model.branches import captured, shell, subgraphs
 from onnxprune.model.constants import tensor_in
 from onnxprune.model.interface import cut_feeds, interface_of
 from onnxprune.model.loaded import Model
-from onnxprune.model.routing import STRAIGHT, Route, Routing
+from onnxprune.model.routing import STRAIGHT, Route, Routing, key_of
 from onnxprune.model.tensors import StoredSparseValues
 from onnxprune.ops import failures, rule_for
 from onnxprune.ops.base import Rule
@@ -56,6 +57,14 @@ class _Part:
     session: Session | None
     given: list[str]
     outputs: list[str]
+
+    def run(self, values: Mapping[str, Array | None], names: list[str]) -> list[Array | None]:
+        """What of `names` it makes; None for the others."""
+        if self.session is None:
+            return [None] * len(names)
+        given = {n: v for n in self.given if (v := values[n]) is not None}
+        found = dict(zip(self.outputs, self.session.run(given, self.outputs), strict=True))
+        return [found.get(n) for n in names]
 
 
 class Stepwise:
@@ -234,8 +243,8 @@ class Stepwise:
         fed = [n for n in inputs if n in self._kept]
         feeds = ({n: self._load(self._kept[n][i]) for n in fed} for i in range(self.count))
         for i, results in enumerate(self._run(set(ran), outputs, feeds)):
-            for name, value in zip(outputs, results, strict=True):
-                self._kept.setdefault(name, [None] * self.count)[i] = self._store(name, i, value)
+            for k, name in enumerate(outputs):
+                self._kept.setdefault(name, [None] * self.count)[i] = self._store(name, i, results[k])
         for name in inputs | set(outputs):
             self._drop(name)
 
@@ -247,11 +256,11 @@ class Stepwise:
                 found.setdefault(name, []).append(k)
         return found
 
-    def reaching(self, node: int) -> int:
-        """How many samples come by a node."""
+    def reaching(self, node: int) -> list[int]:
+        """Samples that come by a node."""
         if not self.routing.guards:
-            return self.count
-        return max(1, sum(self.routing.passes(self.nodes[node], route) for route in self.routing.routes))
+            return list(range(self.count))
+        return [k for k, route in enumerate(self.routing.routes) if self.routing.passes(self.nodes[node], route)]
 
     def keep(self, names: Iterable[str]) -> None:
         """Hold on to these tensors once they are there, until `release`, however far the model runs."""
@@ -312,9 +321,12 @@ class Stepwise:
         return found
 
     def _run(
-        self, which: set[int], outputs: list[str], feeds: Iterable[Mapping[str, Array | None]]
+        self, which: set[int], outputs: list[str], feeds: Iterable[dict[str, Array | None]]
     ) -> Iterator[list[Array | None]]:
-        """The outputs of some nodes, sample by sample; without samples (`feeds` is [{}]), those of all nodes alike."""
+        """The outputs of some nodes, sample by sample; without samples (`feeds` is [{}]), those of all nodes alike.
+
+        What is fed and what is given are emptied before the next sample, which takes as much again: loops hold on to their last values.
+        """
         if not outputs:
             return
         more = set(which)  # makers of constants that these nodes read run again
@@ -326,17 +338,17 @@ class Stepwise:
             route = self.routing.routes[i] if self.routing.guards and values else None
             mark = () if route is None else tuple(sorted(route.items()))
             if mark not in parts:
-                there = {n: v for n, v in values.items() if v is not None}
-                parts[mark] = self._part(sorted(more), route, outputs, there)
-            part = parts[mark]
-            found: dict[str, Array] = {}
-            if part.session is not None:
-                given = {n: v for n in part.given if (v := values[n]) is not None}
-                found = dict(zip(part.outputs, part.session.run(given, part.outputs), strict=True))
-            yield [found.get(n) for n in outputs]
+                parts[mark] = self._part(sorted(more), route, outputs, values)
+            results = parts[mark].run(values, outputs)
+            values.clear()
+            yield results
+            results.clear()
 
-    def _part(self, order: list[int], route: Route | None, outputs: list[str], first: Feeds) -> _Part:
-        """Some nodes as a model of their own, for samples of one route. first: what one of them feeds it."""
+    def _part(
+        self, order: list[int], route: Route | None, outputs: list[str], fed: Mapping[str, Array | None]
+    ) -> _Part:
+        """Some nodes as a model of their own, for samples of one route. fed: what one of them feeds it."""
+        first = {n: v for n, v in fed.items() if v is not None}
         proto = ModelProto()
         proto.CopyFrom(self._shell)
         graph = proto.graph
@@ -375,22 +387,36 @@ class Stepwise:
 
     # -- changes
 
-    def replace(self, node: int, values: dict[int, Array]) -> None:
-        """Give a node that has not run other constants at some of its inputs."""
+    def replace(self, node: int, values: dict[int, Array], within: str = "") -> None:
+        """Give a node that has not run other constants at some of its inputs.
+
+        within: key of a node in the body of this one, which gets them instead, there and in copies that watch it and have not run.
+        """
         if self._done[node]:
             raise BadInputError(
                 f"{self.nodes[node].op_type} '{self.nodes[node].name}' ran already; please report this model."
             )
+        places = {node: self.nodes[node]} if not within else dict(self._copies(node, within))
         for i, value in values.items():
-            name = f"{self.nodes[node].output[0]}__refit{i}"
-            while len(self.nodes[node].input) <= i:
-                self.nodes[node].input.append("")
+            name = f"{within or self.nodes[node].output[0]}__refit{i}"
             self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
             self._fixed.add(name)
             self._constants.pop(name, None)
-            self.nodes[node].input[i] = name
+            for place in places.values():
+                while len(place.input) <= i:
+                    place.input.append("")
+                place.input[i] = name
         self._constants = {n: v for n, v in self._constants.items() if n in self.initializers}
-        self.reads[node] = read_by(self.nodes[node])
+        for k in places:
+            self.reads[k] = read_by(self.nodes[k])
+
+    def _copies(self, loop: int, within: str) -> Iterator[tuple[int, NodeProto]]:
+        """The node of that key in the body of a loop, and in those of copies that have not run; with the positions of the loops."""
+        path = path_of(key_of(self.nodes[loop]))
+        for k, node in enumerate(self.nodes):
+            if not self._done[k] and (k == loop or any(o.startswith(path) for o in node.output)):
+                body = body_of(node)
+                yield from ((k, n) for n in (body.node if body else ()) if path + key_of(n) == within)
 
 
 def declared(name: str, value: Array | list[Array], with_last: bool = False) -> onnx.ValueInfoProto:

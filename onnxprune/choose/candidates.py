@@ -158,12 +158,14 @@ def _changes(bypasses: Sequence[Bypass], calibration: Calibration, model: Model)
     step = max(1, sum(samples.sizes[k] for k in fitted) // SAMPLES)
     sums = np.zeros((len(bypasses), 3))
     counts = np.zeros((len(bypasses), 1))
-    for k in fitted[::step]:
+    for k in (k for portion in samples.portions(fitted)[::step] for k in portion):
+        place = samples.place(k)
+        share = place.count / place.of
         found = session.run(k, samples.feeds[k], names)
         row = np.array([np.nan if v is None else float(v) for v in found]).reshape(sums.shape)
         there = [i for i in range(len(bypasses)) if found[3 * i] is not None]
-        sums[there] += row[there]
-        counts[there] += 1
+        sums[there] += share * row[there]
+        counts[there] += share
     with np.errstate(all="ignore"):
         apart, mean, square = (sums / counts).T
         return list(apart / np.maximum(square - mean**2, 1e-30))

@@ -13,6 +13,7 @@ from onnxprune.analyse import feeds as feeding
 from onnxprune.analyse.freed import freed
 from onnxprune.analyse.ranges import in_range
 from onnxprune.analyse.roles import roles
+from onnxprune.analyse.runs import taking
 from onnxprune.analyse.samples import Samples
 from onnxprune.analyse.sources import BY_SAMPLE, Aside
 from onnxprune.analyse.synthesize import COUNT, synthesize
@@ -84,7 +85,9 @@ def samples_for(
     wanted = int(min(AUGMENTED, AUGMENTED_MACS / max(macs, 1))) if augmented else 0
     session = runtime.Session(analysis.model)
     sources = feeding.sources_of(settings.data, inputs) if settings.data else BY_SAMPLE
-    return feeding.samples_of(given, inputs, settings.samples, wanted, settings.seed, session, aside, sources=sources)
+    return feeding.samples_of(
+        given, inputs, settings.samples, wanted, settings.seed, session, aside, sources=sources, taking=taking(analysis)
+    )
 
 
 def decider(

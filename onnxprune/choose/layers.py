@@ -343,18 +343,10 @@ def thinned(calibration: Calibration) -> Calibration:
     chosen: list[int] = []
     for held in (False, True):
         own = [k for k, out in enumerate(samples.held) if out == held]
-        chosen += own[:: max(1, round(sum(samples.sizes[k] for k in own) / FITTED))]
-    few = [sorted(chosen)[k] for k in range(len(chosen))]
-    kept = replace(
-        samples,
-        feeds=tuple(samples.feeds[k] for k in few),
-        held=tuple(samples.held[k] for k in few),
-        sizes=tuple(samples.sizes[k] for k in few),
-        given=sum(k < samples.given for k in few),
-        labels=(),
-        unseen=None,
-    )
-    return replace(calibration, samples=kept, outputs=[calibration.outputs[k] for k in few])
+        portions = samples.portions(own)[:: max(1, round(samples.size(own) / FITTED))]
+        chosen += [k for portion in portions for k in portion]
+    outputs = [calibration.outputs[k] for k in sorted(chosen)]
+    return replace(calibration, samples=samples.only(chosen), outputs=outputs)
 
 
 def _freedom(links: Links, settings: Options) -> Callable[[frozenset[str]], bool]:

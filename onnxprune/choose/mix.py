@@ -16,13 +16,15 @@ stream) there is no closed form; the mean over them lost more than it gained on 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import helper
 
+from onnxprune.analyse.samples import Place
+from onnxprune.calibrate.calibrate import in_parts
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.positions import pick
 from onnxprune.calibrate.routes import Routed
@@ -91,29 +93,41 @@ class _Seen:
                 wanted[key].append((int(block.classes[0, 0]), carried))
         if not wanted:
             return
-        names = list(wanted)
-        proto = onnx.ModelProto()
-        proto.CopyFrom(calibration.flat)
-        del proto.graph.output[:]
-        proto.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in names)
-        what = "the model with what it multiplies as outputs"
-        session = Routed(analysis.model.beside(proto), calibration.routing, what)
         samples = calibration.samples
         fitted = [k for k, held in enumerate(samples.held) if not held] or list(range(len(samples.feeds)))
-        for k in fitted[:: max(1, len(fitted) // SAMPLES)]:
-            for name, value in zip(names, session.run(k, samples.feeds[k], names), strict=True):
-                if value is None:
-                    continue
-                for first, carried in wanted[name]:
-                    x = carried.front(value)
-                    x = x[:, pick(x.shape[1], POSITIONS, (0, k))].astype(np.float64)[
-                        carried.lines
-                    ]  # [copies, n, positions]
-                    self.sums[first, name] = self.sums.get((first, name), 0.0) + np.einsum("cip,cjp->ij", x, x)
+        portions = samples.portions(fitted)
+        chosen = [k for portion in portions[:: max(1, len(portions) // SAMPLES)] for k in portion]
+        for names in in_parts({n: n for n in wanted}, {}, analysis, samples):
+            session = _showing(analysis, calibration, names)
+            for k in chosen:
+                self._add(
+                    samples.place(k), wanted, dict(zip(names, session.run(k, samples.feeds[k], names), strict=True))
+                )
+
+    def _add(
+        self, place: Place, wanted: Mapping[str, list[tuple[int, Carried]]], values: Mapping[str, Array | None]
+    ) -> None:
+        for name, value in values.items():
+            if value is None:
+                continue
+            for first, carried in wanted[name]:
+                x = carried.front(value)
+                x = x[:, pick(x.shape[1], POSITIONS, (0, place.portion), place)]
+                x = x.astype(np.float64)[carried.lines]  # [copies, n, positions]
+                self.sums[first, name] = self.sums.get((first, name), 0.0) + np.einsum("cip,cjp->ij", x, x)
 
     def of(self, block: Block, key: str) -> Floats | None:
         """None where no sample came by."""
         return self.sums.get((int(block.classes[0, 0]), key))
+
+
+def _showing(analysis: Analysis, calibration: Calibration, names: Sequence[str]) -> Routed:
+    """The model with these tensors as its outputs."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(calibration.flat)
+    del proto.graph.output[:]
+    proto.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in names)
+    return Routed(analysis.model.beside(proto), calibration.routing, "the model with what it multiplies as outputs")
 
 
 def _both(analysis: Analysis, calibration: Calibration, block: Block, seen: _Seen) -> tuple[Floats, Floats] | None:

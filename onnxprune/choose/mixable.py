@@ -87,7 +87,7 @@ def blocks_of(analysis: Analysis, calibration: Calibration) -> list[Block]:
         for group in analysis.groups
         if group.removable
         for block, free in zip(group.blocks, group.free, strict=True)
-        if len(block) > 1 and free.all()
+        if len(block) > 1 and free.all() and (group.kind != "rows" or block.shape[1] == 1)
     ]
     found = _Finder(analysis, calibration, [c[:, None] for block in aligned for c in block.T]).blocks()
     done = np.zeros(analysis.solution.count, bool)
@@ -100,7 +100,7 @@ def blocks_of(analysis: Analysis, calibration: Calibration) -> list[Block]:
 class _Finder:
     def __init__(self, analysis: Analysis, calibration: Calibration, candidates: Sequence[Ids]) -> None:
         self.analysis = analysis
-        self.layers = {x.key: x for x in calibration.layers}
+        self.layers = {x.key: x for x in calibration.layers if not x.loop}
         self.flat = {o for n in calibration.flat.graph.node for o in n.output}
         self.members = candidates
         self.block_of = np.full(analysis.solution.count + 1, -1)  # the last entry answers for class -1

@@ -73,28 +73,29 @@ def sense(
 def affordable(
     analysis: Analysis, calibration: Calibration, costs: CostModel, groups: int
 ) -> tuple[tuple[float, ...], list[int]]:
-    """At which shares to cut each group, and the portions to judge that by, so that all of it takes about `WORK`."""
-    chosen = _held(calibration)
-    runs = [work(analysis, calibration, costs, k) for k in chosen]
+    """At which shares to cut each group, and the runs to judge that by, so that all of it takes about `WORK`."""
+    chosen, samples = _held(calibration), calibration.samples
+    portions = samples.portions(chosen)
+    runs = [sum(work(analysis, calibration, costs, k) for k in portion) for portion in portions]
     opening = OPENED * len(calibration.flat.graph.node)
     trials = max(1, groups * len(LEVELS))
     if (opening + sum(runs)) * trials <= WORK:
         return LEVELS, chosen
     each = WORK / max(1, groups * len(FEW)) - opening
-    least = -(-LEAST * len(chosen) // max(1, sum(calibration.samples.sizes[k] for k in chosen)))
-    count = min(len(chosen), max(least, int(each / max(1.0, float(np.mean(runs))))))
-    return FEW, [chosen[k * len(chosen) // count] for k in range(count)]
+    least = -(-LEAST * len(portions) // max(1, samples.size(chosen)))
+    count = min(len(portions), max(least, int(each / max(1.0, float(np.mean(runs))))))
+    return FEW, [run for k in range(count) for run in portions[k * len(portions) // count]]
 
 
-def work(analysis: Analysis, calibration: Calibration, costs: CostModel, portion: int) -> float:
-    """Multiply-accumulates of running a portion: those of the feeds that were observed, as often as it is larger than these.
+def work(analysis: Analysis, calibration: Calibration, costs: CostModel, run: int) -> float:
+    """Multiply-accumulates of a run: those of the feeds that were observed, as often as it is larger than these.
 
     Larger by what it feeds or by what comes out, where values decide how much that is.
     """
-    shapes, feeds = analysis.observation.shapes, calibration.samples.feeds[portion]
+    shapes, feeds = analysis.observation.shapes, calibration.samples.feeds[run]
     seen = analysis.feeds[0]
     pairs = [(feeds[n].size, seen[n].size) for n in seen]
-    given = zip(calibration.judged.names, calibration.outputs[portion], strict=True)
+    given = zip(calibration.judged.names, calibration.outputs[run], strict=True)
     out = [(value.size, prod(shapes[n])) for n, value in given if n in shapes]
     ratios = [sum(a for a, _ in some) / max(1, sum(b for _, b in some)) for some in (pairs, out) if some]
     return costs.macs() * max(ratios, default=1.0)
@@ -125,7 +126,7 @@ def curve(error: Floats, counts: Sequence[int], found: Sequence[float]) -> Float
 
 
 class Trial:
-    """Damage of a removal (bool per class), with the closed-form repair. chosen: portions to judge by. optimized: is that worth it?"""
+    """Damage of a removal (bool per class), with the closed-form repair. chosen: runs to judge by. optimized: is that worth it?"""
 
     def __init__(
         self,
@@ -161,10 +162,11 @@ def judge(
 
 
 def _held(calibration: Calibration) -> list[int]:
-    """Portions to judge with: about `SAMPLES` of the samples held out, all if none is."""
+    """Runs to judge with: about `SAMPLES` of the samples held out, all if none is."""
     samples = calibration.samples
     held = [k for k, out in enumerate(samples.held) if out] or list(range(len(samples.feeds)))
-    return held[:: max(1, round(sum(samples.sizes[k] for k in held) / SAMPLES))]
+    portions = samples.portions(held)[:: max(1, round(samples.size(held) / SAMPLES))]
+    return [k for portion in portions for k in portion]
 
 
 def closed_form(analysis: Analysis, calibration: Calibration, removed: Bools) -> dict[tuple[str, int], Array]:
@@ -221,8 +223,7 @@ def _write(
     bias = calibration.constants(layer.b) if layer.b else None
     if layer.adder is not None:
         assert bias is not None
-        node, i = layer.adder
-        key = next(o for o in calibration.flat.graph.node[node].output if o)
+        key, i = layer.adder
         value = bias + shift.reshape(-1).astype(bias.dtype)
     elif linear.b is not None:
         key, i = layer.key, linear.b

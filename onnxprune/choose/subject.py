@@ -23,7 +23,7 @@ from onnxprune.model.importer import import_graph
 from onnxprune.model.patch import inputs_at, with_constants
 from onnxprune.proof.compare import error, tolerance_of
 
-COMPARED = 4  # samples, beside the feeds of the analysis
+COMPARED = 4  # portions of samples, beside the feeds of the analysis
 HALF = 5e-3  # of the outputs' scale, for 16-bit floats
 
 
@@ -102,7 +102,8 @@ def _exact(analysis: Analysis, calibration: Calibration, found: Sequence[Basis])
     if not found:
         return []
     proto = analysis.model.proto
-    feeds = [*analysis.feeds, *calibration.samples.feeds[:COMPARED]]
+    samples = calibration.samples
+    feeds = [*analysis.feeds, *(samples.feeds[k] for portion in samples.portions()[:COMPARED] for k in portion)]
     original = runtime.Session(analysis.model)
     wanted = [original.run(f) for f in feeds]
     del original  # as large as the file, or twice that

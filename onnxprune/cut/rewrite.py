@@ -15,10 +15,12 @@ import onnx_graphsurgeon as gs
 
 from onnxprune import ops
 from onnxprune.cut.ports import ports
+from onnxprune.cut.snapshot import Snapshot
 from onnxprune.groups.analysis import Analysis, Shapes, compress, kept_mask, settle
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.maps import Maps, Shape, clusters
 from onnxprune.groups.observation import Array
+from onnxprune.model.draws import WHOLE
 from onnxprune.model.graph import Node, View, name_of, view
 from onnxprune.model.importer import export_model, import_graph
 from onnxprune.model.interface import Interface, marked
@@ -43,7 +45,7 @@ class Rewriter:
         self.analysis = analysis
         self.graph = import_graph(analysis.model)
         self.view = view(self.graph, analysis.view.opsets)
-        self._original = _Snapshot(self.view)
+        self._original = Snapshot(self.view)
 
     def __call__(self, removed: Bools) -> onnx.ModelProto:
         try:
@@ -57,33 +59,6 @@ class Rewriter:
             return marked(model, found)
         finally:
             self._original.restore()
-
-
-class _Snapshot:
-    """What a cut may change in a graph: its nodes, their attributes and tensors, and the tensors' values, shapes and links."""
-
-    def __init__(self, graph: View) -> None:
-        nodes = [n.gs_node for n in graph.graph.walk()]
-        ends = [t for n in nodes for t in (*n.inputs, *n.outputs)]  # also the empty ones, which have no key
-        tensors = {id(t): t for t in (*graph.tensors.values(), *ends)}.values()
-        self.nodes = [(g, list(g.nodes), list(g.outputs)) for g in graph.gs_graphs.values()]
-        self.attrs = [(n.attrs, list(n.attrs.items())) for n in nodes]
-        self.links = [(x, list(x)) for end in (*nodes, *tensors) for x in (end.inputs, end.outputs)]
-        self.values = [(t, t._values) for t in tensors if isinstance(t, gs.Constant)]
-        self.shapes = [(t, t.shape) for t in tensors if not isinstance(t, gs.Constant)]
-
-    def restore(self) -> None:
-        for graph, nodes, outputs in self.nodes:
-            graph.nodes, graph.outputs = list(nodes), list(outputs)
-        for attrs, items in self.attrs:
-            attrs.clear()
-            attrs.update(items)
-        for link, ends in self.links:
-            list.__setitem__(link, slice(None), ends)  # both sides are put back, so neither may tell the other
-        for constant, values in self.values:
-            constant._values = values
-        for variable, shape in self.shapes:
-            variable.shape = shape
 
 
 class _Surgery:
@@ -360,6 +335,33 @@ class NodeEdit(Edit):
         self.surgery.before[id(node)] += self._choice(tensor, changed, value.astype(dtype), out, tensor.name)
         node.inputs[i] = out
 
+    def patch_sizes(self, i: int, changed: Array, before: Array, after: Array) -> None:
+        entries = self.surgery.analysis.observation.entries(self.node.inputs[i]) if self.value(i) is None else []
+        follows = changed & np.array([e is None for e in entries] or False)
+        if (changed & ~follows).any():
+            self.patch_input(i, changed & ~follows, after)
+        if not follows.any():
+            return
+        node, tensor = self.node.gs_node, self.node.gs_node.inputs[i]
+        out = gs.Variable(self.surgery.fresh_name(tensor.name), dtype=np.int64)
+        self.surgery.before[id(node)] += self._scaled(
+            tensor, np.where(follows, before, 1), np.where(follows, after, 1), out
+        )
+        node.inputs[i] = out
+
+    def _scaled(self, tensor: gs.Tensor, before: Array, after: Array, out: gs.Tensor) -> list[gs.Node]:
+        """Nodes that make `out`: whole numbers times `after` / `before`, by their ratio in lowest terms, as what was observed may be a
+        multiple of it, once per sample.
+        """
+        common = np.gcd(before, after)
+        parts = self._constant(f"{out.name}_parts", (before // common).astype(np.int64))
+        whole = self._constant(f"{out.name}_times", (after // common).astype(np.int64))
+        each = gs.Variable(self.surgery.fresh_name(f"{out.name}_each"), dtype=np.int64)
+        return [
+            gs.Node("Div", each.name, inputs=[tensor, parts], outputs=[each]),
+            gs.Node("Mul", whole.name, inputs=[each, whole], outputs=[out]),
+        ]
+
     def _choice(self, tensor: gs.Tensor, changed: Array, value: Array, out: gs.Tensor, hint: str) -> list[gs.Node]:
         """Nodes that make `out`: `value` where `changed`, else `tensor`. Other entries of `value` were observed: not for the file."""
         size = self._constant(f"{hint}_size", np.where(changed, value, np.zeros_like(value)))
@@ -388,16 +390,8 @@ class NodeEdit(Edit):
         )
 
     def restore_counts(self, before: Array, after: Array) -> None:
-        """By their ratio in lowest terms: what was observed may be a multiple of it, once per sample."""
-        common = np.gcd(before, after)
         raw, out = self._moved(np.int64)
-        parts = self._constant(f"{out.name}_kept", (after // common).astype(np.int64))
-        whole = self._constant(f"{out.name}_size", (before // common).astype(np.int64))
-        each = gs.Variable(self.surgery.fresh_name(f"{out.name}_each"), dtype=np.int64)
-        self.surgery.after[id(self.node.gs_node)] += [
-            gs.Node("Div", each.name, inputs=[raw, parts], outputs=[each]),
-            gs.Node("Mul", whole.name, inputs=[each, whole], outputs=[out]),
-        ]
+        self.surgery.after[id(self.node.gs_node)] += self._scaled(raw, after, before, out)
 
     def scale_output(self, factor: float) -> None:
         found = str(self.surgery.analysis.observation.dtypes.get(self.node.outputs[0]))
@@ -409,6 +403,19 @@ class NodeEdit(Edit):
         out = self.node.gs_node.outputs[0]
         positions = self._constant(f"{out.name}_positions", index)
         self._after("Gather", out.dtype, positions, axis=axis)
+
+    def draw_whole(self, axis: int) -> None:
+        """Its input gets the old size again: what stays lies where it was, and anything in between."""
+        node, kept = self.node.gs_node, self.kept(0, axis)
+        tensor, out = node.inputs[0], node.outputs[0]
+        places = self._constant(f"{out.name}_places", np.where(kept, np.cumsum(kept) - 1, 0))
+        wide = gs.Variable(self.surgery.fresh_name(f"{out.name}_like"), dtype=tensor.dtype)
+        self.surgery.before[id(node)].append(
+            gs.Node("Gather", wide.name, attrs={"axis": axis}, inputs=[tensor, places], outputs=[wide])
+        )
+        node.inputs[0] = wide
+        self.gather_output(axis, np.flatnonzero(kept))
+        node.outputs[0].name = self.surgery.fresh_name(f"{out.name}{WHOLE}")
 
     def scale_constant(self, i: int, factor: float) -> bool:
         if self._key(i) not in self.surgery.view.constants:

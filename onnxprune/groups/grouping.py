@@ -22,10 +22,8 @@ from scipy.sparse.csgraph import connected_components
 from onnxprune.groups.blocks import Blocks, Boxes, align_degenerate, find_blocks, find_boxes, per_step, tie_slabs
 from onnxprune.groups.classes import Bools, Relations, distinct, find_atoms, merge
 from onnxprune.groups.maps import Facet, shrink, varying
+from onnxprune.groups.rows import Lines, Rows
 from onnxprune.groups.units import Ids, Pin, UnitTable
-
-Lines = list[tuple[Ids, Facet | None]]
-"""Class arrays `[rows, line]` of which no row may lose a part, with the map that each is of."""
 
 
 @dataclass(frozen=True)
@@ -350,7 +348,9 @@ def _make(
         taken: tuple[int, ...] = (1,)
         if rows:
             pinned = pinned.copy()
-            for c, held in _illegal_rows(ids, draft, boxes).items():
+            steps, obstacles = Rows(ids, draft.count, pinned, draft.children, draft.closure, boxes, draft.axes).steps()
+            parts = (_table(steps),)
+            for c, held in obstacles.items():
                 pinned[c] = True
                 if isinstance(held, list):
                     reasons[c] += [pin for k in held for pin in reasons.get(k, [])[:2] if pin not in reasons[c]]
@@ -398,6 +398,12 @@ def _make(
     )
 
 
+def _table(steps: list[Ids]) -> Ids:
+    """Class arrays as rows of one; shorter ones repeat their first class."""
+    width = max(step.size for step in steps)
+    return np.stack([np.pad(step, (0, width - step.size), constant_values=step[0]) for step in steps])
+
+
 def _atoms(work: Relations, atoms: Ids) -> Ids:
     """Classes `[n, k]` of atoms; shorter ones repeat their first class."""
     order = np.argsort(work.atoms, kind="stable")
@@ -408,33 +414,6 @@ def _atoms(work: Relations, atoms: Ids) -> Ids:
     index = np.where(index < end[:, None], index, start[:, None])
     atoms_of: Ids = order[index]
     return atoms_of
-
-
-def _illegal_rows(ids: Ids, draft: Solution, boxes: Lines) -> dict[int, Facet | list[int] | None]:
-    """Row classes whose removal would take a part of some row of a box.
-
-    With each, that box's map; or the classes that would leave with it and have to stay; or None.
-    """
-    label = np.full(draft.count + 1, -1, np.int64)
-    bad: dict[int, Facet | list[int] | None] = {}
-    for c in ids.tolist():
-        gone = np.zeros(draft.count, bool)
-        gone[c] = True
-        found = np.flatnonzero(draft.closure(gone))
-        held = found[draft.pinned[found]]
-        if held.size:
-            bad[c] = held.tolist()
-        elif (label[found] >= 0).any():
-            bad[c] = None
-        else:
-            label[found] = c
-    for array, facet in boxes:
-        marks = label[array]
-        whole = (marks == marks[:, :1]).all(axis=1)
-        for m in np.unique(marks[~whole]).tolist():
-            if m >= 0:
-                bad.setdefault(m, facet)
-    return bad
 
 
 def _box_of(c: int, boxes: Boxes, work: Relations) -> str:

@@ -4,6 +4,9 @@ A runtime draws by a node's place in the file, so that a model in which a node w
 which follows from the name of what it gives, the same nodes draw the same. But a session goes on drawing where its last run stopped, so
 that every run would need a new session, which takes seconds for a large model. So a table of numbers takes the place of a node, where
 one can (`drawn`); in memory only.
+
+A node draws for one position after the other. Where positions are cut, it goes on drawing for all of them, under its name with `WHOLE`
+behind it, so that those that stay get the numbers that they got before.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from onnxprune.model.schema import schema_of
 Array = NDArray[Any]
 CAST_LIKE = 15  # the opset since which a type can be taken from another tensor
 TABLE = 65_521  # numbers of a table; prime, so that no axis repeats in step with it
+WHOLE = "__whole"  # behind the name of what is drawn for more positions than are left
 SEEDS = 1 << 23  # mostly stored as a float, which holds whole numbers up to here
 
 
@@ -39,7 +43,9 @@ def seeded(proto: ModelProto) -> ModelProto:
     for node, kind in _drawing(copy):
         if not any(a.name == "seed" for a in node.attribute):
             name = next((o for o in node.output if o), "")
-            own = name.rpartition(SEPARATOR)[2]  # the same in a branch that was put in place of its If
+            own = name.rpartition(SEPARATOR)[2].partition(WHOLE)[
+                0
+            ]  # the same in a branch that was put in place of its If
             seed = zlib.crc32(own.encode()) % SEEDS
             node.attribute.append(helper.make_attribute("seed", float(seed) if kind == AttributeProto.FLOAT else seed))
     return copy

@@ -73,8 +73,8 @@ class Rule:
         that of the zero point of what it is multiplied by (None where that is always unsigned).
     sequences: the outputs that are sequences of tensors, for rules that follow their parts (`ctx.parts`, `ctx.build`); None where the
         operator takes and gives tensors only, and whatever lies in a sequence that it reads stays.
-    repeats: True where nothing of the node names the size of an axis, so that what lies there once per sample may leave it (heads behind
-        a dynamic batch); by default so where there is no `adjust`. Else a function of the context and an axis of the output.
+    repeats: a function of the context and an axis of the output: may what lies there once per sample (heads behind a dynamic batch) leave
+        it? Where `adjust` has the sizes that the node is told follow (`Edit.patch_sizes`); by default so where there is no `adjust`.
     registered: set by `onnxprune.register`; not part of a rule that one writes.
     """
 
@@ -192,6 +192,7 @@ class MapContext:
         share: Callable[[list[Graph], Pin], None],
         indices: set[str],
         is_dynamic: Callable[[str, int], bool],
+        per_sample: Callable[[str, int], int],
         entries: Callable[[str], list[int | None]],
         held: Container[str] = (),
     ) -> None:
@@ -208,6 +209,7 @@ class MapContext:
         self._share = share
         self._indices = indices
         self._is_dynamic = is_dynamic
+        self._per_sample = per_sample
         self._entries = entries
         self._held = held
         self.given: dict[int, Maps] = {}
@@ -250,6 +252,19 @@ class MapContext:
     def is_dynamic_out(self, axis: int, k: int = 0) -> bool:
         """True when the size of an output's axis follows the inputs."""
         return self._is_dynamic(self.node.outputs[k], axis)
+
+    def grown(self, axis: int) -> Facet | None:
+        """Fresh units along an axis of the first output that the node makes longer. Where its size follows the inputs, as many as other
+        tensors are known to have along such an axis for every sample; None where that is nowhere known.
+        """
+        shape = self.out_shape()
+        if not self.is_dynamic_out(axis):
+            return self.fresh(shape, (axis,))
+        count = self._per_sample(self.node.outputs[0], axis)
+        if count < 2:
+            return None
+        one = self.fresh(tuple(count if a == axis else 1 for a in range(len(shape))), (axis,))
+        return np.concatenate([one] * (shape[axis] // count), axis=axis)
 
     def offers(self, i: int) -> bool:
         """False for constants of indices and flags, which have no units of their own."""

@@ -1,5 +1,5 @@
 """Subgraphs: both branches of an If are pruned alike; what a loop carries from step to step stays, its scan outputs do not,
-nor does what it appends to a sequence in every step.
+nor does what it appends to a sequence in every step. What a search for the best tokens hands to its decoder and takes from it stays.
 
 Weights inside branches and bodies are pruned like any others.
 """
@@ -94,6 +94,20 @@ def scan(ctx: MapContext) -> list[Maps]:
     return outputs
 
 
+def search(ctx: MapContext) -> list[Maps]:
+    """BeamSearch and its like: what they hand to their bodies and take from them stays (tokens, masks, caches, logits), nothing else."""
+    for i in range(len(ctx.node.inputs)):
+        if ctx.has(i) and not ctx.is_lazy(i):
+            ctx.pin(ctx.maps(i), "searches with it")
+    for name in ctx.node.subgraphs:
+        for maps, _ in ctx.subgraph(name, {}) or []:
+            ctx.pin(maps, f"reads it from its {name}")
+    ctx.share_constants(
+        ("init_decoder", "decoder"), "reads it in the first step and in the others, in one of which it has to stay"
+    )
+    return ctx.nothing()
+
+
 def _body(
     ctx: MapContext, inputs: dict[str, Maps], carried: int | None, parts: dict[str, Parts] | None = None
 ) -> list[tuple[Maps, Shape | None]]:
@@ -116,4 +130,11 @@ RULES = [
     Rule(("If",), "control flow", branches),
     Rule(("Loop",), "control flow", loop, note=CARRIED, sequences=(), sized_by=(0, 1)),
     Rule(("Scan",), "control flow", scan, note=CARRIED),
+    Rule(
+        tuple(f"com.microsoft::{op}" for op in ("BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch")),
+        "control flow",
+        search,
+        note="weights inside are pruned; caches stay",
+        sized_by=None,
+    ),
 ]

@@ -70,8 +70,19 @@ class Edit:
         """Replace the entries of a computed parameter where `changed`, by `value`; the others stay computed."""
         raise NotImplementedError
 
+    def patch_sizes(self, i: int, changed: Array, before: Array, after: Array) -> None:
+        """Entries of a parameter are sizes, which were `before` and are `after` where `changed`. Those that follow the inputs keep that
+        ratio, whatever the inputs.
+        """
+        raise NotImplementedError
+
     def gather_output(self, axis: int, index: Array) -> None:
         """Take positions `index` of an axis of the first output."""
+        raise NotImplementedError
+
+    def draw_whole(self, axis: int) -> None:
+        """Of a node that draws random numbers for every position of its first input: let it draw as many as before, and take what
+        stays along an axis."""
         raise NotImplementedError
 
     def scale_output(self, factor: float) -> None:

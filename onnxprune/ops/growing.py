@@ -9,7 +9,7 @@ import numpy as np
 from onnxprune.groups.maps import Facet, Maps, reshape, simplify, varying
 from onnxprune.groups.observation import Array
 from onnxprune.ops.base import Edit, IdleContext, MapContext, Mixing, Rule, move
-from onnxprune.ops.movement import follow_shape, same_shape
+from onnxprune.ops.movement import same_shape, sizes_follow
 
 # ---------------------------------------------------------------- repeated and padded
 
@@ -23,15 +23,15 @@ def grown(ctx: MapContext, maps: Maps) -> Maps:
     out = ctx.out_shape()
     before = (1,) * (len(out) - ctx.rank()) + ctx.shape(0)
     fresh: list[Facet] = []
-    for axis in [a for a, n in enumerate(out) if before[a] == 1 and n > 1 and not ctx.is_dynamic_out(a)]:
+    for axis in [a for a, n in enumerate(out) if before[a] == 1 and n > 1]:
         outer = [f for f in maps if varying(f) and varying(f)[-1] < axis]
         rows = max(outer, key=lambda f: varying(f)[-1], default=None)
-        if maps and rows is None:
+        if maps and (rows is None or ctx.is_dynamic_out(axis)):
             continue
-        facet = ctx.fresh(out, (*(varying(rows) if rows is not None else ()), axis))
-        if rows is not None:
+        facet = ctx.grown(axis) if rows is None else ctx.fresh(out, (*varying(rows), axis))
+        if rows is not None and facet is not None:
             ctx.units.row(facet, rows)
-        fresh.append(facet)
+        fresh += [facet] if facet is not None else []
     return (*maps, *fresh)
 
 
@@ -40,9 +40,7 @@ def expand_adjust(edit: Edit) -> None:
     if target is None:
         return
     old, new = np.array(edit.old_out())[-target.size :], np.array(edit.new_out())[-target.size :]
-    changed = (old != new) & (target != 1)
-    if changed.any():
-        edit.patch_input(1, changed, new)
+    edit.patch_sizes(1, (old != new) & (target != 1), old, new)
 
 
 def tile(ctx: MapContext) -> list[Maps]:
@@ -54,17 +52,16 @@ def tile(ctx: MapContext) -> list[Maps]:
     return [grown(ctx, tiled)]
 
 
-def names_no_size(ctx: MapContext, axis: int) -> bool:
-    """Repeats are counts of what is there; only an axis grown from size 1 gets its size from them."""
-    return axis < ctx.rank() and ctx.shape(0)[axis] > 1
-
-
 def tile_adjust(edit: Edit) -> None:
-    """An axis grown from size 1 is repeated as often as positions stay."""
+    """An axis grown from size 1 is repeated as often as positions stay; otherwise repeats are counts of what is there."""
     old, new = np.array(edit.old_out()), np.array(edit.new_out())
-    changed = (old != new) & (np.array(edit.old(0)) == 1)
-    if changed.any():
-        edit.patch_input(1, changed, new)
+    edit.patch_sizes(1, (old != new) & (np.array(edit.old(0)) == 1), old, new)
+
+
+def follow_shape(edit: Edit) -> None:
+    """ConstantOfShape and the like: the input is the output's shape."""
+    old, new = np.array(edit.old_out()), np.array(edit.new_out())
+    edit.patch_sizes(0, old != new, old, new)
 
 
 def pad_amounts(source: Edit | MapContext, rank: int) -> tuple[Array, Array] | None:
@@ -102,8 +99,11 @@ def pad(ctx: MapContext) -> list[Maps]:
     result = []
     for facet in ctx.maps(0):
         on = [a for a in padded if facet.shape[a] > 1]
-        if on and not (constant and len(on) == 1 and len(varying(facet)) == 1):
+        if on and not (constant and len(on) == 1 and varying(facet)[-1] == on[0]):
             ctx.pin([facet], f"pads axis {on[0]} in mode {_pad_mode(ctx.attrs)}")
+            continue
+        if on and len(varying(facet)) > 1:
+            result.append(padded_rows(ctx, facet, on[0], int(before[on[0]]), int(after[on[0]])))
             continue
         for a in on:
             sides = [[n if x == a else 1 for x in range(rank)] for n in (int(before[a]), int(after[a]))]
@@ -111,6 +111,24 @@ def pad(ctx: MapContext) -> list[Maps]:
             facet = np.concatenate([parts[0], facet, parts[1]], axis=a)
         result.append(facet)
     return [simplify(result)]
+
+
+def padded_rows(ctx: MapContext, facet: Facet, axis: int, before: int, after: int) -> Facet:
+    """Rows with padding at their ends: it leaves with its row only, and so does what makes room for it elsewhere."""
+    lead = tuple(a for a in varying(facet) if a != axis)
+    parts = []
+    for count in (before, after):
+        side = [count if a == axis else n for a, n in enumerate(facet.shape)]
+        part = ctx.units.issue(int(np.prod(side))).reshape(side)
+        if count:
+            ctx.pin([ctx.units.column(part, lead)], f"pads axis {axis}")
+        parts.append(part)
+    whole = np.concatenate([parts[0], facet, parts[1]], axis=axis)
+    rows = ctx.units.issue(int(np.prod([facet.shape[a] for a in lead])))
+    side = [1 if a == axis else n for a, n in enumerate(facet.shape)]
+    for x in (facet, whole):
+        ctx.units.row(x, rows.reshape(side))
+    return whole
 
 
 def pad_adjust(edit: Edit) -> None:
@@ -157,7 +175,8 @@ def resize_adjust(edit: Edit) -> None:
 
 def constant_of_shape(ctx: MapContext) -> list[Maps]:
     shape = ctx.out_shape()
-    return [tuple(ctx.fresh(shape, (a,)) for a, n in enumerate(shape) if n > 1)]
+    found = [ctx.grown(a) for a, n in enumerate(shape) if n > 1]
+    return [tuple(f for f in found if f is not None)]
 
 
 # ---------------------------------------------------------------- blocks of space
@@ -211,6 +230,7 @@ RULES = [
         expand,
         params=(1,),
         adjust=expand_adjust,
+        repeats=sizes_follow(1),
         idle=same_shape,
         mixing="copy",
         sized_by=(1,),
@@ -224,7 +244,7 @@ RULES = [
         adjust=tile_adjust,
         idle=one_tile,
         mixing="copy",
-        repeats=names_no_size,
+        repeats=sizes_follow(1),
     ),
     Rule(("Pad",), "movement", pad, params=(1, 2, 3), adjust=pad_adjust, idle=no_padding, sized_by=(1,)),
     Rule(
@@ -236,7 +256,15 @@ RULES = [
         mixing=resize_mixing,
         sized_by=(1, 2, 3),
     ),
-    Rule(("ConstantOfShape",), "movement", constant_of_shape, params=(0,), adjust=follow_shape, sized_by=(0,)),
+    Rule(
+        ("ConstantOfShape",),
+        "movement",
+        constant_of_shape,
+        params=(0,),
+        adjust=follow_shape,
+        sized_by=(0,),
+        repeats=sizes_follow(0),
+    ),
     Rule(("DepthToSpace",), "movement", depth_to_space, mixing="copy"),
     Rule(("SpaceToDepth",), "movement", space_to_depth, mixing="copy"),
 ]

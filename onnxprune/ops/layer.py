@@ -11,7 +11,9 @@ from onnxprune.ops.linear import Linear
 class LinearLayer:
     """node: position in the flat model; x, w, y: keys of its input, weight and output; b: of its bias, "" for none.
 
-    adder: the node that adds the bias, and at which input, where the layer itself cannot (MatMul, then Add).
+    adder: key of the node that adds the bias, and at which input, where the layer itself cannot (MatMul, then Add).
+    loop: key of the loop in whose body it lies, "" for none; `node` is then the loop's position, and x and y have a value per step
+        (`model/bodies.py`).
     """
 
     node: int
@@ -21,4 +23,15 @@ class LinearLayer:
     w: str
     b: str
     y: str
-    adder: tuple[int, int] | None
+    adder: tuple[str, int] | None
+    loop: str = ""
+
+    @property
+    def reads(self) -> str:
+        """The tensor of a watched model that has what the layer reads; a list of what it reads step by step."""
+        return f"{self.y}//reads" if self.loop else self.x
+
+    @property
+    def gives(self) -> str:
+        """The same of what it gives."""
+        return f"{self.y}//gives" if self.loop else self.y

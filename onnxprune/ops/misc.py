@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from onnxprune.groups.maps import Maps, reshape, simplify
+from onnxprune.groups.maps import Maps, reshape, simplify, varying
 from onnxprune.ops.attention import silence
 from onnxprune.ops.base import Edit, MapContext, MaskEdit, Rule, weights_at
 from onnxprune.ops.conv import contract, conv_macs, follow_groups
@@ -117,6 +117,21 @@ def deform_conv(ctx: MapContext) -> list[Maps]:
     return [contract(ctx, view, ("g", "o", "i", *kernel), shape[0], 1, 3)]
 
 
+def drawn_alike(ctx: MapContext) -> list[Maps]:
+    """Random numbers for every position of a tensor: as many are drawn as before, and those of what stays are taken."""
+    maps = ctx.maps(0)
+    if len({varying(f) for f in maps}) > 1 or any(len(varying(f)) > 1 for f in maps):
+        ctx.pin(maps, f"{RANDOM}, and these lie along several axes")
+        return ctx.nothing()
+    return [maps]
+
+
+def draw_all(edit: Edit) -> None:
+    for axis, (old, new) in enumerate(zip(edit.old(0), edit.new(0), strict=True)):
+        if old != new:
+            edit.draw_whole(axis)
+
+
 def max_roi_pool(ctx: MapContext) -> list[Maps]:
     kept = ctx.flat_axes(ctx.pin_axes(0, (0,), "selects images by data"), (2, 3))
     _pin_others(ctx, 1, "reads regions from it")
@@ -177,14 +192,11 @@ OPTIMIZED = (
 )
 BOXES, COMPARES = "selects boxes by comparing all of them", "compares all positions"
 SELECTS = (BOXES, COMPARES)
-SEARCHES = (
-    "com.microsoft::BeamSearch com.microsoft::GreedySearch com.microsoft::Sampling com.microsoft::WhisperBeamSearch"
-)
 PINNED = {
     "AffineGrid": "makes a grid of it",
     "BlackmanWindow HammingWindow HannWindow": "makes a table of this size",
     "MelWeightMatrix": "makes a table of these sizes",
-    "Bernoulli Multinomial RandomNormalLike RandomUniformLike": RANDOM,
+    "Multinomial": RANDOM,
     "ImageDecoder": "decodes an image",
     "MaxUnpool": "writes to flat positions, which count channels",
     "NonMaxSuppression": BOXES,
@@ -214,8 +226,6 @@ PINNED = {
     "com.microsoft::CausalConvWithState com.microsoft::MaxpoolWithMask com.microsoft::UnfoldTensor "
     "com.microsoft::BiasSoftmax com.microsoft::GatedAdd com.microsoft::GatedRMSNorm com.microsoft::SparseToDenseMatMul": "has a "
     "layout that its rule does not cover",
-    SEARCHES: "runs "
-    "a decoder inside, whose weights are not followed (prune the decoder's own file before it is packed in)",
     "com.microsoft::MurmurHash3 com.microsoft::NGramRepeatBlock": "works on tokens",
     "com.microsoft::Tokenizer": "makes tokens of texts",
 }
@@ -226,7 +236,7 @@ PINNED_SIZED_BY: dict[str, tuple[int, ...] | None] = {
     "MaxUnpool": (2,),
     "STFT": (1, 3),
     **dict.fromkeys(("ImageDecoder", "NonMaxSuppression", "Unique com.microsoft::Unique", "StringSplit"), None),
-    **dict.fromkeys(("com.microsoft::Tokenizer", SEARCHES), None),
+    **dict.fromkeys(("com.microsoft::Tokenizer",), None),
 }
 
 RULES = [
@@ -245,6 +255,14 @@ RULES = [
         macs=conv_macs,
         rounded=True,
         weights=weights_at((1, 1)),
+    ),
+    Rule(
+        ("Bernoulli", "RandomNormalLike", "RandomUniformLike"),
+        "pointwise",
+        drawn_alike,
+        adjust=draw_all,
+        random=True,
+        note="draws for all positions, and takes those that stay",
     ),
     Rule(("MaxRoiPool",), "pooling", max_roi_pool),
     Rule(("TensorScatter",), "indexing", tensor_scatter, places=True),

@@ -25,14 +25,13 @@ def reshaped(ctx: MapContext) -> list[Maps]:
     return [move(ctx, 0, lambda f, s: reshape(f, s, target))]
 
 
-def follows_alone(ctx: MapContext, axis: int) -> bool:
-    """Is this axis of the target left to the runtime (-1), or that of the input (0)?"""
-    target = ctx.entries(1)
-    return axis < len(target) and target[axis] in (-1, 0)
+def sizes_follow(i: int) -> Callable[[MapContext, int], bool]:
+    """For `repeats`: input `i` says the sizes of the output, and `Edit.patch_sizes` has them follow what leaves."""
+    return lambda ctx, axis: bool(ctx.entries(i))
 
 
 def follow_target(edit: Edit, i: int = 1) -> None:
-    """A target shape: explicit sizes of changed axes follow; 0 and -1 go on meaning what they mean."""
+    """A target shape: sizes of changed axes follow; 0 and -1 go on meaning what they mean."""
     target = edit.observed(i)
     if target is None:
         return
@@ -44,15 +43,7 @@ def follow_target(edit: Edit, i: int = 1) -> None:
         for axis in zero:
             if axis >= len(source) or source[axis] != new[axis]:
                 changed[axis] = True
-    if changed.any():
-        edit.patch_input(i, changed, new)
-
-
-def follow_shape(edit: Edit) -> None:
-    """ConstantOfShape and the like: the input is the output's shape."""
-    old, new = np.array(edit.old_out()), np.array(edit.new_out())
-    if (old != new).any():
-        edit.patch_input(0, old != new, new)
+    edit.patch_sizes(i, changed, old, new)
 
 
 def squeeze_adjust(edit: Edit) -> None:
@@ -353,7 +344,7 @@ RULES = [
         idle=same_shape,
         mixing="copy",
         encode=shape_back,
-        repeats=follows_alone,
+        repeats=sizes_follow(1),
     ),
     Rule(("Flatten",), "movement", reshaped, idle=same_shape, mixing="copy", encode=shape_back),
     Rule(

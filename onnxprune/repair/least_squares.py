@@ -13,6 +13,7 @@ Pruning, equation 3, without its selection; ridge towards the weights.)
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +24,7 @@ import onnx
 from onnx import helper
 
 from onnxprune import ops
+from onnxprune.calibrate import bodies
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.moments import Moments, Waiting
 from onnxprune.calibrate.pairing import Pairing
@@ -34,6 +36,8 @@ from onnxprune.errors import BadInputError
 from onnxprune.groups.analysis import Analysis, Shapes, compress
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.observation import Array
+from onnxprune.model.bodies import guarded, open_bodies, watching
+from onnxprune.model.branches import every_graph
 from onnxprune.model.patch import shared, with_constants
 from onnxprune.model.routing import flatten, key_of
 from onnxprune.ops import failures
@@ -106,11 +110,17 @@ class _Repairs:
         shapes = Shapes(analysis, self.gone)
         judged = calibration.judged
         samples = [judged.fed(feeds) for feeds in calibration.samples.feeds]
-        self.held = calibration.samples.held
+        self.samples = calibration.samples
         flat, routing = flatten(pruned, calibration.routing.routes)
-        self.flat = judged.led(flat)
-        self.new = Stepwise(analysis.model.beside(self.flat), samples, routing)
-        self.old = Stepwise(analysis.model.beside(judged.led(calibration.flat)), samples, calibration.routing)
+        self.flat = judged.led(open_bodies(flat))
+        self.uses = Counter(name for graph in every_graph(self.flat.graph) for n in graph.node for name in n.input)
+        given, wanted = (
+            bodies.inputs(calibration.layers, calibration.constants),
+            bodies.outputs(calibration.layers, calibration.constants),
+        )
+        watched = watching(self.flat, given), watching(judged.led(calibration.flat), wanted)
+        self.new = Stepwise(analysis.model.beside(watched[0]), samples, guarded(routing, given))
+        self.old = Stepwise(analysis.model.beside(watched[1]), samples, guarded(calibration.routing, wanted))
 
         def shape(key: str) -> tuple[int, ...] | None:
             if self.new.is_constant(key):
@@ -129,7 +139,7 @@ class _Repairs:
         self.pending = {x.node for x in self.layers}
         if bypasses:
             self.layers = [x for x in self.layers if removed.any() or self._is_behind(x)]
-            self.old.keep(x.y for x in self.layers)  # what was bypassed is asked for before what lies within
+            self.old.keep(x.gives for x in self.layers)  # what was bypassed is asked for before what lies within
         self.pending = {x.node for x in self.layers}
 
     def _is_behind(self, layer: LinearLayer) -> bool:
@@ -156,7 +166,7 @@ class _Repairs:
         before = error(seen, w, [p.bias for p in seen])
         scale = max(variance(seen), 1e-30)
         best: tuple[float, float | None, Floats] = (before, None, w)
-        is_own = len(unit) > 1 or len(self.readers.get(layer.w, [])) == 1
+        is_own = len(unit) > 1 or (self.uses[layer.w] if layer.loop else len(self.readers.get(layer.w, []))) == 1
         refit = self.recover == "lsq" and is_own and w.shape[1] <= CAP
         if any(p.is_free for p in seen):
             best = min(best, (error(seen, w, [p.bias_for(w) for p in seen]), np.inf, w), key=lambda x: x[0])
@@ -174,7 +184,7 @@ class _Repairs:
                     self._set_bias(x, pool.bias_for(read), weight.dtype)
         if np.isfinite(chosen):
             for x in unit:
-                self._set(x.node, x.key, x.linear.w, x.linear.kernel(w), weight.dtype, len(unit))
+                self._set(x, x.key, x.linear.w, x.linear.kernel(w), weight.dtype, len(unit))
         return Fit(layer.key, before / scale, after / scale, chosen)
 
     def _pools(self, unit: Unit, w: Floats) -> list[Pool]:
@@ -200,7 +210,9 @@ class _Repairs:
         for constant in shared(pruned):
             mine = [place for place in constant.readers if place in self.changes]
             others = [place for place in constant.readers if place not in mine]
-            if not mine or any(key in nodes or not key for key, _ in others):
+            if any(key not in nodes for key, _ in mine) or any(key in nodes or not key for key, _ in others):
+                continue
+            if not mine:
                 continue
             values = [self.changes[place] for place in mine]
             name = nodes[mine[0][0]].input[mine[0][1]]
@@ -215,21 +227,26 @@ class _Repairs:
         lacks = self._lacks(layer)
         missing = zip(*(self._missing(x) for x in lacks), strict=True) if lacks else repeat(())
         parts, waiting = [Moments.empty(*w.shape), Moments.empty(*w.shape)], Waiting()
-        count = allotted(w.shape[1], w.shape[0], self.new.reaching(layer.node))
+        portions = self.samples.portions(self.new.reaching(layer.node))
+        count = allotted(w.shape[1], w.shape[0], max(1, len(portions)))
         rows = self.pairing.rows(layer)
-        samples = zip(self.new.values(layer.x), self.old.values(layer.y), missing, rows, strict=False)
+        samples = zip(self.new.values(layer.reads), self.old.values(layer.gives), missing, rows, strict=False)
         for k, (x, y, lack, same) in enumerate(samples):
             if x is None or y is None:
                 continue
-            y = compress(y, self.analysis.maps_at(layer.y, y.shape), self.gone)
-            for part in lack:
-                y = y if part is None else y + part.astype(y.dtype)
-            shape, mine, theirs = same.positions(layer, x, y)
-            chosen = pick(mine.size, count, (self.seed, layer.node, k))
-            parts[self.held[k]].unfold(linear, x, shape, mine[chosen], y, theirs[chosen], waiting=waiting)
+            most, place = -(-count // bodies.steps_in(layer, x)), self.samples.place(k)
+            for step, (read, full) in enumerate(bodies.by_step(layer, x, y)):
+                y = compress(full, self.analysis.maps_at(layer.y, full.shape), self.gone)
+                for part in lack:
+                    y = y if part is None else y + part.astype(y.dtype)
+                shape, mine, theirs = same.positions(layer, read, y)
+                key = (self.seed, layer.node, place.portion, *((step,) if layer.loop else ()))
+                chosen = pick(mine.size, most, key, place)
+                into = parts[self.samples.held[k]]
+                into.unfold(linear, read, shape, mine[chosen], y, theirs[chosen], waiting=waiting)
         waiting.finish()
-        self.new.release(layer.x)
-        self.old.release(layer.y)
+        self.new.release(layer.reads)
+        self.old.release(layer.gives)
         later = {x.y for x in self.layers if x.node in self.pending and x.node != layer.node}
         for done in lacks:
             for name in {done.old, done.less} - later:
@@ -315,12 +332,11 @@ class _Repairs:
         if layer.adder is None:
             assert layer.linear.b is not None
             dtype = self.new.constant(layer.b).dtype if layer.b else dtype
-            self._set(layer.node, layer.key, layer.linear.b, layer.linear.stored_bias(bias), dtype)
+            self._set(layer, layer.key, layer.linear.b, layer.linear.stored_bias(bias), dtype)
             return
-        node, i = layer.adder
+        key, i = layer.adder
         old = self.new.constant(layer.b)
-        key = next(o for o in self.new.nodes[node].output if o)
-        self._set(node, key, i, old + bias.reshape(-1).astype(old.dtype), old.dtype)
+        self._set(layer, key, i, old + bias.reshape(-1).astype(old.dtype), old.dtype)
 
     def _as_read(self, layer: LinearLayer, w: Floats) -> Floats:
         """The weights as the layer reads them: rounded, where they are kept in codes."""
@@ -328,9 +344,13 @@ class _Repairs:
         read = kernel if layer.linear.is_rounded else self.new.as_read(layer.w, kernel)
         return w if read is None else layer.linear.matrix(read.astype(np.float64))
 
-    def _set(self, node: int, key: str, i: int, value: Array, dtype: np.dtype[np.generic], readers: int = 1) -> None:
-        """readers: nodes that get the same value at this input."""
-        tensor = self.new.nodes[node].input[i] if i < len(self.new.nodes[node].input) else ""
+    def _set(
+        self, layer: LinearLayer, key: str, i: int, value: Array, dtype: np.dtype[np.generic], readers: int = 1
+    ) -> None:
+        """Give a node of the layer, by its key, another constant. readers: nodes that get the same value at this input."""
+        node = layer.node if layer.loop else self.new.maker[key]
+        inputs = self.new.nodes[node].input
+        tensor = inputs[i] if not layer.loop and i < len(inputs) else ""
         coded = self.new.encoded(tensor, value)
         if coded is not None and len(self.readers[tensor]) in (1, readers):
             node, value = coded
@@ -339,4 +359,4 @@ class _Repairs:
         if not np.isfinite(value).all():
             raise BadInputError(f"The repair of '{key}' is not finite; use --recover bias or none.")
         self.changes[key, i] = value
-        self.new.replace(node, {i: value})
+        self.new.replace(node, {i: value}, key if layer.loop else "")

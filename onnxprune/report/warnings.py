@@ -15,6 +15,10 @@ from onnxprune.analyse.sources import GROUPS
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.choose.budget import FLOOR
 from onnxprune.groups.analysis import Analysis
+from onnxprune.model.bodies import OPSETS, body_of, can_watch
+from onnxprune.model.branches import subgraphs
+from onnxprune.model.graph import name_of
+from onnxprune.model.routing import key_of
 from onnxprune.model.save import stored_bytes, tensors
 from onnxprune.model.tensors import is_external, read
 from onnxprune.ops import failures, is_quantized
@@ -53,7 +57,8 @@ def warnings(
     found += [f"{text}; what the node touches is kept" for text in analysis.crashed]
     found += [text for text in failures.seen() if text not in analysis.crashed]
     found += _of_samples(calibration, repair) if calibration is not None else ()
-    found += _of_branches(analysis, calibration) if calibration is not None and repair is not None else ()
+    if calibration is not None and repair is not None:
+        found += [*_of_branches(analysis, calibration), *_of_loops(analysis, calibration)]
     if saturates_here(analysis.model.proto):
         found.append(SATURATES)
     if repair is not None:
@@ -127,6 +132,35 @@ def _of_branches(analysis: Analysis, calibration: Calibration) -> Iterator[str]:
             yield (
                 f"branch '{branch.removesuffix('_branch')}' of {nodes[key]} was taken by none of the calibration inputs; its own weights "
                 "are cut but not repaired"
+            )
+
+
+def _of_loops(analysis: Analysis, calibration: Calibration) -> Iterator[str]:
+    """Bodies of loops, and of what runs a decoder by itself, with layers that were not calibrated."""
+    known = {x.key for x in calibration.layers}
+    flat = calibration.flat
+    loops = {key_of(n): n for n in flat.graph.node if n.op_type != "If" and any(True for _ in subgraphs(n))}
+    for node in analysis.view.graph.walk():
+        if node.key not in loops:
+            continue
+        inside = [
+            n
+            for body in node.subgraphs.values()
+            for n in body.walk()
+            if n.key not in known
+            and ops.rule_for(n.op, n.domain).linear
+            and analysis.view.constants.keys() & set(n.inputs)
+        ]
+        if inside:
+            if can_watch(flat, loops[node.key]):
+                why = "they lie in another loop or branch there, or their weights are computed"
+            elif body_of(loops[node.key]) is not None:
+                why = f"ONNX Runtime shows the steps of a {node.op} from opset {OPSETS[node.op]} on"
+            else:
+                why = "nothing shows what it feeds them"
+            names = ", ".join(f"'{name_of(n.key)}'" for n in inside[:3])
+            yield (
+                f"{len(inside)} layers inside {node} were not calibrated ({names}), as {why}; they are cut but not repaired"
             )
 
 

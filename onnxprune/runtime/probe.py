@@ -14,6 +14,7 @@ from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds, Observation
 from onnxprune.model.branches import SEPARATOR, captured, shell, show_shapes, subgraphs
 from onnxprune.model.loaded import LoadedModel, Model
+from onnxprune.runtime import bodies
 from onnxprune.runtime.session import Session
 
 
@@ -170,21 +171,27 @@ class _Probed:
         for node in self.graph.node:
             first = next((o for o in node.output if o), "")
             for name, sub in subgraphs(node):
+                itself = bodies.feeds_itself(node, sub)
                 inner = [
-                    {n: v[n] for n in captured(sub) if n in v} | _body_feeds(node, sub, v, self.initializers)
+                    {n: v[n] for n in captured(sub) if n in v}
+                    | ({} if itself else _body_feeds(node, sub, v, self.initializers))
                     for v in known
                 ]
                 kinds = self.fed.kinds | {n: self.dtypes[path + n] for n in self.values}
                 kinds |= {i.name: kinds.get(outer, "") for i, outer in zip(sub.input, node.input, strict=False)}
-                more = self._inside(sub, inner, f"{path}{first}.{name}{SEPARATOR}", kinds)
+                more = self._inside(sub, inner, f"{path}{first}.{name}{SEPARATOR}", kinds, itself)
                 for mine, theirs in zip(seen, more, strict=False):
                     mine[0].update(theirs[0])
                     mine[1].update(theirs[1])
                     mine[2].update(theirs[2])
         return seen
 
-    def _inside(self, sub: GraphProto, inner: list[Feeds], path: str, kinds: dict[str, str]) -> list[Seen]:
-        """The same of a subgraph; nothing where it does not run on these inputs: its rules pin."""
+    def _inside(
+        self, sub: GraphProto, inner: list[Feeds], path: str, kinds: dict[str, str], itself: bool
+    ) -> list[Seen]:
+        """The same of a subgraph; nothing where it does not run on these inputs: its rules pin. itself: the operator feeds it."""
+        if itself:
+            return self._fed_by_itself(sub, inner, path, kinds)
         names = {v.name for v in sub.input} | captured(sub)
         inner = [{n: v for n, v in feeds.items() if n in names} for feeds in inner]
         try:
@@ -192,6 +199,21 @@ class _Probed:
             return _Probed(self.model, sub, fed, self.initializers, path, self.wanted, self.typed).observe(inner)
         except BadInputError:
             return []
+
+    def _fed_by_itself(self, sub: GraphProto, inner: list[Feeds], path: str, kinds: dict[str, str]) -> list[Seen]:
+        """The same of one whose operator feeds it, in two sizes that it takes."""
+        tries = bodies.trials(sub)
+        if not tries:
+            return []
+        others = {n: v for n, v in inner[0].items() if n in captured(sub)}
+        try:
+            fed = _Fed(others | bodies.made(sub, tries[0]), kinds)
+            probed = _Probed(self.model, sub, fed, self.initializers, path, self.wanted, self.typed)
+            both = list(bodies.accepted(sub, others, probed.run))
+            seen = probed.observe(both) if both else []
+        except BadInputError:
+            return []
+        return [*seen, *seen[-1:]][: len(inner)]
 
 
 def _is_tensor(value: object) -> bool:

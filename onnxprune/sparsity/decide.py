@@ -25,6 +25,7 @@ from onnxprune.calibrate.stepwise import Stepwise
 from onnxprune.groups.analysis import Analysis, Use
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.observation import Array
+from onnxprune.model.bodies import open_bodies
 from onnxprune.model.routing import flatten
 from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.linear import Floats
@@ -177,10 +178,10 @@ class _Surgeon:
         samples = [calibration.judged.fed(feeds) for feeds in calibration.samples.feeds]
         base = with_values(model, analysis.view.opsets, sparse.values)
         flat, routing = flatten(base, calibration.routing.routes)
+        flat = open_bodies(flat)
         self.new = Stepwise(model.beside(led(flat)), samples, routing)
         self.old = Stepwise(model.beside(led(calibration.flat)), samples, calibration.routing)
         self.pairing = Pairing(self.new, self.old, calibration.layers)
-        self.keys = [next((o for o in n.output if o), "") for n in calibration.flat.graph.node]
 
     def run(self, progress: Progress) -> None:
         layers = self.calibration.layers
@@ -197,7 +198,7 @@ class _Surgeon:
         scale = getattr(layer.linear, "alpha", 1.0)
         w0 = weight.matrix(values).astype(np.float64) * scale
         is_shared = len(weight.uses) + weight.shared > 1
-        w = self._alone(weight, w0) if is_shared else self._fitted(layer, weight, w0)
+        w = self._alone(weight, w0) if is_shared or layer.loop else self._fitted(layer, weight, w0)
         if not np.isfinite(w.astype(values.dtype)).all():  # nothing was learned: by magnitude
             w = self._cut(w0, w0, np.broadcast_to(np.eye(w0.shape[1]), (w0.shape[0], *[w0.shape[1]] * 2)), weight)
         self.sparse.values[weight.tensor] = weight.stored(values, w / scale)
@@ -260,16 +261,16 @@ class _Surgeon:
         """Inputs in the sparse model and wanted outputs: fitted samples, held-out samples."""
         linear = layer.linear
         parts, waiting = [Moments.empty(*w.shape), Moments.empty(*w.shape)], Waiting()
-        count = allotted(w.shape[1], w.shape[0], self.new.count)
+        known = self.calibration.samples
+        count = allotted(w.shape[1], w.shape[0], len(known.portions()))
         samples = zip(self.new.values(layer.x), self.old.values(layer.y), self.pairing.rows(layer), strict=True)
         for k, (x, y, same) in enumerate(samples):
             if x is None or y is None:
                 continue
             shape, mine, theirs = same.positions(layer, x, y)
-            chosen = pick(mine.size, count, (self.seed, layer.node, k))
-            parts[self.calibration.samples.held[k]].unfold(
-                linear, x, shape, mine[chosen], y, theirs[chosen], waiting=waiting
-            )
+            place = known.place(k)
+            chosen = pick(mine.size, count, (self.seed, layer.node, place.portion), place)
+            parts[known.held[k]].unfold(linear, x, shape, mine[chosen], y, theirs[chosen], waiting=waiting)
         waiting.finish()
         self.new.release(layer.x)
         self.old.release(layer.y)
@@ -286,8 +287,7 @@ class _Surgeon:
     def _give_bias(self, layer: LinearLayer, bias: Floats) -> None:
         old = self.new.constant(layer.b)
         if layer.adder is not None:
-            node, i = layer.adder
-            key, value = self.keys[node], old + bias.reshape(-1).astype(old.dtype)
+            (key, i), value = layer.adder, old + bias.reshape(-1).astype(old.dtype)
         else:
             assert layer.linear.b is not None
             key, i = layer.key, layer.linear.b
@@ -302,7 +302,10 @@ class _Surgeon:
         kernel = np.ascontiguousarray(layer.linear.kernel(matrix).astype(old.dtype))
         read = self.new.as_read(layer.w, kernel)
         kernel = kernel if read is None else read
-        self.new.replace(self.new.maker[layer.key], {layer.linear.w: kernel})
+        if layer.loop:
+            self.new.replace(layer.node, {layer.linear.w: kernel}, layer.key)
+        else:
+            self.new.replace(self.new.maker[layer.key], {layer.linear.w: kernel})
 
 
 def _second(moments: Moments, centred: bool) -> Floats:

@@ -320,7 +320,7 @@ def old(plan: onnxprune.Plan, model: onnx.ModelProto, **scope: Any) -> dict[str,
     return document
 
 
-@pytest.mark.parametrize("name", ["lstm", "experts"])
+@pytest.mark.parametrize("name", ["lstm", "table"])
 def test_plans_of_the_first_format_hold_at_their_sizes(name: str, tmp_path: Path) -> None:
     model = case(name)
     feed = data(model, (2, 6), tmp_path / "x.npz")
@@ -328,7 +328,7 @@ def test_plans_of_the_first_format_hold_at_their_sizes(name: str, tmp_path: Path
     plan = onnxprune.Plan.from_json(json.dumps(old(result.plan, model, data=feed)))
     again = onnxprune.prune(model, apply=plan, benchmark=False, data=feed, recover="none")
     assert again.model == result.model and again.plan.version == 1
-    if name == "experts":
+    if name == "table":
         with pytest.raises(BadInputError, match=r"older version with inputs of other sizes: give the --data"):
             onnxprune.prune(model, apply=plan, benchmark=False, recover="none")
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import ops
+from onnxprune import Budget, ops, prune
 from tests.ops.harness import Case, check, dense, image, model, node, weights, why
 
 
@@ -119,10 +119,35 @@ def test_tensor_scatter_into_an_input_stays() -> None:
     check(Case(proto, {}))
 
 
-@pytest.mark.parametrize("op", ["RandomNormalLike", "RandomUniformLike", "Bernoulli"])
-def test_random_numbers_stay(op: str) -> None:
-    nodes = [node("Sigmoid", "h", "s"), node(op, "s", "r", seed=1.0), node("Add", "h r", "g")]
-    assert "random numbers" in why(check(Case(dense(nodes), {})))
+DRAWS = ["RandomNormalLike", "RandomUniformLike", "Bernoulli"]
+
+
+@pytest.mark.parametrize("op", DRAWS)
+@pytest.mark.parametrize("seed", [{}, {"seed": 1.0}], ids=["own", "seeded"])
+def test_random_numbers_are_those_that_the_original_draws(op: str, seed: dict[str, float]) -> None:
+    """For all positions, so that what stays gets the number that it got before."""
+    proto = dense([node("Sigmoid", "h", "s"), node(op, "s", "r", **seed), node("Add", "h r", "g")])
+    result = prune(proto, Budget("ratio", 0.5), round_to=1, recover="none", benchmark=False)
+    assert [g.removed for g in result.plan.groups] == [4]
+    assert result.report.check.error < 1e-6
+    made = [n.op_type for n in result.model.graph.node]
+    assert made.index("Gather") < made.index(op), "it draws for as many positions as before"
+    again = prune(result.model, Budget("ratio", 0.5), round_to=1, recover="none", benchmark=False)
+    assert again.report.check.error < 1e-6
+
+
+@pytest.mark.parametrize("op", DRAWS)
+def test_random_numbers_of_heads_stay(op: str) -> None:
+    """A cut through several axes is no selection of positions of one."""
+    nodes = [
+        node("Reshape", "h t", "s"),
+        node("Sigmoid", "s", "p"),
+        node(op, "p", "r", seed=1.0),
+        node("Add", "p r", "m"),
+        node("Reshape", "m u", "g"),
+    ]
+    shapes = {"t": ints(2, 5, 2, 4), "u": ints(2, 5, 8)}
+    assert "several axes" in why(check(Case(dense(nodes, shapes), {})))
 
 
 def test_unique_stays() -> None:

@@ -345,6 +345,34 @@ def test_pad_channels(opset: int) -> None:
     check(Case(image(between, c, opset=max(opset, 7), out=11), {"Conv 'h'": 8}))
 
 
+@pytest.mark.parametrize(("before", "units"), [(0, {"MatMul 'h'": 7}), (1, {"MatMul 'h' rows": 4})])
+def test_pad_heads(before: int, units: dict[str, int]) -> None:
+    """Linear attention appends a one to every value, which sums up the weights: it leaves with its head only.
+
+    Of the 6 values and the one of each head the values may leave. With one more in front, a step of values would have to be 7 of 8: heads leave.
+    """
+    between = [
+        node("Reshape", "h heads", "r"),
+        node("Pad", "r p one", "padded"),
+        node("Slice", "padded s4 e4 ax", "values"),
+        node("Slice", "padded s1 e1 ax", "total"),
+        node("Div", "values total", "mean"),
+        node("Reshape", "mean flat", "g"),
+    ]
+    c = {
+        "heads": ints(2, 5, 4, 6),
+        "p": ints(0, 0, 0, before, 0, 0, 0, 1),
+        "one": np.array(1, np.float32),
+        "s4": ints(before),
+        "e4": ints(before + 6),
+        "s1": ints(before + 6),
+        "e1": ints(before + 7),
+        "ax": ints(3),
+        "flat": ints(2, 5, 24),
+    }
+    check(Case(dense(between, c, width=24), units))
+
+
 def test_pad_channels_by_reflection_stays() -> None:
     proto = image([node("Pad", "h p", "g", mode="reflect")], {"p": ints(0, 1, 0, 0, 0, 2, 0, 0)}, out=11)
     assert "pads axis 1" in why(check(Case(proto, {})))

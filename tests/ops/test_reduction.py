@@ -9,6 +9,7 @@ from tests.ops.harness import (
     TOLERANCE,
     Array,
     Case,
+    Node,
     analysed,
     check,
     dense,
@@ -166,6 +167,45 @@ def test_group_normalization(opset: int, scales: int) -> None:
                 oracle(analysis, share, seed, checker=opset > 18) <= TOLERANCE
             )  # the checker calls that of opset 18 deprecated
     assert "mean and variance" in why(analysed(proto))
+
+
+def normed(x: str, y: str, groups: int) -> tuple[list[Node], dict[str, Array]]:
+    """Group normalization as exporters write it without an operator for it."""
+    nodes = [
+        node("Reshape", f"{x} {y}split", f"{y}rows"),
+        node("InstanceNormalization", f"{y}rows {y}one {y}zero", f"{y}norm"),
+        node("Shape", x, f"{y}shape"),
+        node("Reshape", f"{y}norm {y}shape", y),
+    ]
+    one, zero = np.ones(groups, np.float32), np.zeros(groups, np.float32)
+    return nodes, {f"{y}split": np.array([0, groups, -1], np.int64), f"{y}one": one, f"{y}zero": zero}
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "steps"),
+    [(4, 4, 12), (4, 12, 4), (4, 6, 6), (6, 4, 8), (4, 8, 6), (4, 16, 3), (4, 48, 0)],
+)
+def test_groups_that_overlap_leave_together(before: int, behind: int, steps: int) -> None:
+    """24 channels, normalised `before` at a time, are joined to 24 others, and all are normalised `behind` at a time.
+
+    So do the skip connections of a U-Net, which stayed: of 4 and 6 at a time, the first 12 leave together, the last 6 alone.
+    """
+    first, own = normed("a", "h", 24 // before)
+    last, more = normed("j", "n", 48 // behind)
+    nodes = [
+        node("Conv", "x A", "a", pads=[1, 1, 1, 1]),
+        *first,
+        node("Conv", "x B", "b", pads=[1, 1, 1, 1]),
+        node("Concat", "h b", "j", axis=1),
+        *last,
+        node("Conv", "n V", "y"),
+    ]
+    constants = weights(7, A=(24, 3, 3, 3), B=(24, 3, 3, 3), V=(4, 48, 1, 1)) | own | more
+    proto = model(nodes, {"x": [2, 3, 8, 8]}, constants=constants)
+    analysis = analysed(proto)
+    assert found(analysis) == ({"Conv 'a' rows": steps} if steps else {})
+    for seed, share in enumerate((0.4, 0.5, 0.75) if steps else ()):
+        assert oracle(analysis, share, seed) <= TOLERANCE
 
 
 def test_normalization_of_every_head() -> None:
