@@ -18,6 +18,7 @@ from onnxprune import ops
 from onnxprune.groups.analysis import Analysis
 from onnxprune.model.graph import Node
 from onnxprune.ops.base import Rule
+from onnxprune.runtime.inputs import is_mask
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,14 @@ def roles(analysis: Analysis) -> dict[str, Role]:
             found = _followed(node, rule, of, i, number)
             if found is not None:
                 origin.update(dict.fromkeys((o for o in node.outputs if o), found))
-    return {name: _role(name, rows.get(name), lengths.get(name), compared.get(name)) for name in inputs}
+    masks = {name for name, array in analysis.feeds[0].items() if is_mask(name, array.shape)}
+    return {name: _role(name, name in masks, rows.get(name), lengths.get(name), compared.get(name)) for name in inputs}
 
 
-def _role(name: str, rows: list[int] | None, lengths: list[int] | None, compared: set[int] | None) -> Role:
+def _role(name: str, masks: bool, rows: list[int] | None, lengths: list[int] | None, compared: set[int] | None) -> Role:
     if rows:
         return Role("position" if "position" in name.lower() else "index", min(rows))
-    if "mask" in name.lower():
+    if masks:
         return Role("mask")
     if lengths:
         return Role("length", min(lengths))

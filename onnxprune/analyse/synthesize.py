@@ -48,7 +48,7 @@ def _one(like: Array, rng: np.random.Generator, role: Role) -> Array:
         return rng.integers(0, role.rows, like.shape).astype(like.dtype)
     if role.kind == "position" and like.ndim:
         return np.broadcast_to(np.arange(like.shape[-1]) % role.rows, like.shape).astype(like.dtype)
-    if role.kind == "mask" and 0 < like.ndim < 3:
+    if role.kind == "mask":
         return _mask(like.shape, rng).astype(like.dtype)
     if role.kind == "length":
         return _lengths(like.shape, role.rows, rng).astype(like.dtype)

@@ -43,6 +43,7 @@ from onnxprune.model.save import save_result, stored_bytes
 from onnxprune.proof.compare import error, tolerance_of
 from onnxprune.proof.interface import check_interface
 from onnxprune.proof.prove import SCALES, check_well_formed, latency, proved
+from onnxprune.proof.unsigned import exact_products
 from onnxprune.report.renderer import renderer_for
 from onnxprune.report.sparsity import (
     Dead,
@@ -223,7 +224,7 @@ def _without_dead(loaded: LoadedModel, made: onnx.ModelProto, settings: Options)
 
 def _apart(analysis: Analysis, made: onnx.ModelProto, cut: onnx.ModelProto, seed: int) -> float:
     """The largest difference between the outputs of both; raises where it is more than float noise."""
-    both = [runtime.Session(analysis.model.beside(p), what="the sparse model") for p in (made, cut)]
+    both = [runtime.Session(analysis.model.beside(exact_products(p)), what="the sparse model") for p in (made, cut)]
     pairs = [analysis.feeds, *(runtime.rescaled(analysis.feeds, seed, scale) for scale in SCALES)]
     apart = max(error(both[0].run(feeds), both[1].run(feeds)) for pair in pairs for feeds in pair)
     if not apart <= tolerance_of(made, 0.0):

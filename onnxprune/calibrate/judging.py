@@ -17,13 +17,13 @@ import numpy as np
 import onnx
 
 from onnxprune.calibrate.damage import Metric, Outputs
+from onnxprune.calibrate.depends import dependent
 from onnxprune.calibrate.leading import Decision, Leader, decisions, has_weights_behind
 from onnxprune.calibrate.stepwise import read_by
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds
 from onnxprune.model.branches import showing
 from onnxprune.model.loaded import Model
-from onnxprune.ops import rule_for
 from onnxprune.runtime import Session
 from onnxprune.runtime.values import as_array
 
@@ -134,30 +134,11 @@ class _Walk:
         self.model, self.fits = model, fits
         self.maker = {o: node for node in graph.node for o in node.output if o}
         constants = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
-        self.values = {i.name for i in graph.input} - constants
-        self.sizes: dict[str, str] = {}  # tensor -> the node that decides its size by values
-        for node in graph.node:
-            self._pass(node)
+        self.values, self.sizes = dependent(graph.node, constants.__contains__)
         self.types: dict[str, str] | None = None
         self.decisions: list[Decision] = []
         if leads and has_weights_behind(graph.node, self.values, self.sizes):
             self.decisions = decisions(graph.node, self.values)
-
-    def _pass(self, node: onnx.NodeProto) -> None:
-        reads = sorted(read_by(node))
-        outputs = [o for o in node.output if o]
-        rule = rule_for(node.op_type, node.domain)
-        by_size = rule.carries_shape
-        if any((n in self.sizes) if by_size else (n in self.values) for n in reads) or _is_random(node):
-            self.values.update(outputs)
-        if by_size:
-            return
-        decided = [i for i, n in enumerate(node.input) if n in self.values and rule.decides_size(i)]
-        found = f"{node.op_type} '{node.name or outputs[0]}'" if decided else ""
-        sized_by = node.input[:1] if rule.places else reads  # what is written somewhere changes no size
-        found = found or next((self.sizes[n] for n in sized_by if n in self.sizes), "")
-        if found:
-            self.sizes.update(dict.fromkeys(outputs, found))
 
     def judged(self, outputs: tuple[str, ...]) -> Judged:
         declared = {o.name: _declared(o) for o in self.model.proto.graph.output}
@@ -228,10 +209,6 @@ class _Walk:
                 session = Session(self.model)
             self.types = session.output_types
         return self.types.get(name, "")
-
-
-def _is_random(node: onnx.NodeProto) -> bool:
-    return rule_for(node.op_type, node.domain).random
 
 
 def _declared(output: onnx.ValueInfoProto) -> str:

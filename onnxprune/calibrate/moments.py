@@ -74,6 +74,8 @@ class Moments:
         theirs: the positions in `y`, where they are others there. waiting: where rows may wait for more of them, until its `finish`.
         """
         add = self.add if waiting is None else partial(waiting.add, self)
+        if not picks.size:
+            return
         groups, inputs = self.x.shape
         count = max(1, picks.size * inputs * groups // CHUNK)
         halves = (np.array_split(p, count) for p in (picks, picks if theirs is None else theirs))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto
 
+from onnxprune.calibrate.depends import dependent
 from onnxprune.calibrate.stepwise import Stepwise, read_by
 from onnxprune.groups.maps import Shape
 from onnxprune.groups.observation import Array
@@ -25,7 +26,11 @@ Pickers = dict[str, bool]
 
 
 def pickers(nodes: Sequence[NodeProto], is_fixed: Callable[[str], bool]) -> dict[str, Pickers]:
-    """By tensor, what picked its positions; tensors whose positions no value decides are left out."""
+    """By tensor, what picked its positions; tensors whose positions no value decides are left out.
+
+    Bounds of a Slice that follow from sizes (half of the channels) decide none: channels that left do not count as positions.
+    """
+    values, _ = dependent(nodes, is_fixed)
     found: dict[str, Pickers] = {}
     for node in nodes:
         rule = rule_for(node.op_type, node.domain)
@@ -33,7 +38,7 @@ def pickers(nodes: Sequence[NodeProto], is_fixed: Callable[[str], bool]) -> dict
         for i in rule.picks:
             names = node.input if i >= 0 else node.output
             name = names[i if i >= 0 else -1 - i] if (i if i >= 0 else -1 - i) < len(names) else ""
-            if name and not is_fixed(name):
+            if name in values:
                 mine[name] = all(a.i == 0 for a in node.attribute if a.name == "axis")
         through = rule.kind == "pointwise" or rule.linear is not None
         data = node.input[:1] if rule.places else (n for n in read_by(node) if n not in mine)

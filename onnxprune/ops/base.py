@@ -69,6 +69,8 @@ class Rule:
     mixing: how units of one axis pass, where a linear map of them passes too (`choose/mix.py`): `copy` (values move), `sum` (each unit
         of the output is the same sum over that unit of all inputs), `scale` (units are multiplied by what does not tell them
         apart), `product` (of matrices). It holds whatever the attributes are; else it is a function of them.
+    eight_bit: gets the operator's name; returns, for each operand of 8 bits that may be signed or not: its input, that of its zero point,
+        that of the zero point of what it is multiplied by (None where that is always unsigned).
     sequences: the outputs that are sequences of tensors, for rules that follow their parts (`ctx.parts`, `ctx.build`); None where the
         operator takes and gives tensors only, and whatever lies in a sequence that it reads stays.
     repeats: a function of the context and an axis of the output: may what lies there once per sample (heads behind a dynamic batch) leave
@@ -102,6 +104,7 @@ class Rule:
     weights: Callable[[LinearContext], list[tuple[int, int]]] | None = None
     idle: Callable[[IdleContext], bool] | None = None
     mixing: Mixing | Callable[[dict[str, Any]], Mixing | None] | None = None
+    eight_bit: Callable[[str], list[tuple[int, int, int | None]]] | None = None
     sequences: tuple[int, ...] | None = None
     repeats: Callable[[MapContext, int], bool] | None = None
     registered: bool = False

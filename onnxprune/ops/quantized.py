@@ -33,16 +33,17 @@ class _Inputs:
     rows: tuple[int, ...] = ()
     columns: tuple[int, ...] = ()
     zero: int | None = None  # the zero point of B
+    other: int | None = None  # that of A
 
 
-CONVS = {"QLinearConv": _Inputs(0, 3, (), (4, 5), 5), "ConvInteger": _Inputs(0, 1, (), (3,), 3)}
+CONVS = {"QLinearConv": _Inputs(0, 3, (), (4, 5), 5, 2), "ConvInteger": _Inputs(0, 1, (), (3,), 3, 2)}
 PRODUCTS = {
-    "QLinearMatMul": _Inputs(0, 3, (1, 2), (4, 5), 5),
-    "MatMulInteger": _Inputs(0, 1, (2,), (3,), 3),
+    "QLinearMatMul": _Inputs(0, 3, (1, 2), (4, 5), 5, 2),
+    "MatMulInteger": _Inputs(0, 1, (2,), (3,), 3, 2),
     "MatMulInteger16": _Inputs(0, 1),
-    "QGemm": _Inputs(0, 3, (), (4, 5, 6), 5),
+    "QGemm": _Inputs(0, 3, (), (4, 5, 6), 5, 2),
     "DynamicQuantizeMatMul": _Inputs(0, 1, (), (2, 3, 4), 3),
-    "MatMulIntegerToFloat": _Inputs(0, 1, (2, 4), (3, 5, 6), 5),
+    "MatMulIntegerToFloat": _Inputs(0, 1, (2, 4), (3, 5, 6), 5, 4),
 }
 
 
@@ -112,6 +113,12 @@ def silence(edit: MaskEdit) -> None:
             first = edit.node.op in CONVS or edit.attrs.get("transB", 0)
             zero = zero.reshape(-1, *[1] * (value.ndim - 1)) if first else zero
     edit.set_constant(where.b, np.where(edit.removed(where.b), zero.astype(value.dtype), value))
+
+
+def kernel_places(op: str) -> list[tuple[int, int, int | None]]:
+    """B, its zero point and that of A."""
+    where = (CONVS | PRODUCTS)[op]
+    return [] if where.zero is None else [(where.b, where.zero, where.other)]
 
 
 def quantized_conv_macs(cost: CostContext) -> int:
@@ -214,6 +221,7 @@ RULES = [
         macs=quantized_conv_macs,
         rounded=True,
         reference=silence,
+        eight_bit=kernel_places,
     ),
     Rule(
         ("ConvInteger",),
@@ -223,6 +231,7 @@ RULES = [
         macs=integer_conv_macs,
         rounded=True,
         reference=silence,
+        eight_bit=kernel_places,
     ),
     Rule(
         (
@@ -237,6 +246,7 @@ RULES = [
         quantized_product,
         macs=product_macs,
         reference=silence,
+        eight_bit=kernel_places,
     ),
     Rule(("DynamicQuantizeLinear",), "pointwise", dynamic_quantize, coded=True),
     Rule(("com.microsoft::QuantizeLinear",), "pointwise", quantize, coded=True, rounds=True),
@@ -255,5 +265,6 @@ RULES = [
         adjust=attention.follow_packed,
         macs=attention.packed_macs,
         reference=silence_attention,
+        eight_bit=lambda op: [(1, 7, 6)],
     ),
 ]

@@ -130,5 +130,6 @@ RULES = [
         adjust=follow_quantized_hidden,
         macs=recurrent_macs,
         reference=silence_quantized,
+        eight_bit=lambda op: [(1, 9, None), (2, 11, None)],
     ),
 ]

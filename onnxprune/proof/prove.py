@@ -24,6 +24,7 @@ from onnxprune.proof.compare import deviation, error, is_vacuous, not_compared, 
 from onnxprune.proof.interface import check_interface
 from onnxprune.proof.masked import masked_feeds, masked_keys, masked_original, standing_in
 from onnxprune.proof.steady import check_steady
+from onnxprune.proof.unsigned import exact_products
 from onnxprune.proof.verdict import Verdict
 
 SCALES = (0.1, 10.0, 0.01)
@@ -56,10 +57,10 @@ def proved(
 
         def masked() -> runtime.Session:
             proto = masked_original(analysis, removed, types, base)
-            return runtime.Session(model.beside(proto), what="the masked original")
+            return runtime.Session(model.beside(exact_products(proto)), what="the masked original")
 
         def plain() -> runtime.Session:
-            return runtime.Session(pruned, what="the pruned model")
+            return runtime.Session(pruned.beside(exact_products(pruned.proto)), what="the pruned model")
 
         names = [o.name for o in model.proto.graph.output]
         silent = set(names)  # until something of them was compared
@@ -104,6 +105,7 @@ def _answers(make: Callable[[], runtime.Session], pair: Sequence[Feeds]) -> list
 
 def _noise(model: Model, pair: Sequence[Feeds]) -> float:
     """How far the model is from itself with ONNX Runtime's optimizations."""
+    model = model.beside(exact_products(model.proto))
     plain, optimized = (
         _answers(partial(runtime.Session, model, optimized=optimized), pair) for optimized in (False, True)
     )

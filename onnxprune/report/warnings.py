@@ -22,6 +22,7 @@ from onnxprune.model.routing import key_of
 from onnxprune.model.save import stored_bytes, tensors
 from onnxprune.model.tensors import is_external, read
 from onnxprune.ops import failures, is_quantized
+from onnxprune.proof.unsigned import saturates_here
 from onnxprune.repair.fits import Repair
 from onnxprune.report.values import Tuned
 
@@ -29,6 +30,11 @@ NO_DATA = "no inputs were given, so made-up ones were used; judge the result on 
 BELOW = (
     "{:.2f} of the MACs were kept without data: at 0.5 an ImageNet classifier kept 2 % of its answers so, whatever divergence is reported; "
     "give a few dozen inputs with --data, or keep 0.8"
+)
+SATURATES = (
+    "this processor has no VNNI, so that sums of products with the model's signed 8-bit weights saturate: the original and the pruned "
+    "model compute something else here than elsewhere (the proof does not, as it takes unsigned weights in their place); for such "
+    "processors quantize with unsigned or 7-bit weights (reduce_range)"
 )
 NEAR = 0.05  # how far below the target rounding may end
 BROAD = 128  # whole numbers up to here and above are taken for unscaled ones
@@ -53,6 +59,8 @@ def warnings(
     found += _of_samples(calibration, repair) if calibration is not None else ()
     if calibration is not None and repair is not None:
         found += [*_of_branches(analysis, calibration), *_of_loops(analysis, calibration)]
+    if saturates_here(analysis.model.proto):
+        found.append(SATURATES)
     if repair is not None:
         if not repair.fits and is_quantized(analysis.model.proto.graph):
             found.append("no layer could be fitted, as the weights are integer codes; prune before quantizing")

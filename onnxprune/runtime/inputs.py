@@ -11,7 +11,7 @@ import onnx
 from onnx import ModelProto, helper
 
 from onnxprune.errors import BadInputError
-from onnxprune.groups.observation import Feeds
+from onnxprune.groups.observation import Array, Feeds
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.runtime.probe import Probe
 from onnxprune.runtime.session import Session
@@ -91,8 +91,9 @@ def random_feeds(
     shapes: dict[str, tuple[int, ...]] | None = None,
     most: int = MAX_ELEMENTS,
 ) -> Feeds:
-    """Random inputs: normal floats, integers in [1, high), True; `sizes` gives every symbol's size, `shapes` whole shapes.
+    """Random inputs: normal floats, integers in [1, high), True, masks of 0 and 1.
 
+    sizes: of every symbol. shapes: whole ones.
     inputs: with a rank each, see `ranked`. Raises `BadInputError` for one of more than `most` elements.
     """
     rng = np.random.default_rng(seed)
@@ -123,7 +124,21 @@ def random_feeds(
             feeds[value.name] = rng.integers(min(1, high - 1), high, shape).astype(dtype)
         else:
             feeds[value.name] = rng.standard_normal(shape).astype(dtype)
+        if is_mask(value.name, shape) and dtype.kind in "iuf":
+            feeds[value.name] = _as_mask(feeds[value.name])
     return feeds
+
+
+def is_mask(name: str, shape: Sequence[int]) -> bool:
+    """Does an input say which positions count? Nothing but its name tells: graphs often compute with it, as in `(1 - mask) * -3e38`."""
+    return "mask" in name.lower() and 0 < len(shape) < 3
+
+
+def _as_mask(drawn: Array) -> Array:
+    """Ones where what was drawn is odd, or positive; and for the first position, so that one counts."""
+    kept = (drawn > 0 if drawn.dtype.kind == "f" else drawn % 2).astype(drawn.dtype)
+    kept[..., :1] = 1
+    return kept
 
 
 def rescaled(pair: tuple[Feeds, Feeds], seed: int, scale: float) -> tuple[Feeds, Feeds]:

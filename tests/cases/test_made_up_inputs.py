@@ -224,3 +224,34 @@ def test_floats_that_are_compared_are_no_lengths() -> None:
         y = MatMul(r, w)
     }"""
     assert roles(analysis_of(load(net(text)), Scope())) == {"x": Role("other")}
+
+
+@pytest.mark.parametrize("kind", ["int64", "int32", "float"])
+def test_masks_are_observed_as_masks(kind: str) -> None:
+    """T5 and old BERTs add (1 - mask) times the lowest float: any other number there makes every output NaN."""
+    text = f"""g (float[N,T,8] x, float[N,S,8] states, {kind}[N,S] encoder_mask) => (float[N,T,4] y)
+        <float[8,16] q, float[8,16] k, float[8,24] v, float[24,4] o, float one, float lowest, int64[1] axis> {{
+        a = MatMul(x, q)
+        b = MatMul(states, k)
+        c = MatMul(states, v)
+        bt = Transpose<perm=[0,2,1]>(b)
+        scores = MatMul(a, bt)
+        wide = Unsqueeze(encoder_mask, axis)
+        m = Cast<to=1>(wide)
+        missing = Sub(one, m)
+        bias = Mul(missing, lowest)
+        masked = Add(scores, bias)
+        p = Softmax<axis=-1>(masked)
+        e = MatMul(p, c)
+        y = MatMul(e, o)
+    }}"""
+    lowest = np.finfo(np.float32).min
+    model = net(text, constants={"one": np.float32(1), "lowest": lowest, "axis": np.array([1])})
+    analysis = analysis_of(load(model), Scope())
+    first, second = (f["encoder_mask"] for f in analysis.feeds)
+    assert first.shape != second.shape
+    for mask in (first, second):
+        assert set(np.unique(mask)) == {0, 1} and (mask[:, 0] == 1).all()
+    result = onnxprune.prune(model, Budget("ratio", 0.5))
+    assert result.report.check.error < 1e-5
+    assert sum(g.removed for g in result.plan.groups) == 12 + 8

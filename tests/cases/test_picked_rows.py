@@ -171,3 +171,51 @@ def test_what_picks_rows() -> None:
     found = pickers(nodes, constants.__contains__)
     assert found["pa"] == found["po"] == {"pi": True}
     assert "h" not in found and "pr" not in found and "y" not in found, "what is scattered back has its own place again"
+
+
+HALVES = """g (float[N,4,T] x, {more}) => (float[N,3,T] y)
+    <float[24,4,3] u, float[12,12,1] v, float[3,12,1] w, int64 at, int64 two, int64[1] zero, int64[1] axis> {{
+    h = Conv<pads=[1,1]>(x, u)
+    shape = Shape(h)
+    wide = Gather(shape, at)
+    half0 = Div(wide, two)
+    half = Reshape(half0, axis)
+    whole0 = Mul(half0, two)
+    whole = Reshape(whole0, axis)
+    a = Slice(h, zero, half, axis)
+    b = Slice(h, half, whole, axis)
+    s = Sigmoid(b)
+    g = Mul(a, s)
+    r = Conv(g, v)
+    f = Relu(r)
+    {end}
+}}"""
+BOUNDS = {"at": np.array(1), "two": np.array(2), "zero": np.array([0]), "axis": np.array([1])}
+
+
+def test_bounds_that_follow_from_sizes_pick_no_rows(tmp_path: Path) -> None:
+    """Half of the channels, as PyTorch exports `chunk`: fewer once channels left, and of the same positions."""
+    model = net(HALVES.format(more="float[N] unused", end="y = Conv(f, w)"), constants=BOUNDS)
+    del model.graph.input[1:]
+    data = tmp_path / "data.npz"
+    np.savez(data, x=np.random.default_rng(0).standard_normal((32, 4, 9)).astype(np.float32))
+    made = fitted(model, data, 0.5)
+    repair = made.report.repair
+    assert repair is not None and not repair.unpaired
+    assert {fit.layer for fit in repair.fits} >= {"r", "y"}
+
+
+def test_convolutions_behind_rows_that_do_not_match(tmp_path: Path) -> None:
+    """Positions in time that a score picks, other ones in the pruned model: no row of the convolution is known to be the same."""
+    end = """q = ReduceMean<axes=[0,1],keepdims=0>(f)
+    best, index = TopK<axis=0>(q, two1)
+    t = Gather<axis=2>(f, index)
+    c = Conv(t, w)
+    y = Relu(c)"""
+    text = HALVES.format(more="float[N] unused", end=end).replace("float[N,3,T] y", "float[N,3,2] y")
+    model = net(text.replace("int64 two,", "int64 two, int64[1] two1,"), constants=BOUNDS | {"two1": np.array([2])})
+    del model.graph.input[1:]
+    data = tmp_path / "data.npz"
+    np.savez(data, x=np.random.default_rng(0).standard_normal((32, 4, 9)).astype(np.float32))
+    made = fitted(model, data, 0.3)
+    assert made.report.repair is not None and "c" in made.report.repair.unpaired

@@ -26,6 +26,7 @@ from onnxprune.model.load import load
 from onnxprune.model.loaded import Model
 from onnxprune.proof.compare import error
 from onnxprune.proof.masked import masked_keys, masked_original
+from onnxprune.proof.unsigned import exact_products
 
 TYPES = {
     "float32": TensorProto.FLOAT,
@@ -129,8 +130,10 @@ def oracle(analysis: Analysis, share: float, seed: int, checker: bool = True) ->
         onnx.checker.check_model(pruned)
     keys = masked_keys(analysis, removed)
     types = runtime.types_of(analysis.model, analysis.feeds, keys)
-    reference = runtime.Session(Model(masked_original(analysis, removed, types)), what="the masked original")
-    result = runtime.Session(Model(pruned), what="the pruned model")
+    reference = runtime.Session(
+        Model(exact_products(masked_original(analysis, removed, types))), what="the masked original"
+    )
+    result = runtime.Session(Model(exact_products(pruned)), what="the pruned model")
     worst = 0.0
     for feeds in analysis.feeds:
         a, b = reference.run(feeds), result.run(feeds)

@@ -22,7 +22,7 @@ def kernel(seed: int, name: str, shape: tuple[int, ...], per_channel: int = 0, a
     rng = np.random.default_rng(seed)
     side = (per_channel,) if per_channel else ()
     return {
-        name: rng.integers(-64, 64, shape).astype(np.int8),  # more saturates in processors without VNNI
+        name: rng.integers(-127, 128, shape).astype(np.int8),
         f"{name}s": (rng.random(side) * 0.004 + 0.002).astype(np.float32),
         f"{name}z": np.zeros(side, np.int8),
     }
