@@ -120,7 +120,7 @@ def finetune(
     if settings.from_scratch and settings.labels is None:
         raise BadInputError("--from-scratch is trained with labels; give --labels.")
     data = data if isinstance(data, list) else existing("a .npz file or a folder of them")("--data", data)
-    from onnxprune.api import finetuning  # PyTorch is needed from here on
+    from onnxprune.api import finetuning, training_data  # PyTorch is needed from here on
 
     files = {"-o": output, "--checkpoint": settings.checkpoint}
     check_outputs(files, (pruned, teacher, data, settings.labels, settings.plan))
@@ -131,19 +131,19 @@ def finetune(
     spared = student.data_files | (original.data_files if original else frozenset())
     check_outputs(files, spared)
     if original is not None:
-        finetuning.check_same_interface(student.proto, original.proto)
-    feeds, labels = finetuning.data_of(student, data, settings)
+        training_data.check_same_interface(student.proto, original.proto)
+    feeds, labels = training_data.data_of(student, data, settings)
     cut = finetuning.cut_of(settings.plan)
     with finetuning.threads(settings.threads):
         result = finetuning.Tuning(
             student,
             original,
-            partial(finetuning.material_of, student, feeds, data, settings),
+            partial(training_data.material_of, student, feeds, data, settings),
             cut=cut,
             settings=settings,
             progress=progress,
             labels=labels,
-            run=finetuning.fingerprint(student, original, data, settings),
+            run=training_data.fingerprint(student, original, data, settings),
         ).result()
     result = replace(result, spared=spared)
     if output is not None:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from onnxprune import runtime
-from onnxprune.analyse.feeds import load_data, read_arrays, sources_in, sources_of
 from onnxprune.api.finetune import FinetuneResult
 from onnxprune.calibrate.damage import METRICS, Outputs
 from onnxprune.calibrate.judging import Judged, judged_by
@@ -24,24 +20,26 @@ from onnxprune.calibrate.metric import load_score
 from onnxprune.choose.finetune_options import FinetuneOptions
 from onnxprune.cut.plan import Plan, PlanGroup
 from onnxprune.errors import BadInputError
-from onnxprune.groups.observation import Array, Feeds, batch_of
+from onnxprune.groups.observation import Array, Feeds
 from onnxprune.model.branches import showing
-from onnxprune.model.interface import resized
 from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.report.values import decided, not_judged
 from onnxprune.runtime import Session
 from onnxprune.runtime.values import as_arrays
 from onnxprune.training import losses, torch
-from onnxprune.training.augment import NONE, Augmentation, augmented
+from onnxprune.training.augment import NONE, Augmentation, Mixture, augmented
+from onnxprune.training.blocks import Pace, fitting, reconstruct
 from onnxprune.training.check import check
 from onnxprune.training.initialise import initialise
 from onnxprune.training.loop import Checkpoint, Schedule, train
 from onnxprune.training.network import Network
 from onnxprune.training.objective import Feature, Objective, Removed, Target, candidates, features
-from onnxprune.training.samples import Material, batches, drawn, pool
+from onnxprune.training.samples import Material, batches
 
 MEMORY = 1 << 30  # bytes of intermediate results in one micro-batch
 RATE, RATE_LOSS = 4e-3, 0.25  # the largest learning rate by default, and the loss from which on it is taken
+REPAIRED_RATE = 4e-3  # in units of each weight's root mean square
+BLOCK_BATCH = 24
 PORTION = 64  # samples per run when outputs are only compared
 
 
@@ -51,12 +49,14 @@ class Cut:
 
     removed: positions that left each tensor, by axis. mixed: tensors whose units are others than the teacher's.
     at_ends: compare features at ends of blocks. judge: `--judge`.
+    is_repaired: it was fitted to the teacher layer by layer, which large steps would undo: rates go by the size of each weight.
     """
 
     removed: Removed = field(default_factory=dict)
     mixed: Container[str] = frozenset()
     at_ends: bool = False
     judge: tuple[str, ...] = ()
+    is_repaired: bool = False
 
 
 class Tuning:
@@ -104,12 +104,36 @@ class Tuning:
             )
         self.schedule = Schedule(
             settings.steps,
-            settings.rate or self._rate(),
-            settings.decay,
+            settings.rate or (REPAIRED_RATE if cut.is_repaired else self._rate()),
+            0.0 if cut.is_repaired else settings.decay,
             patience=settings.patience,
             minutes=settings.minutes,
             seed=settings.seed,
+            is_relative=cut.is_repaired,
         )
+
+    def blocks(self, pace: Pace) -> tuple[int, float, float]:
+        """Train block by block (`training/blocks.py`): how many blocks are better for it; the held-out loss before and after."""
+        found, before = self.objective.features, self._judge()
+        if not found or self.teacher is None:
+            return 0, before, before
+        held = [self._said(self.pool.joined(b)) for b in self.pool.bundles(self.held[:PORTION], self._batch)]
+        order = np.random.default_rng([self.settings.seed, 5]).permutation(self.training).tolist()
+        training: list[Target] = []
+        for bundle in self.pool.bundles(order, self._batch):
+            training.append(self._said(self.pool.joined(bundle)))
+            if fitting(found, [*held, *training]) < len(held) + len(training):
+                training.pop()
+                break
+        if not training:
+            return 0, before, before
+        start = self.network.values()
+        moved = reconstruct(self.network, self.objective, training, held, pace, self.progress)
+        after = self._judge()
+        if after < before:
+            return moved, before, after
+        self.network.load(start)
+        return 0, before, before
 
     def result(self) -> FinetuneResult:
         settings, network = self.settings, self.network
@@ -223,6 +247,15 @@ class Tuning:
         labels = joined[supervised.labels] if supervised else None
         is_dense = supervised is not None and supervised.is_dense(joined[supervised.labels])
         mixture = augmented(self._fed(joined), rng, NONE if is_dense else self.augmentation)
+        return self._of(mixture, labels, weight)
+
+    def _said(self, joined: Feeds) -> Target:
+        """Samples as they are, with what the teacher says of them; they weigh as much as they are."""
+        rows = max((joined[n].shape[axis] for n, axis in self.pool.axes.items() if joined[n].ndim), default=1)
+        whole = Mixture(self._fed(joined), np.arange(rows), np.ones(rows, np.float32))
+        return self._of(whole, None, float(rows))
+
+    def _of(self, mixture: Mixture, labels: Array | None, weight: float) -> Target:
         said: dict[str, Any] = {}
         feeds = mixture.feeds
         if self.teacher is not None:
@@ -241,6 +274,11 @@ class Tuning:
             share=torch.from_numpy(mixture.share),
             weight=weight,
         )
+
+    @property
+    def _batch(self) -> int:
+        """Samples in a batch of one block."""
+        return min(self.micro, self.settings.batch, BLOCK_BATCH)
 
     def _losses(self, targets: list[Target]) -> Any:
         keys = [f.key for f in self.objective.features] + [d.name for d in self.objective.distances]
@@ -297,84 +335,6 @@ def _scored(score: Any, names: Sequence[str], found: Outputs, joined: list[Feeds
         raise BadInputError(f"--metric failed: {type(error).__name__}: {error}.") from None
 
 
-# ---------------------------------------------------------------- what is given
-
-
-def data_of(
-    student: LoadedModel, data: str | Path | list[Feeds], settings: FinetuneOptions
-) -> tuple[list[Feeds], frozenset[str]]:
-    """The user's feeds, and the names of the labels among them where they are asked for."""
-    inputs = runtime.graph_inputs(student.proto)
-    named = {v.name for v in inputs}
-    wants = settings.labels is not None or settings.metric is not None
-    feeds = list(data) if isinstance(data, list) else load_data(data, inputs, labels=wants)
-    labels: frozenset[str] = frozenset()
-    if settings.labels is not None:
-        name = str(settings.labels)
-        if name in named:
-            raise BadInputError(f"--labels '{name}' is an input of the model; name the array that holds the labels.")
-        if name in feeds[0]:
-            labels = frozenset({name})
-        else:
-            own = _labels_of(Path(settings.labels), feeds, named)
-            feeds, labels = [feeds[0] | own], frozenset(own)
-        for label in labels:
-            if any(label in f and f[label].dtype.kind == "f" and not np.isfinite(f[label]).all() for f in feeds):
-                raise BadInputError(f"Labels '{label}' contain NaN or infinity; remove or repair those samples.")
-    return feeds, labels
-
-
-def _labels_of(path: Path, feeds: list[Feeds], inputs: set[str]) -> Feeds:
-    """The arrays of a file of labels (`.npz`, or one array as `.npy`) that have as many samples as the only feed."""
-    if not path.exists():
-        known = ", ".join(feeds[0])
-        raise BadInputError(f"--labels {path} is neither a file nor an array of the data (it has: {known}).")
-    if len(feeds) != 1:
-        raise BadInputError("--labels FILE goes with a single data file; with a folder, put the labels into its files.")
-    arrays = read_arrays(path, "--labels", "labels")
-    rows = batch_of({n: a for n, a in feeds[0].items() if n in inputs})
-    fitting = {n: a for n, a in arrays.items() if n not in inputs and a.ndim and a.shape[0] == rows}
-    if not fitting:
-        shapes = ", ".join(f"'{n}' {list(a.shape)}" for n, a in arrays.items())
-        raise BadInputError(f"--labels {path} has no array for {rows} samples (it has: {shapes}).")
-    return fitting
-
-
-def check_same_interface(student: onnx.ModelProto, teacher: onnx.ModelProto) -> None:
-    for what, mine, theirs in (
-        ("inputs", runtime.graph_inputs(student), runtime.graph_inputs(teacher)),
-        ("outputs", student.graph.output, teacher.graph.output),
-    ):
-        names = [[v.name for v in values] for values in (mine, theirs)]
-        if sorted(names[0]) != sorted(names[1]):
-            raise BadInputError(
-                f"The teacher's {what} are {', '.join(names[1])}, the pruned model's {', '.join(names[0])}; give its original."
-            )
-    changed = next(iter(resized(teacher, student)), None)
-    if changed is not None:
-        raise BadInputError(
-            f"Axis {changed.axis} of {changed.direction} '{changed.tensor}' is {changed.after} in the pruned model and {changed.before} in "
-            "the teacher (--free), so the two do not run on the same data; prune without --free to fine-tune with a teacher, or train with "
-            "--labels and data of the pruned model's sizes."
-        )
-
-
-def material_of(
-    student: LoadedModel, feeds: list[Feeds], data: object, settings: FinetuneOptions, session: Session
-) -> Material:
-    """The samples of the data, and which of them judge."""
-    inputs = runtime.graph_inputs(student.proto)
-    sources = sources_of(data, inputs) if isinstance(data, str | Path) else sources_in(feeds, inputs)
-    found = pool(feeds, inputs, session, settings.samples, sources)
-    if len(set(found.sources)) < 2:
-        what = "samples" if sources.kind == "sample" else f"sources of samples ({sources.kind}s)"
-        raise BadInputError(
-            f"Fine-tuning needs at least two {what}, to train on one and judge by another, and the data holds one; give more --data, "
-            "stacked along the batch axis in one file, or a folder with a file for each."
-        )
-    return drawn(found, settings.seed)
-
-
 def cut_of(plan: str | Path | None) -> Cut:
     """By a plan that may have been given."""
     read = None if plan is None else _read_plan(plan)
@@ -417,10 +377,3 @@ def threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def fingerprint(student: LoadedModel, teacher: LoadedModel | None, data: object, settings: FinetuneOptions) -> str:
-    """What a checkpoint must agree on: files and settings, but not where it ends."""
-    own = {k: str(v) for k, v in asdict(settings).items() if k not in ("checkpoint", "threads")}
-    what = [student.sha256, teacher.sha256 if teacher else "", str(data) if isinstance(data, str | Path) else "", own]
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()

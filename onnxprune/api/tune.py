@@ -3,17 +3,19 @@
     ready(settings)                                       # PyTorch is there, and nothing speaks against it
     model, places, told = tuned_by(given, settings, …)    # the same graph with other numbers, and where they are
 
-The training is that of `finetune`: without labels, with the original as teacher, on the inputs that the repair was fitted to; those that
-it held out judge here, too, whole sources. Beside the outputs, ends of residual blocks are compared (of a chain: layers).
+First block by block (`training/blocks.py`), then the whole network, as `finetune` trains: without labels, with the original as teacher,
+on the inputs that the repair was fitted to; those that it held out judge here, too, whole sources. Beside the outputs, ends of
+residual blocks are compared (of a chain: layers).
 Every constant that changed is listed by node and input, as the repair's are, so that `verify` still proves the rest.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import onnx
 
@@ -30,7 +32,12 @@ from onnxprune.model.patch import constants_at, inputs_at, with_constants
 from onnxprune.ops import is_quantized
 from onnxprune.report.values import Tuned
 
+if TYPE_CHECKING:
+    from onnxprune.training.blocks import Pace
+
 FEATURES = 16  # tensors inside that are compared, at most
+BLOCKS = 0.4  # of the time, block by block; what of it is not needed is not used
+BATCH = 32
 
 
 Places: TypeAlias = tuple[tuple[str, int], ...]
@@ -87,6 +94,7 @@ def tuned_by(
         mixed=frozenset(subject.mixed),
         at_ends=True,
         judge=settings.judge,
+        is_repaired=bool(given.places),
     )
     with finetuning.threads(None):
         run = finetuning.Tuning(
@@ -99,18 +107,22 @@ def tuned_by(
         )
         readers = uses(run.network.program)
         run.network.leave([k for k in run.network.weights if any(i >= MOST_INPUTS for _, i in readers[k])])
+        begin = time.perf_counter()
+        blocks, loss, _ = run.blocks(_pace(settings))
+        spent = time.perf_counter() - begin
         result = run.result()
-    new = run.network.changed() if result.trained.best_step else {}
+    new = run.network.changed()
     live = inputs_at(finish(given.bare), dict.fromkeys((*given.places, *new)))  # what nodes read that stay
     values = constants_at(original.beside(given.start), given.places) | new
     values = {place: values[place] for place in live if place in values}
     trained = result.trained
     summary = Tuned(
-        minutes=round(trained.seconds / 60, 3),
+        minutes=round((spent + trained.seconds) / 60, 3),
+        blocks=blocks,
         steps=trained.steps,
         best_step=trained.best_step,
         stopped=trained.stopped,
-        loss=Pair(trained.before, trained.after),
+        loss=Pair(loss, trained.after),
         samples=sum(samples.sizes[k] for k in samples.own if not samples.held[k]),
         held_out=sum(samples.sizes[k] for k in samples.own if samples.held[k]),
         features=result.features,
@@ -119,6 +131,17 @@ def tuned_by(
     return with_constants(given.bare, values), tuple(values), summary
 
 
+def _pace(settings: Options) -> Pace:
+    from onnxprune.training.blocks import Pace
+
+    own: dict[str, Any] = {"seed": settings.seed}
+    if settings.tune_steps is not None:
+        return Pace(min(Pace.steps, settings.tune_steps), **own)
+    return Pace(minutes=None if settings.tune is None else BLOCKS * settings.tune, **own)
+
+
 def _how(settings: Options) -> FinetuneOptions:
-    own = {"minutes": settings.tune, "features": FEATURES, "seed": settings.seed, "custom_ops": settings.custom_ops}
+    own = {"features": FEATURES, "seed": settings.seed, "custom_ops": settings.custom_ops, "batch": BATCH}
+    if settings.tune is not None:
+        own["minutes"] = (1 - BLOCKS) * settings.tune
     return finetune_options_of(own if settings.tune_steps is None else own | {"steps": settings.tune_steps})

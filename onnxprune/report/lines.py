@@ -169,10 +169,13 @@ def tuning_lines(report: Report) -> list[str]:
     inside = f" and {len(t.features)} tensors inside" if t.features else ""
     before, after = t.loss
     gained = (
-        f"{number(before)} -> {number(after)}" if t.best_step else f"{number(before)}: nothing was better, unchanged"
+        f"{number(before)} -> {number(after)}"
+        if t.best_step or t.blocks
+        else f"{number(before)}: nothing was better, unchanged"
     )
+    first = f"{t.blocks} blocks on their own, then " if t.blocks else ""
     return [
-        f"{t.minutes:.1f} minutes, {t.steps:,} steps towards the original's outputs{inside}, without labels ({t.stopped})",
+        f"{t.minutes:.1f} minutes, {first}{t.steps:,} steps towards the original's outputs{inside}, without labels ({t.stopped})",
         f"held-out loss {gained} (trained on {t.samples} of your own inputs, judged by {t.held_out} others)",
     ]
 

@@ -178,8 +178,9 @@ class Tuned:
     """What training towards the original has gained (`--tune`), on the user's own inputs and without labels.
 
     minutes: of training.
-    steps: of training.
-    best_step: the step whose model is written, the best by inputs that were not trained on; 0 where that is the untrained one.
+    blocks: parts of the network, between tensors that the original has, too, that were first trained on their own and are better for it.
+    steps: of training the whole network.
+    best_step: the step whose model is written, the best by inputs that were not trained on; 0 where that is the one before these steps.
     stopped: why training ended.
     loss: distance of the model's outputs from the original's on inputs that were not trained on, before and after.
     samples: inputs that were trained on.
@@ -189,6 +190,7 @@ class Tuned:
     """
 
     minutes: float
+    blocks: int
     steps: int
     best_step: int
     stopped: str

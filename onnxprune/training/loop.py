@@ -27,6 +27,7 @@ from onnxprune.training.network import Network
 
 AHEAD = 3
 SPARSE = 0.05
+SMALL = 1e-3  # a weight counts as at least so large, or what is zero would stay zero
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Schedule:
     """rate: AdamW's largest learning rate, after `warmup` of the steps; it falls to 0 along a cosine. evaluations: how often the held-out
     samples judge. patience: stop after so many of these without a new best (0: never). minutes: stop by then, the schedule
     fitted to it (then the result depends on the machine's speed). clip: largest norm of a step's gradient.
+    is_relative: the rate is in units of the root mean square of each weight.
     """
 
     steps: int = 3000
@@ -45,6 +47,7 @@ class Schedule:
     patience: int = 8
     minutes: float | None = None
     seed: int = 0
+    is_relative: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def train(
     of the batch's. judge: the held-out loss of the network as it is.
     """
     optimizer, parameters = _optimizer(network, schedule)
-    masks = _zeros(network)
+    masks = zeros(network)
     state = State()
     if checkpoint is not None:
         checkpoint.restore(network, optimizer, state)
@@ -163,8 +166,11 @@ def _optimizer(network: Network, schedule: Schedule) -> tuple[Any, list[Tensor]]
         some: list[Tensor] = [
             p for k, p in network.parameters.items() if network.weights[k].is_matrix == is_matrix and k not in frozen
         ]
-        if some:
-            groups.append({"params": some, "weight_decay": schedule.decay if is_matrix else 0.0})
+        decay = {"weight_decay": schedule.decay if is_matrix else 0.0}
+        if schedule.is_relative:
+            groups += [group | decay for group in relative(some, schedule.rate)]
+        elif some:
+            groups.append({"params": some, "scale": schedule.rate} | decay)
     parameters = [p for group in groups for p in group["params"]]
     if not parameters:
         raise BadInputError(
@@ -173,7 +179,20 @@ def _optimizer(network: Network, schedule: Schedule) -> tuple[Any, list[Tensor]]
     return torch.optim.AdamW(groups, lr=schedule.rate), parameters
 
 
-def _zeros(network: Network) -> list[tuple[Tensor, Tensor]]:
+def relative(parameters: Sequence[Tensor], rate: float) -> list[dict[str, Any]]:
+    """A group of the optimizer for each, whose largest step is `rate` times the root mean square of its values ("scale").
+
+    Layers whose scales were folded into them differ by orders of magnitude; Adam's steps do not look at that (Shazeer and Stern,
+    "Adafactor", 2018, section 8).
+    """
+    found = []
+    for parameter in parameters:
+        size = float(parameter.detach().square().mean().sqrt())
+        found.append({"params": [parameter], "scale": rate * max(size, SMALL), "lr": rate * max(size, SMALL)})
+    return found
+
+
+def zeros(network: Network) -> list[tuple[Tensor, Tensor]]:
     """Sparse matrices and where they are not zero: what was made sparse stays so."""
     found = []
     for key, parameter in network.parameters.items():
@@ -193,7 +212,7 @@ def _step(
 ) -> float:
     rising = min(1.0, (done + 1e-3) / schedule.warmup) if schedule.warmup else 1.0
     for group in optimizer.param_groups:
-        group["lr"] = schedule.rate * rising * (1 + math.cos(math.pi * done)) / 2
+        group["lr"] = group["scale"] * rising * (1 + math.cos(math.pi * done)) / 2
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
     for loss in losses:

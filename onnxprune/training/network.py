@@ -10,7 +10,7 @@ right, but no gradient passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,12 +61,15 @@ class Network:
         self._whole = whole, _last_reads(whole)
         self._short, self._made = self._shortened()
 
-    def __call__(self, feeds: Feeds | Values, also: Iterable[str] = ()) -> Values:
-        """Outputs, and the values of the keys `also`, by key. feeds: also values that stand for what a node at the top would give."""
+    def __call__(self, feeds: Mapping[str, Any], also: Iterable[str] = (), part: Plan | None = None) -> Values:
+        """Outputs, and the values of the keys `also`, by key. feeds: also values that stand for what a node at the top would give.
+
+        part: run these steps only (`part`), and give `also` alone.
+        """
         given = {k: self.tensor(v) if isinstance(v, np.ndarray) else v for k, v in feeds.items()}
         values: Values = {**self.constants, **self.parameters, **given}
-        wanted = {*self.program.body.outputs, *also}
-        steps, last = self._short if self._made.issuperset(wanted) else self._whole
+        wanted = {*also} if part else {*self.program.body.outputs, *also}
+        steps, last = part or (self._short if self._made.issuperset(wanted) else self._whole)
         for step, gone in zip(steps, last, strict=True):
             if not all(key in given for key in step.outputs):
                 self._run(step, values)
@@ -75,6 +78,17 @@ class Network:
                 if key not in wanted:
                     values.pop(key, None)
         return {key: values[key] for key in wanted}
+
+    def part(self, known: Container[str], wanted: Iterable[str]) -> Plan:
+        """The steps that lead to `wanted` from the inputs and the values of `known`."""
+        need, left = {key for key in wanted if key not in known}, list[Step]()
+        steps = self._short[0] if self._made.issuperset(need) else self._whole[0]
+        for step in reversed(steps):
+            if not need.isdisjoint(step.outputs):
+                left.append(step)
+                need.update(k for k in (*step.inputs, *step.captured.values()) if k not in known)
+        left.reverse()
+        return tuple(left), _last_reads(left)
 
     def visit(self, feeds: Feeds, after: Callable[[Step, Values], bool]) -> None:
         """Run once, and every step at the top again whose `after`, called with all values so far, changed its parameters."""
@@ -107,7 +121,11 @@ class Network:
 
     def values(self) -> dict[str, Array]:
         """The parameters as arrays."""
-        return {k: p.detach().numpy().copy() for k, p in self.parameters.items()}
+        return self.values_of(self.parameters)
+
+    def values_of(self, keys: Iterable[str]) -> dict[str, Array]:
+        """Some of them."""
+        return {k: self.parameters[k].detach().numpy().copy() for k in keys}
 
     def load(self, values: dict[str, Array]) -> None:
         """Set parameters."""

@@ -119,7 +119,8 @@ def features(
     positions in `removed` (by tensor: axis, positions) are gone. `teacher` is fed `feeds` and gives every candidate as an output;
     the network is fed `given`: the same, and what the teacher decides for both.
 
-    at_ends: of ends of residual blocks, where there are any.
+    at_ends: of ends of residual blocks, where there are any, and the last tensor of all: what classes are told apart by says more of
+    classes that are not shown than the outputs do.
     """
     outputs = set(network.program.body.outputs)
     keys = [
@@ -130,7 +131,8 @@ def features(
     steps = Stepwise(network.program.model, [])
     picked, moved = pickers(steps.nodes, steps.is_constant), _moved(network)
     keys = [k for k in keys if moved.isdisjoint(picked.get(k, ()))]  # in the other model these rows may be others
-    keys = (at_ends and _ends(network, given, keys)) or keys
+    if at_ends and (ends := _ends(network, given, keys)):
+        keys = [*ends, *keys[-1:]] if keys[-1] not in ends else ends
     if not keys or most < 1:
         return ()
     with torch.no_grad():
