@@ -104,10 +104,7 @@ def _peaks(rows: Array, held: int) -> Array:
 
 
 def _overlap(held: list[Array], fitted: list[Array]) -> Array:
-    sets = [
-        {tuple(run) for run in np.lib.stride_tricks.sliding_window_view(a.ravel(), RUN).tolist() if len(set(run)) > 1}
-        for a in held + fitted
-    ]
+    sets = [_runs(a) for a in held + fitted]
     known: dict[tuple[int, ...], int] = {}
     for runs in sets:
         for run in runs:
@@ -115,5 +112,16 @@ def _overlap(held: list[Array], fitted: list[Array]) -> Array:
     common = {run for run, count in known.items() if count > len(sets) // 2}  # frames of every text, such as padding
     sets = [runs - common for runs in sets]
     return np.array(
-        [[bool(a) and len(a & b) >= SAME * min(len(a), len(b)) for b in sets[len(held) :]] for a in sets[: len(held)]]
+        [
+            [bool(a and b) and len(a & b) >= SAME * min(len(a), len(b)) for b in sets[len(held) :]]
+            for a in sets[: len(held)]
+        ]
     )
+
+
+def _runs(tokens: Array) -> set[tuple[int, ...]]:
+    """Tokens that follow one another; none of what is shorter than a run."""
+    if tokens.size < RUN:
+        return set()
+    runs = np.lib.stride_tricks.sliding_window_view(tokens.ravel(), RUN).tolist()
+    return {tuple(run) for run in runs if len(set(run)) > 1}

@@ -130,10 +130,11 @@ def declared(value: ValueInfoProto, direction: str, ports: Interface) -> ValueIn
 
 def resized(original: ModelProto, other: ModelProto) -> Interface:
     """Ports by declared sizes alone: where another model's inputs and outputs are smaller than the original's, as if the last positions
-    had left.
+    had left. Weights are no inputs, though files of IR version 3 list them there.
     """
     found: list[Port] = []
-    found += _smaller(original.graph.input, other.graph.input, "input")
+    weights = {t.name for t in original.graph.initializer} | {t.values.name for t in original.graph.sparse_initializer}
+    found += _smaller([v for v in original.graph.input if v.name not in weights], other.graph.input, "input")
     found += _smaller(original.graph.output, other.graph.output, "output")
     return tuple(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from onnx import helper
 
 import onnxprune
 from onnxprune import Budget
+from onnxprune.api.finetuning import check_same_interface
+from onnxprune.model.interface import resized
 from tests import oracle
 from tests.oracle import net
 
@@ -103,3 +106,13 @@ def test_layers_of_old_files_can_be_bypassed() -> None:
     result = onnxprune.prune(model, Budget("macs", 0.5), depth="auto", round_to=1, benchmark=False, seed=1)
     onnx.checker.check_model(result.model, full_check=True)
     assert oracle.session(result.model).run(None, data)[0].shape == (1, 4)
+
+
+def test_weights_that_are_listed_as_inputs_do_not_count_as_inputs(tmp_path: Path) -> None:
+    """Their sizes differ from the original's: the models still run on the same data."""
+    model = old("own")
+    onnx.save(model, tmp_path / "before.onnx")
+    onnx.save(oracle.prune(model, 0.5).model, tmp_path / "after.onnx")
+    assert resized(model, onnx.load(tmp_path / "after.onnx")) == ()
+    check_same_interface(onnx.load(tmp_path / "after.onnx"), model)
+    assert onnxprune.bench([tmp_path / "before.onnx", tmp_path / "after.onnx"], runs=3)

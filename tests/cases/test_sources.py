@@ -190,6 +190,13 @@ def test_texts_with_a_word_changed_are_near_copies() -> None:
     assert copies(ids, TensorProto.INT64) == (16, 16)
 
 
+def test_texts_that_are_empty_or_short_are_no_copies() -> None:
+    """The first sample is long; of others there is a word, or nothing."""
+    feeds = [{"x": RNG.integers(0, 30_000, (1, n))} for n in [24, 0, 1, 2, 24, 24] * 6]
+    found, of = near_copies(samples_of(feeds, inputs(24, kind=TensorProto.INT64)))
+    assert found == 0 and of > 0
+
+
 @pytest.mark.parametrize("shape", [(48, 3, 64, 64), (64, 1, 32, 32), (64, 3, 16, 16), (64, 10), (64, 4000)], ids=str)
 def test_different_samples_are_not(shape: tuple[int, ...]) -> None:
     x = pink(*shape) if len(shape) > 2 else RNG.standard_normal(shape).astype(np.float32)
