@@ -223,6 +223,12 @@ def test_outputs_and_gradients(family: str) -> None:
     assert by_gradient == pytest.approx(by_difference, rel=SMOOTH, abs=1e-6)
 
 
+PREDICTED = {  # voices: durations are rounded to numbers of frames, and no gradient passes that; operators that run in ONNX Runtime
+    "hf__vits__legacy": {"RandomNormalLike", "GatherND"},
+    "hf__vits_duration__dynamo": {"RandomNormalLike"},
+}
+
+
 @pytest.mark.parametrize("name", files())
 def test_graphs_of_exporters(name: str) -> None:
     """Outputs equal, every weight with a gradient; two graphs share some among norms' scales and running variances."""
@@ -230,7 +236,9 @@ def test_graphs_of_exporters(name: str) -> None:
     feeds = find_feeds(loaded)[0]
     network = Network(loaded)
     assert checking.check(network, feeds) < 1e-4
-    assert not network.opaque and not network.frozen() and network.weights
+    assert {s.op for s in network.opaque.values()} == PREDICTED.get(name, set()) and network.weights
+    frozen = [f.key for f in network.frozen()]
+    assert bool(frozen) == (name in PREDICTED) and all(key.startswith("m.duration_predictor.") for key in frozen)
 
 
 def test_what_is_written_is_what_was_trained_and_nothing_else() -> None:
