@@ -12,7 +12,7 @@ from onnx import helper
 
 import onnxprune
 from onnxprune import Budget
-from onnxprune.api.finetuning import check_same_interface
+from onnxprune.api.training_data import check_same_interface
 from onnxprune.model.interface import resized
 from tests import oracle
 from tests.oracle import net
