@@ -112,11 +112,11 @@ class Tuning:
             is_relative=cut.is_repaired,
         )
 
-    def blocks(self, pace: Pace) -> tuple[int, float, float]:
-        """Train block by block (`training/blocks.py`): how many blocks are better for it; the held-out loss before and after."""
+    def blocks(self, pace: Pace) -> tuple[int, float]:
+        """Train block by block (`training/blocks.py`): how many blocks are better for it; the held-out loss before."""
         found, before = self.objective.features, self._judge()
         if not found or self.teacher is None:
-            return 0, before, before
+            return 0, before
         held = [self._said(self.pool.joined(b)) for b in self.pool.bundles(self.held[:PORTION], self._batch)]
         order = np.random.default_rng([self.settings.seed, 5]).permutation(self.training).tolist()
         training: list[Target] = []
@@ -126,14 +126,13 @@ class Tuning:
                 training.pop()
                 break
         if not training:
-            return 0, before, before
+            return 0, before
         start = self.network.values()
         moved = reconstruct(self.network, self.objective, training, held, pace, self.progress)
-        after = self._judge()
-        if after < before:
-            return moved, before, after
+        if self._judge() < before:
+            return moved, before
         self.network.load(start)
-        return 0, before, before
+        return 0, before
 
     def result(self) -> FinetuneResult:
         settings, network = self.settings, self.network

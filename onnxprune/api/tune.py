@@ -108,7 +108,7 @@ def tuned_by(
         readers = uses(run.network.program)
         run.network.leave([k for k in run.network.weights if any(i >= MOST_INPUTS for _, i in readers[k])])
         begin = time.perf_counter()
-        blocks, loss, _ = run.blocks(_pace(settings))
+        blocks, loss = run.blocks(_pace(settings))
         spent = time.perf_counter() - begin
         result = run.result()
     new = run.network.changed()

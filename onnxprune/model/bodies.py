@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from onnxprune.model.branches import SEPARATOR, rename, subgraphs
+from onnxprune.model.branches import SEPARATOR, copied, rename, subgraphs
 from onnxprune.model.constants import tensor_in
 from onnxprune.model.routing import Routing, key_of
 
@@ -82,16 +82,10 @@ def _take_out(body: GraphProto, path: str, outer: GraphProto) -> None:
     nodes = [n for n in body.node if not (n.output and n.output[0] in moved)]
     for node in nodes:
         rename(node, lambda n: moved.get(n, n))
-    kept, initializers = [_copied(n) for n in nodes], [TensorProto.FromString(t.SerializeToString()) for t in left]
+    kept, initializers = [copied(n) for n in nodes], [TensorProto.FromString(t.SerializeToString()) for t in left]
     del body.node[:], body.initializer[:]
     body.node.extend(kept)
     body.initializer.extend(initializers)
-
-
-def _copied(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy
 
 
 def watching(proto: ModelProto, watches: Iterable[Watch]) -> ModelProto:
@@ -119,7 +113,7 @@ def guarded(routing: Routing, watches: Iterable[Watch]) -> Routing:
 
 def _watcher(loop: NodeProto, watch: Watch, name: str) -> list[NodeProto]:
     """Nodes that make `watch.output`."""
-    node = _copied(loop)
+    node = copied(loop)
     body = body_of(node)
     assert body is not None
     is_loop = loop.op_type == "Loop"

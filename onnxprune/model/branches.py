@@ -100,6 +100,12 @@ def show_shapes(graph: GraphProto, names: Sequence[str]) -> list[str]:
     return shown
 
 
+def copied(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
 def rename(node: NodeProto, name: Callable[[str], str]) -> None:
     """Rename what a node reads and writes, captures of its subgraphs included."""
     node.input[:] = [name(x) if x else x for x in node.input]

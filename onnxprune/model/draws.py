@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from onnxprune.model.branches import SEPARATOR, every_graph
+from onnxprune.model.branches import SEPARATOR, copied, every_graph
 from onnxprune.model.schema import schema_of
 
 Array = NDArray[Any]
@@ -43,9 +43,8 @@ def seeded(proto: ModelProto) -> ModelProto:
     for node, kind in _drawing(copy):
         if not any(a.name == "seed" for a in node.attribute):
             name = next((o for o in node.output if o), "")
-            own = name.rpartition(SEPARATOR)[2].partition(WHOLE)[
-                0
-            ]  # the same in a branch that was put in place of its If
+            inside = name.rpartition(SEPARATOR)[2]  # the same in a branch that was put in place of its If
+            own, _, _ = inside.partition(WHOLE)
             seed = zlib.crc32(own.encode()) % SEEDS
             node.attribute.append(helper.make_attribute("seed", float(seed) if kind == AttributeProto.FLOAT else seed))
     return copy
@@ -65,15 +64,9 @@ def drawn(proto: ModelProto) -> ModelProto:
         for node in graph.node:
             nodes += (_table(node) if version >= CAST_LIKE and node.domain in ("", "ai.onnx") else None) or [node]
         if len(nodes) > len(graph.node):
-            kept = [_copied(n) for n in nodes]
+            kept = [copied(n) for n in nodes]
             del graph.node[:]
             graph.node.extend(kept)
-    return copy
-
-
-def _copied(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
     return copy
 
 

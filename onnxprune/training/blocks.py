@@ -21,12 +21,13 @@ import torch
 
 from onnxprune.clock import Step
 from onnxprune.training.functions.base import Tensor
-from onnxprune.training.loop import relative, zeros
+from onnxprune.training.loop import relative, set_rates, zeros
 from onnxprune.training.network import Network, Plan
 from onnxprune.training.objective import Feature, Objective, Target
 
 ROOM = 1 << 30  # bytes of what both networks have at the ends of blocks, on all samples
 BETAS = (0.9, 0.99)
+START = 1e-2  # of the schedule: where its first step is taken
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def reconstruct(
     for k, block in enumerate(blocks):
         end = None if pace.minutes is None else begin + 60 * pace.minutes * (k + 1) / len(blocks)
         moved += block.learn(state, (training, held), pace, end, [pace.seed, 6, k])
-        later = {key for rest in blocks[k + 1 :] for step in rest.plan[0] for key in _reads(step)}
+        later = {key for rest in blocks[k + 1 :] for step in rest.plan[0] for key in step.reads}
         for given in (*state[0], *state[1]) if later else ():
             with torch.no_grad():
                 given |= network(given, block.keys, block.plan)
@@ -90,7 +91,7 @@ def _blocks(network: Network, objective: Objective) -> list[_Block]:
     ends.append((tuple(d.name for d in objective.distances), replace(objective, features=())))
     for keys, aim in ends:
         plan = network.part(known, keys)
-        read = {key for step in plan[0] for key in _reads(step)}
+        read = {key for step in plan[0] for key in step.reads}
         own = [key for key in network.parameters if key in read and key not in done]
         if own:
             aim = replace(aim, supervised=None, feature_weight=1.0, label_weight=0.0)
@@ -98,10 +99,6 @@ def _blocks(network: Network, objective: Objective) -> list[_Block]:
             known.update(keys)
             done.update(own)
     return found
-
-
-def _reads(step: Any) -> tuple[str, ...]:
-    return (*step.inputs, *step.captured.values())
 
 
 @dataclass(frozen=True)
@@ -136,9 +133,7 @@ class _Block:
                 break
             order = order or rng.permutation(len(targets[0])).tolist()
             k = order.pop()
-            for group in optimizer.param_groups:
-                rising = min(1.0, (done + 1e-2) / pace.warmup)
-                group["lr"] = group["scale"] * rising * (1 + math.cos(math.pi * done)) / 2
+            set_rates(optimizer, done, pace.warmup, START)
             optimizer.zero_grad(set_to_none=True)
             loss = self._loss(state[0][k], targets[0][k])
             if not loss.requires_grad or not math.isfinite(float(loss.detach())):

@@ -192,6 +192,13 @@ def relative(parameters: Sequence[Tensor], rate: float) -> list[dict[str, Any]]:
     return found
 
 
+def set_rates(optimizer: Any, done: float, warmup: float, first: float = 1e-3) -> None:
+    """Rates of a step: they rise for `warmup` of the schedule, from `first` of it on, and fall along a cosine. done: what of it is over."""
+    rising = min(1.0, (done + first) / warmup) if warmup else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = group["scale"] * rising * (1 + math.cos(math.pi * done)) / 2
+
+
 def zeros(network: Network) -> list[tuple[Tensor, Tensor]]:
     """Sparse matrices and where they are not zero: what was made sparse stays so."""
     found = []
@@ -210,9 +217,7 @@ def _step(
     schedule: Schedule,
     done: float,
 ) -> float:
-    rising = min(1.0, (done + 1e-3) / schedule.warmup) if schedule.warmup else 1.0
-    for group in optimizer.param_groups:
-        group["lr"] = group["scale"] * rising * (1 + math.cos(math.pi * done)) / 2
+    set_rates(optimizer, done, schedule.warmup)
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
     for loss in losses:

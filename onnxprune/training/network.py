@@ -86,7 +86,7 @@ class Network:
         for step in reversed(steps):
             if not need.isdisjoint(step.outputs):
                 left.append(step)
-                need.update(k for k in (*step.inputs, *step.captured.values()) if k not in known)
+                need.update(k for k in step.reads if k not in known)
         left.reverse()
         return tuple(left), _last_reads(left)
 
@@ -274,7 +274,7 @@ def _last_reads(steps: Sequence[Step]) -> list[list[str]]:
     """Keys that nobody reads after step k."""
     last: dict[str, int] = {}
     for k, step in enumerate(steps):
-        for key in (*step.inputs, *step.captured.values(), *step.outputs):
+        for key in (*step.reads, *step.outputs):
             last[key] = k
     gone: list[list[str]] = [[] for _ in steps]
     for key, k in last.items():

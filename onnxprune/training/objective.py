@@ -153,7 +153,7 @@ def _moved(network: Network) -> set[str]:
     """Tensors that depend on weights, so that they may be others in the other model; what follows from the inputs alone may not."""
     found = set(network.parameters)
     for step in network.program.body.steps:
-        if step.branches or not found.isdisjoint((*step.inputs, *step.captured.values())):
+        if step.branches or not found.isdisjoint(step.reads):
             found.update(step.outputs)
     return found
 

@@ -40,6 +40,11 @@ class Step:
     def op(self) -> str:
         return str(self.node.op_type)
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Inputs and what its subgraphs capture; "" where an input is skipped."""
+        return (*self.inputs, *self.captured.values())
+
 
 @dataclass(frozen=True)
 class Body:

@@ -45,7 +45,7 @@ def folded(
 
 def padding(steps: Sequence[Step], values: Mapping[str, Any], outputs: Container[str]) -> list[Step]:
     """Each convolution that alone reads what was padded by zeros, alike on both sides, does that itself. outputs: of the model."""
-    reads = Counter(k for s in steps for k in (*s.inputs, *s.captured.values()))
+    reads = Counter(k for s in steps for k in s.reads)
     pads = {s.outputs[0]: s for s in steps if s.function is FUNCTIONS["Pad"]}
     gone: set[str] = set()
     found = []
