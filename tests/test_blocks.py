@@ -12,7 +12,7 @@ from onnx import ModelProto, numpy_helper
 from onnxprune.model.branches import showing
 from onnxprune.model.load import load
 from onnxprune.runtime import Session
-from onnxprune.training import losses
+from onnxprune.training import blocks, losses
 from onnxprune.training.blocks import ROOM, Pace, fitting, reconstruct
 from onnxprune.training.loop import relative
 from onnxprune.training.network import Network
@@ -77,6 +77,14 @@ def test_every_block_comes_closer_to_the_teacher() -> None:
     assert reconstruct(network, objective, training, held, Pace(steps=300), silent) == 3
     after = {k: apart(network, held, k) for k in (*ENDS, "y")}
     assert all(after[k] < 0.1 * before[k] for k in before), (before, after)
+
+
+def test_a_block_begins_where_the_one_before_ends() -> None:
+    network, objective, _, _ = setting()
+    found = blocks._blocks(network, objective)
+    assert [set(b.own) for b in found] == [{"w", "v"}, {"u"}, {"h"}]  # w is read in the second again, as r is made anew
+    made = [{key for step in b.plan[0] for key in step.outputs} for b in found]
+    assert made == [{"a", "r", "c", "first"}, {"a", "r", "s", "d", "e", "second"}, {"y"}]
 
 
 def test_a_block_learns_its_own_weights_and_no_others() -> None:
