@@ -1,0 +1,163 @@
+"""What ONNX Runtime's profiler wrote, read: what each kernel took in a run.
+
+The profiler writes a list of events: one for every run ("model_run") and one for every kernel of it ("NAME_kernel_time"), with the
+operator, the provider, shapes and types, bytes, and what the threads did. Of the runs the middle half by their time is averaged: as
+little moved by other programs as a median, and sums of parts stay sums. Times are whole microseconds.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnxprune.runtime.attribution import Kernel
+
+SUFFIX = "_kernel_time"
+Event = Mapping[str, Any]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A kernel and what it took in a run.
+
+    ms: without the kernels that it runs itself (If, Loop). calls: how often it runs. bytes: of inputs, weights and outputs, of all calls.
+    threaded: did other threads help, in half of its calls or more? None where one thread was given, or the provider does not say.
+    types: of the inputs. inputs, outputs: shapes of its first call.
+    """
+
+    kernel: Kernel
+    provider: str
+    ms: float
+    calls: float
+    bytes: float
+    threaded: bool | None = None
+    types: tuple[str, ...] = ()
+    inputs: tuple[Shape, ...] = ()
+    outputs: tuple[Shape, ...] = ()
+
+
+@dataclass
+class _Sum:
+    first: Event
+    ms: float = 0.0
+    calls: int = 0
+    bytes: float = 0.0
+    helped: list[bool] = field(default_factory=list)
+
+
+def read(
+    events: Iterable[Event], kernels: Sequence[Kernel], unknown: Callable[[str, str], Kernel], warmup: int = 0
+) -> tuple[float, list[Timed]]:
+    """Milliseconds of a run, and its kernels in the order in which they run.
+
+    kernels: those of the graph that runs. unknown: makes one of a name and an operator that are not among them.
+    warmup: so many runs do not count. A list without runs gives (0, []).
+    """
+    runs = _runs(events)[warmup:]
+    quarter = len(runs) // 4
+    typical = sorted(runs, key=lambda run: run[0]["dur"])[quarter : len(runs) - quarter]
+    sums: dict[tuple[str, str, str], _Sum] = {}
+    for _, inside in runs if typical else []:
+        for e in inside:
+            sums.setdefault(_id(e), _Sum(e))
+    for _, inside in typical:
+        helped = 0
+        for e, ms in _own(inside):
+            found = sums[_id(e)]
+            found.ms += ms
+            found.calls += 1
+            found.bytes += sum(int(e["args"].get(k) or 0) for k in ("activation_size", "parameter_size", "output_size"))
+            helped = _note_threads(found, e, helped)
+    count = max(len(typical), 1)
+    whole = sum(run["dur"] for run, _ in typical) / count / 1000
+    named = _matched(sums, kernels, unknown)
+    return whole, [_timed(named[k], s, count) for k, s in sums.items()]
+
+
+def _runs(events: Iterable[Event]) -> list[tuple[Event, list[Event]]]:
+    """Each run with the kernels in it, in the order in which they start."""
+    listed = list(events)
+    runs = sorted((e for e in listed if e.get("name") == "model_run"), key=lambda e: int(e["ts"]))
+    inside = [e for e in listed if e.get("cat") == "Node" and str(e.get("name", "")).endswith(SUFFIX)]
+    inside.sort(key=lambda e: (int(e["ts"]), -int(e["dur"])))
+    found: list[tuple[Event, list[Event]]] = []
+    at = 0
+    for run in runs:
+        end = run["ts"] + run["dur"]
+        own = []
+        while at < len(inside) and inside[at]["ts"] <= end:
+            if inside[at]["ts"] >= run["ts"]:
+                own.append(inside[at])
+            at += 1
+        found.append((run, own))
+    return found
+
+
+def _own(events: Sequence[Event]) -> list[tuple[Event, float]]:
+    """Milliseconds of each without those that run inside it. events: in the order in which they start, the longer one first."""
+    taken = [float(e["dur"]) for e in events]
+    open_: list[int] = []
+    for k, e in enumerate(events):
+        end = e["ts"] + e["dur"]
+        while open_ and not (
+            events[open_[-1]]["ts"] + events[open_[-1]]["dur"] >= end and events[open_[-1]]["args"].get("op_name") in HOLDERS
+        ):
+            open_.pop()
+        if open_:
+            taken[open_[-1]] -= e["dur"]
+        open_.append(k)
+    return [(e, max(0.0, t) / 1000) for e, t in zip(events, taken, strict=True)]
+
+
+HOLDERS = ("If", "Loop", "Scan", "BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch", "SequenceMap")
+"""Operators whose kernels run others, and whose times hold theirs."""
+
+
+def _id(event: Event) -> tuple[str, str, str]:
+    name = str(event["name"]).removesuffix(SUFFIX)
+    return name, str(event["args"].get("op_name", "")), str(event["args"].get("node_index", ""))
+
+
+def _note_threads(found: _Sum, event: Event, before: int) -> int:
+    """Did other threads take part? Their counters go on from kernel to kernel."""
+    stats = event["args"].get("thread_scheduling_stats")
+    if not isinstance(stats, dict) or not stats.get("sub_threads"):
+        return before
+    helped = sum(int(t.get("num_run", 0)) for t in stats["sub_threads"].values())
+    found.helped.append(helped > before and bool(stats.get("main_thread", {}).get("block_size")))
+    return helped
+
+
+def _matched(
+    sums: Mapping[tuple[str, str, str], _Sum], kernels: Sequence[Kernel], unknown: Callable[[str, str], Kernel]
+) -> dict[tuple[str, str, str], Kernel]:
+    """Kernels by what the profiler calls them. Of several with one name, the first that runs is the first of the graph."""
+    waiting: dict[tuple[str, str], list[Kernel]] = defaultdict(list)
+    for kernel in kernels:
+        waiting[kernel.name, kernel.op].append(kernel)
+    found = {}
+    for key in sums:
+        name, op, index = key
+        own = name if waiting.get((name, op)) or name != f"{op}_{index}" else ""  # what has no name is called OPERATOR_INDEX
+        there = waiting.get((own, op))
+        found[key] = there.pop(0) if there else unknown(name, op)
+    return found
+
+
+def _timed(kernel: Kernel, found: _Sum, runs: int) -> Timed:
+    args = found.first["args"]
+    shapes = [list(x.items())[0] for x in args.get("input_type_shape") or () if x]
+    return Timed(
+        kernel,
+        str(args.get("provider", "")),
+        found.ms / runs,
+        found.calls / runs,
+        found.bytes / runs,
+        2 * sum(found.helped) >= len(found.helped) if found.helped else None,
+        tuple(t for t, _ in shapes),
+        tuple(tuple(s) for _, s in shapes),
+        tuple(tuple(s) for x in args.get("output_type_shape") or () for s in x.values()),
+    )

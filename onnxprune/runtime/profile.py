@@ -1,0 +1,178 @@
+"""Where the time of a run goes, by ONNX Runtime's own profiler.
+
+A model runs in two sessions in turn: one with the profiler, which says what every kernel takes (`runtime/events.py`), and one without,
+which says what a run takes, as the profiler itself takes a microsecond or two for every kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from onnxprune.clock import Share, unshared
+from onnxprune.errors import BadInputError
+from onnxprune.groups.observation import Feeds
+from onnxprune.model.interface import cut_feeds, interface_of
+from onnxprune.model.loaded import Model
+from onnxprune.runtime.attribution import Kernel, attributed, named, unattributed
+from onnxprune.runtime.events import Timed, read
+from onnxprune.runtime.refusal import first_line, refusal
+from onnxprune.runtime.session import VERSION, Session, _custom_ops
+
+WARMUP = 3
+LEAST = 3  # runs
+SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a model takes.
+
+    run_ms: of a run without the profiler, the median. profiled_ms: of the profiled runs that the kernels' times are from.
+    load_ms: until the model is loaded. runs: that were profiled. is_mapped: the graph that runs could be read.
+    """
+
+    run_ms: float
+    profiled_ms: float
+    load_ms: float
+    runs: int
+    is_mapped: bool
+    kernels: tuple[Timed, ...]
+
+
+def record(
+    models: Sequence[Model],
+    feeds: Feeds,
+    runs: int,
+    threads: int,
+    names: Sequence[str],
+    seconds: float = SECONDS,
+    share: Share = unshared,
+) -> list[Recording]:
+    """Profile models in turn. feeds: of the first. runs: of each, fewer once `seconds` have passed. share: told how much is done.
+
+    Nothing is left on disk. Raises `BadInputError` where ONNX Runtime refuses a model.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxprune-profile-") as folder:
+        each = []
+        for k, (model, name) in enumerate(zip(models, names, strict=True)):
+            place = Path(folder) / str(k)
+            place.mkdir()
+            each.append(_Profiled(model, cut_feeds(interface_of(model.proto), feeds), place, threads, name))
+        begin = time.perf_counter()
+        for k in range(WARMUP + runs):
+            if k >= WARMUP + LEAST and time.perf_counter() - begin > seconds:
+                break
+            share(min(1.0, max(k / (WARMUP + runs), (time.perf_counter() - begin) / seconds)))
+            for one in each if k % 2 else reversed(each):
+                one.run(counts=k >= WARMUP)
+        return [one.finish() for one in each]
+
+
+class _Profiled:
+    """One model in two sessions. folder: an empty one of its own."""
+
+    def __init__(self, model: Model, feeds: Feeds, folder: Path, threads: int, what: str) -> None:
+        self._feeds, self._folder, self._what = feeds, folder, what
+        begin = time.perf_counter()
+        self._plain = Session(model, optimized=True, threads=threads, spinning=True, what=what)
+        self._load_ms = 1000 * (time.perf_counter() - begin)
+        self._times: list[float] = []
+        copy, self._known = named(model.proto)
+        marked = model.beside(copy)
+        try:
+            self._session = _session(marked, folder, threads, dumps=True)
+        except Exception:  # a provider that compiles nodes has no graph to write
+            self._session = _session(marked, folder, threads, dumps=False, what=what)
+        self._runs = 0
+
+    def run(self, counts: bool) -> None:
+        begin = time.perf_counter()
+        self._plain.run(self._feeds)
+        if counts:
+            self._times.append(1000 * (time.perf_counter() - begin))
+        try:
+            self._session.run(None, self._feeds)
+        except Exception as error:  # onnxruntime raises many unrelated types
+            raise BadInputError(f"ONNX Runtime {VERSION} cannot run {self._what} with its profiler: {first_line(error)}") from None
+        self._runs += 1
+
+    def finish(self) -> Recording:
+        events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8", errors="replace"))
+        kernels, is_mapped = self._kernels()
+        warmup = self._runs - len(self._times)
+        whole, timed = read(events, kernels, lambda name, op: unattributed(self._known, name, op), warmup)
+        return Recording(median(self._times), whole, self._load_ms, len(self._times), is_mapped, tuple(timed))
+
+    def _kernels(self) -> tuple[list[Kernel], bool]:
+        file = self._folder / "ran.onnx"
+        if not file.exists():
+            return [], False
+        return attributed(self._known, onnx.load(str(file), load_external_data=False).graph), True
+
+
+def _session(model: Model, folder: Path, threads: int, dumps: bool, what: str = "") -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    if dumps:
+        options.optimized_model_filepath = str(folder / "ran.onnx")
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "ran.data")
+    if model.folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
+    for library in _custom_ops:
+        options.register_custom_ops_library(library)
+    try:
+        return ort.InferenceSession(model.proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        if dumps:
+            raise
+        raise BadInputError(refusal(model.proto, what, error)) from None
+
+
+# ---------------------------------------------------------------- the machine
+
+
+def block() -> int:
+    """Channels that ONNX Runtime's convolutions on the CPU take together here (8 or 16); 0 where they work on single ones.
+
+    A convolution of 4 channels is loaded: its reordered weight has as many as a block.
+    """
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [4, 4, 1, 1], [1.0] * 16)
+    sides = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4, 4, 4]) for n in "xy"]
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "g", sides[:1], sides[1:], [weight])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with tempfile.TemporaryDirectory(prefix="onnxprune-profile-") as folder:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.optimized_model_filepath = str(Path(folder) / "ran.onnx")
+        ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        ran = onnx.load(options.optimized_model_filepath).graph
+    if not any(node.domain.endswith("nchwc") for node in ran.node):
+        return 0
+    return max(int(t.dims[0]) for t in ran.initializer)
+
+
+def copied_per_ms(size: int = 1 << 25, repeats: int = 5) -> float:
+    """Bytes that one thread reads and writes per millisecond here: the fastest copy of an array larger than most caches."""
+    import numpy as np
+
+    source = np.ones(size, np.uint8)
+    target = np.empty_like(source)
+    best = float("inf")
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        np.copyto(target, source)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * size / best / 1000
