@@ -206,7 +206,7 @@ ABSENT: dict[str, Any] = {  # of plans by older versions, and by hand
 
 def plan_groups(analysis: Analysis, removed: Bools) -> tuple[PlanGroup, ...]:
     """Describe a removal (bool per class) by the tensors that it cuts; groups that lose nothing are left out."""
-    owner = _owners(analysis, removed)
+    owner = owners(analysis, removed)
     members: dict[int, list[Member]] = {k: [] for k in range(len(analysis.groups))}
     unit_owner = np.append(owner, -1)[analysis.solution.classes]
     for (node, i), (source, maps) in analysis.uses.items():
@@ -243,7 +243,7 @@ def _units_removed(group: Group, removed: Bools) -> int:
     return min(gone)
 
 
-def _owners(analysis: Analysis, removed: Bools) -> Ids:
+def owners(analysis: Analysis, removed: Bools) -> Ids:
     """The group that each removed class is listed under; classes that go with a row belong to the row's group."""
     owner = np.full(analysis.solution.count, -1, np.int64)
     for k, group in enumerate(analysis.groups):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnxprune.runtime.attribution import Kernel
@@ -75,6 +75,26 @@ def read(
     whole = sum(run["dur"] for run, _ in typical) / count / 1000
     named = _matched(sums, kernels, unknown)
     return whole, [_timed(named[k], s, count) for k, s in sums.items()]
+
+
+def corrected(kernels: Sequence[Timed], run_ms: float, cost_ms: float) -> list[Timed]:
+    """Times without what the profiler itself takes, which together are no more than a run without it.
+
+    cost_ms: what it adds to a kernel of one input at least. Where kernels are more than the run with that taken off, as those of many
+    inputs cost it more, up to twice as much is taken off; and what is left over is scaled.
+    """
+
+    def without(cost: float) -> list[float]:
+        return [max(k.ms - k.calls * cost, k.ms / 20) for k in kernels]
+
+    low, high = cost_ms, 2 * cost_ms
+    if sum(without(low)) > run_ms:
+        for _ in range(30):
+            middle = (low + high) / 2
+            low, high = (middle, high) if sum(without(middle)) > run_ms else (low, middle)
+    times = without(high if low > cost_ms else low)
+    scale = min(1.0, run_ms / max(sum(times), 1e-12))
+    return [replace(k, ms=t * scale) for k, t in zip(kernels, times, strict=True)]
 
 
 def _runs(events: Iterable[Event]) -> list[tuple[Event, list[Event]]]:

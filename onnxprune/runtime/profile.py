@@ -10,13 +10,14 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from onnxprune.clock import Share, unshared
 from onnxprune.errors import BadInputError
@@ -24,21 +25,24 @@ from onnxprune.groups.observation import Feeds
 from onnxprune.model.interface import cut_feeds, interface_of
 from onnxprune.model.loaded import Model
 from onnxprune.runtime.attribution import Kernel, attributed, named, unattributed
-from onnxprune.runtime.events import Timed, read
+from onnxprune.runtime.events import Timed, corrected, read
 from onnxprune.runtime.refusal import first_line, refusal
 from onnxprune.runtime.session import VERSION, Session, _custom_ops
 
 WARMUP = 3
 LEAST = 3  # runs
 SECONDS = 120.0
+CHAIN = 100  # kernels
 
 
 @dataclass(frozen=True)
 class Recording:
     """What a model takes.
 
-    run_ms: of a run without the profiler, the median. profiled_ms: of the profiled runs that the kernels' times are from.
+    run_ms: of a run without the profiler, the median. profiled_ms: of a run with it.
     load_ms: until the model is loaded. runs: that were profiled. is_mapped: the graph that runs could be read.
+    kernels: without what the profiler takes; together at most `run_ms`.
+    launch_ms: what a kernel takes at least, as one of a chain of kernels with nothing to do.
     """
 
     run_ms: float
@@ -47,6 +51,7 @@ class Recording:
     runs: int
     is_mapped: bool
     kernels: tuple[Timed, ...]
+    launch_ms: float
 
 
 def record(
@@ -68,6 +73,9 @@ def record(
             place = Path(folder) / str(k)
             place.mkdir()
             each.append(_Profiled(model, cut_feeds(interface_of(model.proto), feeds), place, threads, name))
+        place = Path(folder) / "chain"
+        place.mkdir()
+        each.append(_Profiled(Model(_chain()), {"t0": np.zeros((1, 4), np.float32)}, place, 1, "a chain"))
         begin = time.perf_counter()
         for k in range(WARMUP + runs):
             if k >= WARMUP + LEAST and time.perf_counter() - begin > seconds:
@@ -75,7 +83,18 @@ def record(
             share(min(1.0, max(k / (WARMUP + runs), (time.perf_counter() - begin) / seconds)))
             for one in each if k % 2 else reversed(each):
                 one.run(counts=k >= WARMUP)
-        return [one.finish() for one in each]
+        *found, chain = [one.finish() for one in each]
+    launch = chain.run_ms / CHAIN
+    cost = max(0.0, sum(k.ms for k in chain.kernels) / CHAIN - launch)
+    return [replace(r, launch_ms=launch, kernels=tuple(corrected(r.kernels, r.run_ms, cost))) for r in found]
+
+
+def _chain() -> ModelProto:
+    """Kernels that have nothing to do, one after the other: what is left is what each of them costs ONNX Runtime and its profiler."""
+    ends = [helper.make_tensor_value_info(f"t{k}", TensorProto.FLOAT, [1, 4]) for k in (0, CHAIN)]
+    nodes = [helper.make_node("Neg" if k % 2 else "Relu", [f"t{k}"], [f"t{k + 1}"]) for k in range(CHAIN)]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 class _Profiled:
@@ -111,7 +130,7 @@ class _Profiled:
         kernels, is_mapped = self._kernels()
         warmup = self._runs - len(self._times)
         whole, timed = read(events, kernels, lambda name, op: unattributed(self._known, name, op), warmup)
-        return Recording(median(self._times), whole, self._load_ms, len(self._times), is_mapped, tuple(timed))
+        return Recording(median(self._times), whole, self._load_ms, len(self._times), is_mapped, tuple(timed), 0.0)
 
     def _kernels(self) -> tuple[list[Kernel], bool]:
         file = self._folder / "ran.onnx"
@@ -166,8 +185,6 @@ def block() -> int:
 
 def copied_per_ms(size: int = 1 << 25, repeats: int = 5) -> float:
     """Bytes that one thread reads and writes per millisecond here: the fastest copy of an array larger than most caches."""
-    import numpy as np
-
     source = np.ones(size, np.uint8)
     target = np.empty_like(source)
     best = float("inf")
