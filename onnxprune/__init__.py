@@ -6,7 +6,8 @@
     result = onnxprune.prune("model.onnx", Budget("macs", 0.5), data="inputs.npz", output="small.onnx")
 
 `prune` removes channels, heads and neurons; `sparsify` sets weights to zero; `finetune` trains what is left; `prune_during_training`
-does both in turns; `inspect` shows what can go, `verify` checks a result, `bench` times models. `Options` lists the keyword arguments of
+does both in turns; `inspect` shows what can go, `verify` checks a result, `bench` times models, `profile`
+says where their time goes. `Options` lists the keyword arguments of
 `prune`, each with its default and meaning; the others have lists of their own. Every error is an `OnnxPruneError`.
 """
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from onnxprune.api.finetune import FinetuneResult, finetune
     from onnxprune.api.gradual import GradualResult, prune_during_training
     from onnxprune.api.inspect import inspect
+    from onnxprune.api.profile import profile
     from onnxprune.api.prune import PruneResult, prune
     from onnxprune.api.sparsify import SparsifyResult, sparsify
     from onnxprune.api.verify import verify
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from onnxprune.ops import register, unregister
     from onnxprune.ops.base import Rule
     from onnxprune.proof.verdict import Verdict
+    from onnxprune.report.profile import ProfileReport
     from onnxprune.report.renderer import Renderer
     from onnxprune.report.report import Report
     from onnxprune.report.sparsity import SparsityReport
@@ -54,6 +57,7 @@ PLACES = {  # where each name is; it is imported when it is first used, so that 
     "onnxprune.api.finetune": ("FinetuneResult", "finetune"),
     "onnxprune.api.gradual": ("GradualResult", "prune_during_training"),
     "onnxprune.api.inspect": ("inspect",),
+    "onnxprune.api.profile": ("profile",),
     "onnxprune.api.prune": ("PruneResult", "prune"),
     "onnxprune.api.sparsify": ("SparsifyResult", "sparsify"),
     "onnxprune.api.verify": ("verify",),
@@ -75,6 +79,7 @@ PLACES = {  # where each name is; it is imported when it is first used, so that 
     "onnxprune.ops": ("register", "unregister"),
     "onnxprune.ops.base": ("Rule",),
     "onnxprune.proof.verdict": ("Verdict",),
+    "onnxprune.report.profile": ("ProfileReport",),
     "onnxprune.report.renderer": ("Renderer",),
     "onnxprune.report.report": ("Report",),
     "onnxprune.report.sparsity": ("SparsityReport",),
@@ -95,6 +100,7 @@ __all__ = [
     "OnnxPruneError",
     "Options",
     "Plan",
+    "ProfileReport",
     "PruneResult",
     "Renderer",
     "Report",
@@ -110,6 +116,7 @@ __all__ = [
     "bench",
     "finetune",
     "inspect",
+    "profile",
     "prune",
     "prune_during_training",
     "register",

@@ -185,7 +185,7 @@ class Options:
         "Only weights whose node or tensor name matches.",
         cli={"multiple": True, "metavar": "GLOB"},
         by_default="all",
-        commands=("prune", "sparsify", "inspect"),
+        commands=("prune", "sparsify", "inspect", "profile"),
         decided=True,
         stored=True,
         replay=_of_plan(_names),
@@ -196,7 +196,7 @@ class Options:
         "Leave nodes or tensors with these names alone.",
         cli={"multiple": True, "metavar": "GLOB"},
         by_default="none",
-        commands=("prune", "sparsify", "inspect"),
+        commands=("prune", "sparsify", "inspect", "profile"),
         decided=True,
         stored=True,
         replay=_of_plan(_names),
@@ -207,7 +207,7 @@ class Options:
         "Let the axes of inputs and outputs with these names shrink; IN=OUT also ties an input to the output that the next step is fed.",
         cli={"multiple": True, "metavar": "GLOB"},
         by_default="none",
-        commands=("prune", "inspect"),
+        commands=("prune", "inspect", "profile"),
         decided=True,
         stored=True,
         replay=_of_plan(_names),
@@ -216,7 +216,7 @@ class Options:
         False,
         switch,
         "Also prune axes that LayerNorm and its kin normalise over; the result then only resembles the masked original.",
-        commands=("prune", "inspect"),
+        commands=("prune", "inspect", "profile"),
         decided=True,
         stored=True,
         replay=_of_plan(bool),
@@ -228,7 +228,7 @@ class Options:
         flag="--input-shape",
         cli={"multiple": True, "metavar": "NAME:D,D,…", "read": parse_shapes},
         by_default="sizes that the model runs on",
-        commands=("prune", "sparsify", "inspect", "verify", "bench"),
+        commands=("prune", "sparsify", "inspect", "verify", "bench", "profile"),
         stored=True,
         replay=_or_of_plan(_sizes),
     )
@@ -238,15 +238,17 @@ class Options:
         "Inputs to observe, calibrate and repair with: a .npz file with arrays named like the inputs, or a folder of them.",
         cli={"path": True, "metavar": "FILE.npz|DIR"},
         by_default="made-up inputs",
-        commands=("prune", "sparsify", "inspect", "verify", "bench"),
+        commands=("prune", "sparsify", "inspect", "verify", "bench", "profile"),
     )
-    custom_ops: tuple[str | Path, ...] = custom_ops_option(("prune", "sparsify", "inspect", "verify", "bench"))
+    custom_ops: tuple[str | Path, ...] = custom_ops_option(
+        ("prune", "sparsify", "inspect", "verify", "bench", "profile")
+    )
     seed: int = option(
         0,
         whole_number(0),
         "Seed of everything random.",
         cli={"type": int},
-        commands=("prune", "sparsify", "inspect", "verify", "bench"),
+        commands=("prune", "sparsify", "inspect", "verify", "bench", "profile"),
         stored=True,
         replay=_or_of_plan(int),
     )

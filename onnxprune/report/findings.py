@@ -63,7 +63,11 @@ def _at_most(s: Subject) -> Iterator[Finding]:
     if ms / profile.run_ms >= 0.5:
         advice = "aim at the layers and groups that take the most time"
     elif rest is not None and rest.ms > profile.part("compute"):
-        what = "the time outside of kernels" if rest.name == "session" else f"kernels of one kind ({BOUNDS.get(rest.name, rest.name)})"
+        what = (
+            "the time outside of kernels"
+            if rest.name == "session"
+            else f"kernels of one kind ({BOUNDS.get(rest.name, rest.name)})"
+        )
         advice = f"look first at {what}: {s.share(rest.ms)}"
     else:
         advice = "most of it is in layers that nothing may be removed from; 'onnxprune inspect' says what pins them and the remedy"
@@ -79,18 +83,28 @@ def _no_macs(s: Subject) -> Iterator[Finding]:
 def _graph(s: Subject) -> Iterator[Finding]:
     lost = sum(k.ms for k in s.profile.kernels if k.bound == "unknown")
     if not s.profile.has_graph:
-        text = f"the provider compiles the graph, so kernels are known by their names only; {s.share(lost)} is not mapped"
+        text = (
+            f"the provider compiles the graph, so kernels are known by their names only; {s.share(lost)} is not mapped"
+        )
         yield s.finding("graph", "", lost, text, "profile with --provider cpu to see layers")
     elif lost:
         names = ", ".join(quoted(k.name) for k in s.profile.kernels if k.bound == "unknown")
-        yield s.finding("not-mapped", "", lost, f"{s.share(lost)} is in kernels of which no node is known ({names[:120]})", "none")
+        yield s.finding(
+            "not-mapped", "", lost, f"{s.share(lost)} is in kernels of which no node is known ({names[:120]})", "none"
+        )
 
 
 def _session(s: Subject) -> Iterator[Finding]:
     ms = s.profile.outside_ms
     if ms >= 0.15 * s.profile.run_ms:
         text = f"{s.share(ms)} lies outside of kernels: inputs and outputs, and the start of each of {len(s.profile.kernels)} kernels"
-        yield s.finding("session", "", ms, text, "run more samples at once (a larger batch); fewer channels do not change it, fewer nodes do (--depth)")
+        yield s.finding(
+            "session",
+            "",
+            ms,
+            text,
+            "run more samples at once (a larger batch); fewer channels do not change it, fewer nodes do (--depth)",
+        )
 
 
 def _small(s: Subject) -> Iterator[Finding]:
@@ -98,7 +112,13 @@ def _small(s: Subject) -> Iterator[Finding]:
     ms = sum(k.ms for k in own)
     if ms >= MUCH * s.profile.run_ms:
         text = f"{s.share(ms)} is in {len(own)} kernels so small that starting them is most of their time"
-        yield s.finding("small", "", ms, text, "nothing to gain from fewer channels there; remove layers (--depth), or run a larger batch")
+        yield s.finding(
+            "small",
+            "",
+            ms,
+            text,
+            "nothing to gain from fewer channels there; remove layers (--depth), or run a larger batch",
+        )
 
 
 def _memory(s: Subject) -> Iterator[Finding]:
@@ -107,7 +127,13 @@ def _memory(s: Subject) -> Iterator[Finding]:
     if ms >= MUCH * s.profile.run_ms:
         names = _most(own)
         text = f"{s.share(ms)} is in kernels that wait for memory ({names})"
-        yield s.finding("memory", "", ms, text, "they get faster by the bytes that go, not by the MACs: remove channels of large activations, at the front")
+        yield s.finding(
+            "memory",
+            "",
+            ms,
+            text,
+            "they get faster by the bytes that go, not by the MACs: remove channels of large activations, at the front",
+        )
 
 
 def _threads(s: Subject) -> Iterator[Finding]:
@@ -118,7 +144,13 @@ def _threads(s: Subject) -> Iterator[Finding]:
         yield s.finding("threads", "", ms, text, "more threads do not help there; a larger batch may")
     big = sum(k.ms for k in s.profile.kernels if k.bound == "compute")
     if s.threads == 1 and cores > 1 and s.provider == CPU and big >= 0.5 * s.profile.run_ms and big >= 1:
-        yield s.finding("one-thread", "", big, f"{s.share(big)} multiplies, on one thread of a machine with {cores} cores", f"see --threads {cores}, if the device has them free")
+        yield s.finding(
+            "one-thread",
+            "",
+            big,
+            f"{s.share(big)} multiplies, on one thread of a machine with {cores} cores",
+            f"see --threads {cores}, if the device has them free",
+        )
 
 
 # ---------------------------------------------------------------- of kinds of kernels
@@ -134,8 +166,14 @@ PUT_IN = {
         "turns numbers into another type, as there is no kernel for theirs",
         "on the CPU, use a float32 model: float16 is turned into float32 around most operators",
     ),
-    "Memcpy": ("copies between devices", "operators that the provider does not take cause it; see which run on the CPU"),
-    "Transpose": ("moves axes", "export without the change of layout (NCHW throughout), so that there is nothing to move"),
+    "Memcpy": (
+        "copies between devices",
+        "operators that the provider does not take cause it; see which run on the CPU",
+    ),
+    "Transpose": (
+        "moves axes",
+        "export without the change of layout (NCHW throughout), so that there is nothing to move",
+    ),
     "Reshape": ("reshapes for a matrix product", "nothing to gain; it takes next to nothing"),
 }
 
@@ -154,7 +192,13 @@ def _transposes(s: Subject) -> Iterator[Finding]:
     ms = sum(k.ms for k in own)
     if ms >= 0.05 * s.profile.run_ms:
         text = f"{s.share(ms)} is in Transpose nodes of the file ({_most(own)})"
-        yield s.finding("transpose", own[0].name, ms, text, "export them away where they only change the layout; otherwise they fall with the channels")
+        yield s.finding(
+            "transpose",
+            own[0].name,
+            ms,
+            text,
+            "export them away where they only change the layout; otherwise they fall with the channels",
+        )
 
 
 def _off_provider(s: Subject) -> Iterator[Finding]:
@@ -163,7 +207,13 @@ def _off_provider(s: Subject) -> Iterator[Finding]:
         ms = sum(k.ms for k in own)
         kinds = ", ".join(dict.fromkeys(k.operator for k in own))
         text = f"{len(own)} kernels run on {own[0].provider} though {s.provider} was asked for ({kinds[:120]})"
-        yield s.finding("off-provider", own[0].name, ms, text, "pruning cannot bring them back; replace these operators, or export for an opset that the provider takes")
+        yield s.finding(
+            "off-provider",
+            own[0].name,
+            ms,
+            text,
+            "pruning cannot bring them back; replace these operators, or export for an opset that the provider takes",
+        )
 
 
 # ---------------------------------------------------------------- widths
@@ -217,7 +267,9 @@ def _padded(s: Subject, k: ProfiledKernel, c: _Convolution) -> Iterator[Finding]
     if 1 - own < WASTE or c.outputs <= ALIGNED:
         return
     text = f"{k.operator} {quoted(k.name)}: {c.widths}, computed as whole blocks of {s.block}: {1 - own:.0%} of its work is padding"
-    yield s.finding("width", k.name, k.ms * (1 - own), text, f"round to blocks: --round-to {s.block} ({_rounded(c, s.block)})")
+    yield s.finding(
+        "width", k.name, k.ms * (1 - own), text, f"round to blocks: --round-to {s.block} ({_rounded(c, s.block)})"
+    )
 
 
 def _unblocked(s: Subject, k: ProfiledKernel, c: _Convolution) -> Iterator[Finding]:
@@ -226,7 +278,13 @@ def _unblocked(s: Subject, k: ProfiledKernel, c: _Convolution) -> Iterator[Findi
     if c.groups > 1 and not c.is_depthwise:
         per = c.inputs // c.groups, c.outputs // c.groups
         text = f"{k.operator} {quoted(k.name)}: {c.widths} ({per[0]} -> {per[1]} in each) runs without the blocked kernels, which take whole blocks of {s.block} per group"
-        yield s.finding("grouped", k.name, k.ms, text, f"keep its groups as they are (--exclude {quoted(k.name)}), or keep {s.block} channels in each")
+        yield s.finding(
+            "grouped",
+            k.name,
+            k.ms,
+            text,
+            f"keep its groups as they are (--exclude {quoted(k.name)}), or keep {s.block} channels in each",
+        )
         return
     odd = [n for side, n in sides.items() if n % ALIGNED and (side == "outputs" or n >= s.block)]
     if not odd:
@@ -265,8 +323,18 @@ def findings_between(before: Subject, after: Subject, pairs: Sequence[Pair]) -> 
     ms = sum(k.ms for p in same for k in p.after)
     if ms >= MUCH * after.profile.run_ms:
         first = max(same, key=lambda p: sum(k.ms for k in p.after)).main
-        text = f"{after.share(ms)} is in {len(same)} kernels from which nothing was removed ({quoted(first.name)} first)"
-        found.append(after.finding("untouched", first.name, ms, text, "'onnxprune inspect' says what pins them, or lift --exclude; else the others must give more"))
+        text = (
+            f"{after.share(ms)} is in {len(same)} kernels from which nothing was removed ({quoted(first.name)} first)"
+        )
+        found.append(
+            after.finding(
+                "untouched",
+                first.name,
+                ms,
+                text,
+                "'onnxprune inspect' says what pins them, or lift --exclude; else the others must give more",
+            )
+        )
     found += _faster(before, after)
     return [f for f in found if f.ms >= LEAST * after.profile.run_ms or f.kind == "speedup"]
 
@@ -280,13 +348,27 @@ def _of_pair(s: Subject, pair: Pair) -> Iterator[Finding]:
     lost = sum(k.ms for k in pair.after) - pair.expected_ms
     for k in parted(pair):
         text = f"{k.operator} {quoted(k.name)} was part of {first.operator} and runs on its own now"
-        yield s.finding("unfused", k.name, k.ms, text, "keep what held them together: round widths (--round-to 8), or leave the node alone (--exclude)")
+        yield s.finding(
+            "unfused",
+            k.name,
+            k.ms,
+            text,
+            "keep what held them together: round widths (--round-to 8), or leave the node alone (--exclude)",
+        )
     if first.node and first.is_blocked and not now.is_blocked and "Conv" in now.kernel:
         text = f"{now.operator} {quoted(now.name)} ran on blocks of channels in the original and does not any more"
-        yield s.finding("unblocked", now.name, max(lost, 0.0), text, f"round its widths (--round-to {s.block or 8}), or leave it alone (--exclude)")
+        yield s.finding(
+            "unblocked",
+            now.name,
+            max(lost, 0.0),
+            text,
+            f"round its widths (--round-to {s.block or 8}), or leave it alone (--exclude)",
+        )
     if first.node and first.provider != now.provider:
         text = f"{now.operator} {quoted(now.name)} ran on {first.provider} and runs on {now.provider} now"
-        yield s.finding("off-provider", now.name, now.ms, text, "leave it alone (--exclude), or round its widths (--round-to)")
+        yield s.finding(
+            "off-provider", now.name, now.ms, text, "leave it alone (--exclude), or round its widths (--round-to)"
+        )
     if lost >= 0.05 * s.profile.run_ms and first.node and not parted(pair) and first.is_blocked == now.is_blocked:
         text = f"{now.operator} {quoted(now.name)} takes {sum(k.ms for k in pair.after):.3g} ms, {pair.expected_ms:.3g} by what was removed of it"
         advice = {
@@ -302,5 +384,15 @@ def _faster(before: Subject, after: Subject) -> Iterator[Finding]:
         return
     kept, time = b.macs / a.macs, b.run_ms / a.run_ms
     text = f"{kept:.0%} of the MACs are left and {time:.0%} of the time ({a.run_ms:.3g} -> {b.run_ms:.3g} ms)"
-    advice = "as much was gained as was removed" if time <= kept * 1.05 else "the rows below say where the difference lies"
+    advice = (
+        "as much was gained as was removed" if time <= kept * 1.05 else "the table of both says where the difference lies"
+    )
     yield after.finding("speedup", "", max(0.0, b.run_ms - kept * a.run_ms), text, advice)
+
+
+def merged(own: Sequence[Finding], between: Sequence[Finding]) -> list[Finding]:
+    """Both lists, the speedup first; of what both say of one node, the sentence that knows its width."""
+    said = {f.where for f in own if f.kind in ("width", "grouped")}
+    kept = [f for f in between if not (f.kind in ("unblocked", "disappointment") and f.where in said)]
+    first = {"speedup": 0, "bound": 1}
+    return sorted((*own, *kept), key=lambda f: (first.get(f.kind, 2), -f.ms))

@@ -19,13 +19,18 @@ from onnxprune.report.lines import (
     variant_rows,
     zeros_line,
 )
+from onnxprune.report.profile import ProfileReport
+from onnxprune.report.profile_lines import markdown_of
 from onnxprune.report.report import Report
 from onnxprune.report.sparsity import SparsityReport
 
 
-def markdown(report: Report | SparsityReport) -> str:
+def markdown(report: Report | SparsityReport | ProfileReport) -> str:
     """The whole file."""
-    lines = _pruning(report) if isinstance(report, Report) else _sparsity(report)
+    if isinstance(report, ProfileReport):
+        lines = markdown_of(report)
+    else:
+        lines = _pruning(report) if isinstance(report, Report) else _sparsity(report)
     return "\n".join(lines) + "\n"
 
 

@@ -245,5 +245,7 @@ def _totals(parts: Sequence[tuple[str, str, ProfiledKernel, float]], run: float)
     made = []
     for name, own in found.items():
         ms, macs = sum(k.ms * s for k, s in own), sum(k.macs * s for k, s in own)
-        made.append(Total(name, about[name], ms, ms / run, len(own), macs, macs / max(ms, 1e-9) / 1e6 if macs else None))
+        made.append(
+            Total(name, about[name], ms, ms / run, len(own), macs, macs / max(ms, 1e-9) / 1e6 if macs else None)
+        )
     return tuple(sorted(made, key=lambda t: -t.ms))

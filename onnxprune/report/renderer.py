@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from onnxprune.errors import BadInputError
 
 if TYPE_CHECKING:
+    from onnxprune.report.profile import ProfileReport
     from onnxprune.report.report import Report
     from onnxprune.report.sparsity import SparsityReport
 
-AnyReport: TypeAlias = "Report | SparsityReport"
+AnyReport: TypeAlias = "Report | SparsityReport | ProfileReport"
 
 
 class Renderer(Protocol):
@@ -40,7 +41,7 @@ class Renderer(Protocol):
     def suffix(self) -> str: ...
 
     def render(self, report: AnyReport) -> str:
-        """The whole file. report: of `prune` or of `sparsify`."""
+        """The whole file. report: of `prune`, `sparsify` or `profile`."""
         ...
 
 

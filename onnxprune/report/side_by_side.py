@@ -77,7 +77,16 @@ def _row(pair: Pair) -> Compared:
     macs = [sum(k.macs for k in side) for side in (pair.before, pair.after)]
     name = main.name if main.node else f"{main.operator} (put in)"
     return Compared(
-        main.node, name, main.operator, before, after, macs[0], macs[1], expected, after - expected, _reason(pair, after - expected)
+        main.node,
+        name,
+        main.operator,
+        before,
+        after,
+        macs[0],
+        macs[1],
+        expected,
+        after - expected,
+        _reason(pair, after - expected),
     )
 
 
@@ -103,7 +112,9 @@ def _reason(pair: Pair, lost: float) -> str:
         return "nothing was removed from it"
     if lost <= 0.1 * max(pair.expected_ms, NOTHING):
         return ""
-    return {"memory": "held up by memory", "small": "too small to get faster"}.get(now.bound, "kernels do less well at this width")
+    return {"memory": "held up by memory", "small": "too small to get faster"}.get(
+        now.bound, "kernels do less well at this width"
+    )
 
 
 def parted(pair: Pair) -> list[ProfiledKernel]:

@@ -3,6 +3,7 @@
 from onnxprune.runtime.engine import OnnxRuntime
 from onnxprune.runtime.inputs import declared_batch, find_feeds, graph_inputs, rescaled, vary
 from onnxprune.runtime.probe import Probe, types_of
+from onnxprune.runtime.profile import Recording, block, copied_per_ms, record
 from onnxprune.runtime.quantize import quantize
 from onnxprune.runtime.runner import Opened, Runner
 from onnxprune.runtime.saturation import saturates
@@ -14,10 +15,13 @@ __all__ = [
     "OnnxRuntime",
     "Opened",
     "Probe",
+    "Recording",
     "Runner",
     "Session",
     "Speedup",
     "Times",
+    "block",
+    "copied_per_ms",
     "declared_batch",
     "find_feeds",
     "graph_inputs",
@@ -26,6 +30,7 @@ __all__ = [
     "load_custom_ops",
     "opened",
     "quantize",
+    "record",
     "rescaled",
     "saturates",
     "speedup",

@@ -137,7 +137,9 @@ def _every_node(graph: GraphProto) -> Iterator[NodeProto]:
             yield from _every_node(body)
 
 
-def _attributed(known: Known, graph: GraphProto, path: str, outer: Mapping[str, str], alone: Set[str]) -> Iterator[Kernel]:
+def _attributed(
+    known: Known, graph: GraphProto, path: str, outer: Mapping[str, str], alone: Set[str]
+) -> Iterator[Kernel]:
     anchors = _anchors(known, graph, path, outer, alone)
     given = {anchors[o]: node for node in graph.node for o in node.output if o in anchors}
     ends = set(given) | set(outer.values()) | {t for o in known.origins if o.key in alone for t in o.outputs}
@@ -153,7 +155,9 @@ def _attributed(known: Known, graph: GraphProto, path: str, outer: Mapping[str, 
         kernels[k] = Kernel(node.name, node.op_type, node.domain, _main_first(node, nodes, own), holds=bool(bodies))
     makers = {o: k for k, node in enumerate(graph.node) for o in node.output if o}
     for node in graph.node:
-        for x in node.input:  # an operator that is a function runs as several kernels: they are parts of the one that gives its output
+        for x in (
+            node.input
+        ):  # an operator that is a function runs as several kernels: they are parts of the one that gives its output
             if x.startswith(INLINED) and x in makers and not kernels[makers[x]].nodes:
                 kernels[makers[x]] = replace(kernels[makers[x]], nodes=kernels[makers[node.output[0]]].nodes[:1])
     for k, kernel in kernels.items():
@@ -231,7 +235,11 @@ def _onward(known: Known, node: NodeProto, anchors: Mapping[str, str], alone: Se
                 inside.add(made)
                 last.append(made)
                 waiting += known.consumers.get(made, [])
-    left = [t for t in last if any(not set(o.outputs) & inside for o in known.consumers.get(t, [])) or t not in known.consumers]
+    left = [
+        t
+        for t in last
+        if any(not set(o.outputs) & inside for o in known.consumers.get(t, [])) or t not in known.consumers
+    ]
     return left[0] if len(left) == 1 else ""
 
 
@@ -271,5 +279,7 @@ def _beside(
     node = graph.node[at]
     before = [kernels[makers[x]].nodes for x in node.input if x in makers]
     after = [kernels[k].nodes for k, n in enumerate(graph.node) if set(node.output) & set(n.input)]
-    near = [n[0] for n in ([*after, *before] if node.op_type.endswith(("Input", "FromHost")) else [*before, *after]) if n]
+    near = [
+        n[0] for n in ([*after, *before] if node.op_type.endswith(("Input", "FromHost")) else [*before, *after]) if n
+    ]
     return replace(kernel, beside=near[0] if near else "")

@@ -87,25 +87,32 @@ class OnnxRuntime:
         }
 
     def open(self, model: Model, feeds: Feeds, what: str) -> Calls:
-        settings = self._settings(model)
+        settings = self.settings(model)
         return self._opened(model, model.proto.SerializeToString(), settings, feeds, what)
 
     def open_file(self, path: Path, feeds: Feeds, what: str) -> Calls:
         """`open`, straight from the file, as a deployed program does."""
-        return self._opened(None, str(path), self._settings(None), feeds, what)
+        return self._opened(None, str(path), self.settings(None), feeds, what)
+
+    @property
+    def execution_provider(self) -> str:
+        """ONNX Runtime's own name of the provider."""
+        return provider_named(self.provider)
 
     @cached_property
     def _short(self) -> str:
         return provider_named(self.provider).removesuffix(SUFFIX).lower()
 
-    def _settings(self, model: Model | None) -> ort.SessionOptions:
+    def settings(self, model: Model | None) -> ort.SessionOptions:
+        """Of a session as it is deployed."""
         settings = session_options(None if model is None else model.folder, self.threads)
         settings.add_session_config_entry("session.intra_op.allow_spinning", "1")
         if self._short == "cpu":
             share_arena(settings)
         return settings
 
-    def _opened(self, model: Model | None, source: str | bytes, settings: Any, feeds: Feeds, what: str) -> Calls:
+    def session(self, model: Model | None, source: str | bytes, settings: Any, what: str) -> ort.InferenceSession:
+        """A loaded model. Raises `BadInputError`."""
         wanted = provider_named(self.provider)
         listed = [(wanted, dict(self.options))] if wanted == CPU else [(wanted, dict(self.options)), (CPU, {})]
         try:
@@ -123,6 +130,10 @@ class OnnxRuntime:
                 " check that its libraries and device are there, or choose another --provider."
             )
         session.disable_fallback()
+        return session
+
+    def _opened(self, model: Model | None, source: str | bytes, settings: Any, feeds: Feeds, what: str) -> Calls:
+        session = self.session(model, source, settings, what)
         outputs = [o.name for o in session.get_outputs()]
 
         def call() -> Sequence[Any]:

@@ -123,7 +123,8 @@ def _own(events: Sequence[Event]) -> list[tuple[Event, float]]:
     for k, e in enumerate(events):
         end = e["ts"] + e["dur"]
         while open_ and not (
-            events[open_[-1]]["ts"] + events[open_[-1]]["dur"] >= end and events[open_[-1]]["args"].get("op_name") in HOLDERS
+            events[open_[-1]]["ts"] + events[open_[-1]]["dur"] >= end
+            and events[open_[-1]]["args"].get("op_name") in HOLDERS
         ):
             open_.pop()
         if open_:
@@ -161,7 +162,9 @@ def _matched(
     found = {}
     for key in sums:
         name, op, index = key
-        own = name if waiting.get((name, op)) or name != f"{op}_{index}" else ""  # what has no name is called OPERATOR_INDEX
+        own = (
+            name if waiting.get((name, op)) or name != f"{op}_{index}" else ""
+        )  # what has no name is called OPERATOR_INDEX
         there = waiting.get((own, op))
         found[key] = there.pop(0) if there else unknown(name, op)
     return found
@@ -169,7 +172,7 @@ def _matched(
 
 def _timed(kernel: Kernel, found: _Sum, runs: int) -> Timed:
     args = found.first["args"]
-    shapes = [list(x.items())[0] for x in args.get("input_type_shape") or () if x]
+    shapes = [next(iter(x.items())) for x in args.get("input_type_shape") or () if x]
     return Timed(
         kernel,
         str(args.get("provider", "")),

@@ -22,17 +22,19 @@ from onnx import ModelProto, TensorProto, helper
 from onnxprune.clock import Share, unshared
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Feeds
-from onnxprune.model.interface import cut_feeds, interface_of
+from onnxprune.model.interface import cut_feeds, interface_of, unmarked
 from onnxprune.model.loaded import Model
 from onnxprune.runtime.attribution import Kernel, attributed, named, unattributed
+from onnxprune.runtime.engine import OnnxRuntime
 from onnxprune.runtime.events import Timed, corrected, read
-from onnxprune.runtime.refusal import first_line, refusal
-from onnxprune.runtime.session import VERSION, Session, _custom_ops
+from onnxprune.runtime.refusal import first_line
+from onnxprune.runtime.session import VERSION
 
 WARMUP = 3
 LEAST = 3  # runs
 SECONDS = 120.0
 CHAIN = 100  # kernels
+RAN = "ran.onnx"
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ class Recording:
 def record(
     models: Sequence[Model],
     feeds: Feeds,
-    runs: int,
-    threads: int,
+    runner: OnnxRuntime,
     names: Sequence[str],
+    runs: int = 30,
     seconds: float = SECONDS,
     share: Share = unshared,
 ) -> list[Recording]:
@@ -72,10 +74,11 @@ def record(
         for k, (model, name) in enumerate(zip(models, names, strict=True)):
             place = Path(folder) / str(k)
             place.mkdir()
-            each.append(_Profiled(model, cut_feeds(interface_of(model.proto), feeds), place, threads, name))
+            own = cut_feeds(interface_of(model.proto), feeds)
+            each.append(_Profiled(runner, model.beside(unmarked(model.proto)), own, place, name))
         place = Path(folder) / "chain"
         place.mkdir()
-        each.append(_Profiled(Model(_chain()), {"t0": np.zeros((1, 4), np.float32)}, place, 1, "a chain"))
+        each.append(_Profiled(OnnxRuntime(), Model(_chain()), {"t0": np.zeros((1, 4), np.float32)}, place, "a chain"))
         begin = time.perf_counter()
         for k in range(WARMUP + runs):
             if k >= WARMUP + LEAST and time.perf_counter() - begin > seconds:
@@ -100,32 +103,29 @@ def _chain() -> ModelProto:
 class _Profiled:
     """One model in two sessions. folder: an empty one of its own."""
 
-    def __init__(self, model: Model, feeds: Feeds, folder: Path, threads: int, what: str) -> None:
+    def __init__(self, runner: OnnxRuntime, model: Model, feeds: Feeds, folder: Path, what: str) -> None:
         self._feeds, self._folder, self._what = feeds, folder, what
         begin = time.perf_counter()
-        self._plain = Session(model, optimized=True, threads=threads, spinning=True, what=what)
+        self._plain = runner.open(model, feeds, what)
         self._load_ms = 1000 * (time.perf_counter() - begin)
         self._times: list[float] = []
         copy, self._known = named(model.proto)
-        marked = model.beside(copy)
-        try:
-            self._session = _session(marked, folder, threads, dumps=True)
-        except Exception:  # a provider that compiles nodes has no graph to write
-            self._session = _session(marked, folder, threads, dumps=False, what=what)
+        self._session = _session(runner, model.beside(copy), folder, what)
         self._runs = 0
 
     def run(self, counts: bool) -> None:
-        begin = time.perf_counter()
-        self._plain.run(self._feeds)
+        taken = self._plain.time(1)
         if counts:
-            self._times.append(1000 * (time.perf_counter() - begin))
+            self._times += taken
         try:
             self._session.run(None, self._feeds)
         except Exception as error:  # onnxruntime raises many unrelated types
-            raise BadInputError(f"ONNX Runtime {VERSION} cannot run {self._what} with its profiler: {first_line(error)}") from None
+            reason = f"ONNX Runtime {VERSION} cannot run {self._what} with its profiler: {first_line(error)}"
+            raise BadInputError(f"{reason} Try another --provider.") from None
         self._runs += 1
 
     def finish(self) -> Recording:
+        self._plain.close()
         events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8", errors="replace"))
         kernels, is_mapped = self._kernels()
         warmup = self._runs - len(self._times)
@@ -133,31 +133,28 @@ class _Profiled:
         return Recording(median(self._times), whole, self._load_ms, len(self._times), is_mapped, tuple(timed), 0.0)
 
     def _kernels(self) -> tuple[list[Kernel], bool]:
-        file = self._folder / "ran.onnx"
+        file = self._folder / RAN
         if not file.exists():
             return [], False
         return attributed(self._known, onnx.load(str(file), load_external_data=False).graph), True
 
 
-def _session(model: Model, folder: Path, threads: int, dumps: bool, what: str = "") -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    options.enable_profiling = True
-    options.profile_file_prefix = str(folder / "profile")
-    if dumps:
-        options.optimized_model_filepath = str(folder / "ran.onnx")
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "ran.data")
-    if model.folder is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
-    for library in _custom_ops:
-        options.register_custom_ops_library(library)
-    try:
-        return ort.InferenceSession(model.proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        if dumps:
-            raise
-        raise BadInputError(refusal(model.proto, what, error)) from None
+def _session(runner: OnnxRuntime, model: Model, folder: Path, what: str) -> ort.InferenceSession:
+    """With the profiler, and the graph that runs written to the folder; without that where a provider compiles nodes and cannot say."""
+    data = model.proto.SerializeToString()
+    for writes in (True, False):
+        settings = runner.settings(model)
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(folder / "profile")
+        if writes:
+            settings.optimized_model_filepath = str(folder / RAN)
+            settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "ran.data")
+        try:
+            return runner.session(model, data, settings, what)
+        except BadInputError:
+            if not writes:
+                raise
+    raise AssertionError("unreachable")
 
 
 # ---------------------------------------------------------------- the machine
