@@ -96,9 +96,10 @@ def reported(
     findings = findings_of(subjects[-1])
     rows: tuple[Compared, ...] = ()
     if len(profiles) == 2:
-        pairs = pairs_of(*profiles, removed)
-        rows = compared(pairs, *profiles)
-        findings = merged(findings, findings_between(*subjects, pairs))
+        before, after = profiles
+        pairs = pairs_of(before, after, removed)
+        rows = compared(pairs, before, after)
+        findings = merged(findings, findings_between(subjects[0], subjects[1], pairs))
     return ProfileReport(
         onnxprune=__version__,
         engine=runner.name,

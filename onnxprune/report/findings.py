@@ -14,12 +14,14 @@ from dataclasses import dataclass
 
 from onnxprune.errors import quoted
 from onnxprune.model.graph import Node
+from onnxprune.report.lines import counted
 from onnxprune.report.profile import BOUNDS, Finding, ModelProfile, ProfiledKernel
 from onnxprune.report.profiling import Layers
-from onnxprune.report.side_by_side import Pair, parted
+from onnxprune.report.side_by_side import Pair, macs_of, parted
 
 LEAST = 0.01  # share of the run, from where on a finding is worth a line
 MUCH = 0.2
+NOISY = 1.25
 ALIGNED = 4  # channels that a blocked convolution needs multiples of
 WASTE = 0.05  # share of a block's work that may be padding
 CPU = "CPUExecutionProvider"
@@ -94,6 +96,19 @@ def _graph(s: Subject) -> Iterator[Finding]:
         )
 
 
+def _noise(s: Subject) -> Iterator[Finding]:
+    p = s.profile
+    if p.measured_ms > NOISY * p.run_ms:
+        text = f"a run takes {p.measured_ms:.3g} ms as timed from outside and {p.run_ms:.3g} ms by its kernels: other programs interrupt it"
+        yield s.finding(
+            "noise",
+            "",
+            p.measured_ms - p.run_ms,
+            text,
+            "measure again on a machine that does nothing else before you rely on a row",
+        )
+
+
 def _session(s: Subject) -> Iterator[Finding]:
     ms = s.profile.outside_ms
     if ms >= 0.15 * s.profile.run_ms:
@@ -111,7 +126,7 @@ def _small(s: Subject) -> Iterator[Finding]:
     own = [k for k in s.profile.kernels if k.bound == "small"]
     ms = sum(k.ms for k in own)
     if ms >= MUCH * s.profile.run_ms:
-        text = f"{s.share(ms)} is in {len(own)} kernels so small that starting them is most of their time"
+        text = f"{s.share(ms)} is in {counted(len(own), 'kernel')} so small that starting them is most of their time"
         yield s.finding(
             "small",
             "",
@@ -183,7 +198,7 @@ def _put_in(s: Subject) -> Iterator[Finding]:
         own = [k for k in s.profile.kernels if k.bound == "layout" and k.operator.startswith(start)]
         if own:
             ms = sum(k.ms for k in own)
-            what = f"{len(own)} {start} kernels that ONNX Runtime put in take {s.share(ms)}: each {text}"
+            what = f"{counted(len(own), f'{start} kernel')} put in by ONNX Runtime: {s.share(ms)}; each {text}"
             yield s.finding("layout", own[0].name, ms, what, advice)
 
 
@@ -206,7 +221,7 @@ def _off_provider(s: Subject) -> Iterator[Finding]:
     if own:
         ms = sum(k.ms for k in own)
         kinds = ", ".join(dict.fromkeys(k.operator for k in own))
-        text = f"{len(own)} kernels run on {own[0].provider} though {s.provider} was asked for ({kinds[:120]})"
+        text = f"not all runs there: {counted(len(own), 'kernel')} on {own[0].provider} though {s.provider} was asked for ({kinds[:120]})"
         yield s.finding(
             "off-provider",
             own[0].name,
@@ -309,7 +324,7 @@ def _most(kernels: Sequence[ProfiledKernel]) -> str:
 
 
 LOOKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
-    _at_most, _no_macs, _graph, _session, _small, _memory, _threads, _put_in, _transposes, _off_provider, _widths,
+    _at_most, _no_macs, _graph, _noise, _session, _small, _memory, _threads, _put_in, _transposes, _off_provider, _widths,
 )  # fmt: skip
 
 
@@ -319,7 +334,7 @@ LOOKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
 def findings_between(before: Subject, after: Subject, pairs: Sequence[Pair]) -> list[Finding]:
     """What became of the original's kernels; what `findings_of` says of the pruned model is not said again."""
     found = [f for pair in pairs if pair.before and pair.after for f in _of_pair(after, pair)]
-    same = [p for p in pairs if p.before and p.after and p.main.macs and _macs(p.before) == _macs(p.after)]
+    same = [p for p in pairs if p.before and p.after and p.main.macs and macs_of(p.before) == macs_of(p.after)]
     ms = sum(k.ms for p in same for k in p.after)
     if ms >= MUCH * after.profile.run_ms:
         first = max(same, key=lambda p: sum(k.ms for k in p.after)).main
@@ -337,10 +352,6 @@ def findings_between(before: Subject, after: Subject, pairs: Sequence[Pair]) -> 
         )
     found += _faster(before, after)
     return [f for f in found if f.ms >= LEAST * after.profile.run_ms or f.kind == "speedup"]
-
-
-def _macs(kernels: Sequence[ProfiledKernel]) -> float:
-    return sum(k.macs for k in kernels)
 
 
 def _of_pair(s: Subject, pair: Pair) -> Iterator[Finding]:
@@ -385,7 +396,9 @@ def _faster(before: Subject, after: Subject) -> Iterator[Finding]:
     kept, time = b.macs / a.macs, b.run_ms / a.run_ms
     text = f"{kept:.0%} of the MACs are left and {time:.0%} of the time ({a.run_ms:.3g} -> {b.run_ms:.3g} ms)"
     advice = (
-        "as much was gained as was removed" if time <= kept * 1.05 else "the table of both says where the difference lies"
+        "as much was gained as was removed"
+        if time <= kept * 1.05
+        else "the table of both says where the difference lies"
     )
     yield after.finding("speedup", "", max(0.0, b.run_ms - kept * a.run_ms), text, advice)
 

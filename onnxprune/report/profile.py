@@ -99,10 +99,11 @@ class ModelProfile:
     """One model.
 
     model: its file, or what it is called.
-    run_ms: of a run without the profiler, the median. profiled_ms: of a run with it. load_ms: until it is loaded.
+    run_ms: of a run that nothing interrupts: its kernels and the time outside of them.
+    measured_ms: of a run as `bench` times it, the median; other programs interrupt it. load_ms: until it is loaded.
     runs: that were profiled.
     macs: of a run.
-    kernels: by time, the longest first. outside_ms: the run without its kernels.
+    kernels: by time, the longest first. outside_ms: of the run, outside of kernels.
     parts: what pruning could save at most, and what stays, by reason.
     operators: by operator. groups: by group; time of a kernel that depends on several is shared equally by them.
     mapped: share of the kernels' time that is known to be of nodes of the file, or of what ONNX Runtime put in between them.
@@ -111,7 +112,7 @@ class ModelProfile:
 
     model: str
     run_ms: float
-    profiled_ms: float
+    measured_ms: float
     load_ms: float
     runs: int
     macs: float

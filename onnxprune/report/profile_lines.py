@@ -41,7 +41,7 @@ def _head(report: ProfileReport) -> Iterator[str]:
     for m in (report.model, report.pruned):
         if m is not None:
             yield (
-                f"{m.model}: {_ms(m.run_ms)} ms per run ({_ms(m.profiled_ms)} with the profiler), {int(m.macs):,} MACs, "
+                f"{m.model}: {_ms(m.run_ms)} ms per run ({_ms(m.measured_ms)} as timed from outside), {int(m.macs):,} MACs, "
                 f"{len(m.kernels)} kernels, loaded in {_ms(m.load_ms)} ms"
             )
     sizes = ", ".join(f"{k} {'x'.join(map(str, v)) or 'scalar'}" for k, v in report.inputs.items())
@@ -122,7 +122,7 @@ def _totals(title: str, heads: Row, totals: Sequence[Total], top: int | None) ->
 
 def _compared(report: ProfileReport, top: int | None) -> Section:
     heads = ("node", "operator", "ms before", "after", "expected", "lost", "MACs left", "why")
-    rows = []
+    rows: list[Row] = []
     for r in report.compared[:top]:
         left = f"{r.after_macs / r.before_macs:.0%}" if r.before_macs else "-"
         rows.append(

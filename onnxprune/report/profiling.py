@@ -122,7 +122,7 @@ class Machine:
 
 def profile_of(name: str, recording: Recording, layers: Layers, machine: Machine) -> ModelProfile:
     """The profile of one model."""
-    run = max(recording.run_ms, 1e-9)
+    run = max(sum(t.ms for t in recording.kernels) + recording.outside_ms, 1e-9)
     shared = _sharers(recording.kernels)
     macs = [_macs(t, layers, shared) for t in recording.kernels]
     peak = max((m / t.ms for m, t in zip(macs, recording.kernels, strict=True) if t.ms > run / 100), default=0.0)
@@ -133,11 +133,11 @@ def profile_of(name: str, recording: Recording, layers: Layers, machine: Machine
     kernels.sort(key=lambda k: -k.ms)
     inside = sum(k.ms for k in kernels)
     known = sum(k.ms for k in kernels if k.bound != "unknown")
-    outside = max(0.0, run - inside)
+    outside = run - inside
     return ModelProfile(
         model=name,
         run_ms=run,
-        profiled_ms=recording.profiled_ms,
+        measured_ms=recording.measured_ms,
         load_ms=recording.load_ms,
         runs=recording.runs,
         macs=float(sum(macs)),

@@ -31,11 +31,19 @@ class Pair:
     @property
     def expected_ms(self) -> float:
         before = sum(k.ms for k in self.before)
-        for amount in ("macs", "bytes"):
-            whole = sum(getattr(k, amount) for k in self.before)
+        for amount in (macs_of, bytes_of):
+            whole = amount(self.before)
             if whole:
-                return before * sum(getattr(k, amount) for k in self.after) / whole
+                return before * amount(self.after) / whole
         return before if self.after else 0.0
+
+
+def macs_of(kernels: Sequence[ProfiledKernel]) -> float:
+    return sum(k.macs for k in kernels)
+
+
+def bytes_of(kernels: Sequence[ProfiledKernel]) -> float:
+    return sum(k.bytes for k in kernels)
 
 
 def pairs_of(before: ModelProfile, after: ModelProfile, removed: Set[str] = frozenset()) -> list[Pair]:
@@ -74,7 +82,7 @@ def compared(pairs: Sequence[Pair], before: ModelProfile, after: ModelProfile) -
 def _row(pair: Pair) -> Compared:
     main, expected = pair.main, pair.expected_ms
     before, after = (sum(k.ms for k in side) for side in (pair.before, pair.after))
-    macs = [sum(k.macs for k in side) for side in (pair.before, pair.after)]
+    macs = macs_of(pair.before), macs_of(pair.after)
     name = main.name if main.node else f"{main.operator} (put in)"
     return Compared(
         main.node,
@@ -107,8 +115,7 @@ def _reason(pair: Pair, lost: float) -> str:
         return f"moved to {now.provider}"
     if parted(pair):
         return "fell out of a fused kernel"
-    same = sum(k.macs for k in pair.before) == sum(k.macs for k in pair.after)
-    if same and sum(k.bytes for k in pair.before) == sum(k.bytes for k in pair.after):
+    if macs_of(pair.before) == macs_of(pair.after) and bytes_of(pair.before) == bytes_of(pair.after):
         return "nothing was removed from it"
     if lost <= 0.1 * max(pair.expected_ms, NOTHING):
         return ""

@@ -197,7 +197,7 @@ def _start(known: Known, node: NodeProto, path: str) -> str:
     own = known.marked(node.name)
     if own and own[0].outputs:
         return own[-1].outputs[0]
-    name = node.name
+    name = str(node.name)
     while name:
         if path + name in known.tensors:
             return path + name

@@ -1,8 +1,9 @@
 """What ONNX Runtime's profiler wrote, read: what each kernel took in a run.
 
 The profiler writes a list of events: one for every run ("model_run") and one for every kernel of it ("NAME_kernel_time"), with the
-operator, the provider, shapes and types, bytes, and what the threads did. Of the runs the middle half by their time is averaged: as
-little moved by other programs as a median, and sums of parts stay sums. Times are whole microseconds.
+operator, the provider, shapes and types, bytes, and what the threads did. Times are whole microseconds. Each kernel's is the mean of the
+faster half of its runs, and a run is what its kernels and the time outside of them add up to: another program, which interrupts
+some kernel in every run, is left out of it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from onnxprune.runtime.attribution import Kernel
 
 SUFFIX = "_kernel_time"
+SIZES = ("activation_size", "parameter_size", "output_size")
 Event = Mapping[str, Any]
 Shape = tuple[int, ...]
 
@@ -40,41 +42,44 @@ class Timed:
 
 
 @dataclass
-class _Sum:
+class _Seen:
+    """A kernel in all runs. ms, calls, bytes: of each run; helped: of each call."""
+
     first: Event
-    ms: float = 0.0
-    calls: int = 0
-    bytes: float = 0.0
+    ms: list[float]
+    calls: list[int]
+    bytes: list[int]
     helped: list[bool] = field(default_factory=list)
 
 
 def read(
     events: Iterable[Event], kernels: Sequence[Kernel], unknown: Callable[[str, str], Kernel], warmup: int = 0
 ) -> tuple[float, list[Timed]]:
-    """Milliseconds of a run, and its kernels in the order in which they run.
+    """Milliseconds of a run outside of its kernels, and the kernels in the order in which they run.
 
     kernels: those of the graph that runs. unknown: makes one of a name and an operator that are not among them.
     warmup: so many runs do not count. A list without runs gives (0, []).
     """
     runs = _runs(events)[warmup:]
-    quarter = len(runs) // 4
-    typical = sorted(runs, key=lambda run: run[0]["dur"])[quarter : len(runs) - quarter]
-    sums: dict[tuple[str, str, str], _Sum] = {}
-    for _, inside in runs if typical else []:
-        for e in inside:
-            sums.setdefault(_id(e), _Sum(e))
-    for _, inside in typical:
-        helped = 0
-        for e, ms in _own(inside):
-            found = sums[_id(e)]
-            found.ms += ms
-            found.calls += 1
-            found.bytes += sum(int(e["args"].get(k) or 0) for k in ("activation_size", "parameter_size", "output_size"))
+    seen: dict[tuple[str, str, str], _Seen] = {}
+    outside = []
+    for r, (run, inside) in enumerate(runs):
+        helped, own = 0, _own(inside)
+        outside.append(run["dur"] / 1000 - sum(ms for _, ms in own))
+        for e, ms in own:
+            found = seen.setdefault(_id(e), _Seen(e, [0.0] * len(runs), [0] * len(runs), [0] * len(runs)))
+            found.ms[r] += ms
+            found.calls[r] += 1
+            found.bytes[r] += sum(int(e["args"].get(k) or 0) for k in SIZES)
             helped = _note_threads(found, e, helped)
-    count = max(len(typical), 1)
-    whole = sum(run["dur"] for run, _ in typical) / count / 1000
-    named = _matched(sums, kernels, unknown)
-    return whole, [_timed(named[k], s, count) for k, s in sums.items()]
+    named = _matched(seen, kernels, unknown)
+    return max(0.0, typical(outside)), [_timed(named[k], s) for k, s in seen.items()]
+
+
+def typical(values: Sequence[float]) -> float:
+    """The mean of the lower half: other programs only make a kernel slower. Finer than the clock, and no single lucky run."""
+    lower = sorted(values)[: (len(values) + 1) // 2]
+    return sum(lower) / len(lower) if lower else 0.0
 
 
 def corrected(kernels: Sequence[Timed], run_ms: float, cost_ms: float) -> list[Timed]:
@@ -142,7 +147,7 @@ def _id(event: Event) -> tuple[str, str, str]:
     return name, str(event["args"].get("op_name", "")), str(event["args"].get("node_index", ""))
 
 
-def _note_threads(found: _Sum, event: Event, before: int) -> int:
+def _note_threads(found: _Seen, event: Event, before: int) -> int:
     """Did other threads take part? Their counters go on from kernel to kernel."""
     stats = event["args"].get("thread_scheduling_stats")
     if not isinstance(stats, dict) or not stats.get("sub_threads"):
@@ -153,14 +158,14 @@ def _note_threads(found: _Sum, event: Event, before: int) -> int:
 
 
 def _matched(
-    sums: Mapping[tuple[str, str, str], _Sum], kernels: Sequence[Kernel], unknown: Callable[[str, str], Kernel]
+    seen: Mapping[tuple[str, str, str], _Seen], kernels: Sequence[Kernel], unknown: Callable[[str, str], Kernel]
 ) -> dict[tuple[str, str, str], Kernel]:
     """Kernels by what the profiler calls them. Of several with one name, the first that runs is the first of the graph."""
     waiting: dict[tuple[str, str], list[Kernel]] = defaultdict(list)
     for kernel in kernels:
         waiting[kernel.name, kernel.op].append(kernel)
     found = {}
-    for key in sums:
+    for key in seen:
         name, op, index = key
         own = (
             name if waiting.get((name, op)) or name != f"{op}_{index}" else ""
@@ -170,15 +175,15 @@ def _matched(
     return found
 
 
-def _timed(kernel: Kernel, found: _Sum, runs: int) -> Timed:
+def _timed(kernel: Kernel, found: _Seen) -> Timed:
     args = found.first["args"]
     shapes = [next(iter(x.items())) for x in args.get("input_type_shape") or () if x]
     return Timed(
         kernel,
         str(args.get("provider", "")),
-        found.ms / runs,
-        found.calls / runs,
-        found.bytes / runs,
+        typical(found.ms),
+        typical(found.calls),
+        typical(found.bytes),
         2 * sum(found.helped) >= len(found.helped) if found.helped else None,
         tuple(t for t, _ in shapes),
         tuple(tuple(s) for _, s in shapes),

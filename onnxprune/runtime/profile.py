@@ -26,7 +26,7 @@ from onnxprune.model.interface import cut_feeds, interface_of, unmarked
 from onnxprune.model.loaded import Model
 from onnxprune.runtime.attribution import Kernel, attributed, named, unattributed
 from onnxprune.runtime.engine import OnnxRuntime
-from onnxprune.runtime.events import Timed, corrected, read
+from onnxprune.runtime.events import Timed, corrected, read, typical
 from onnxprune.runtime.refusal import first_line
 from onnxprune.runtime.session import VERSION
 
@@ -41,14 +41,15 @@ RAN = "ran.onnx"
 class Recording:
     """What a model takes.
 
-    run_ms: of a run without the profiler, the median. profiled_ms: of a run with it.
+    measured_ms: of a run without the profiler, the median.
+    outside_ms: of a run, outside of kernels. Together with them it is a run that nothing interrupts.
     load_ms: until the model is loaded. runs: that were profiled. is_mapped: the graph that runs could be read.
-    kernels: without what the profiler takes; together at most `run_ms`.
+    kernels: without what the profiler takes.
     launch_ms: what a kernel takes at least, as one of a chain of kernels with nothing to do.
     """
 
-    run_ms: float
-    profiled_ms: float
+    measured_ms: float
+    outside_ms: float
     load_ms: float
     runs: int
     is_mapped: bool
@@ -87,9 +88,16 @@ def record(
             for one in each if k % 2 else reversed(each):
                 one.run(counts=k >= WARMUP)
         *found, chain = [one.finish() for one in each]
-    launch = chain.run_ms / CHAIN
-    cost = max(0.0, sum(k.ms for k in chain.kernels) / CHAIN - launch)
-    return [replace(r, launch_ms=launch, kernels=tuple(corrected(r.kernels, r.run_ms, cost))) for r in found]
+    launch = chain.measured_ms / CHAIN
+    inside = max(0.0, sum(k.ms for k in chain.kernels) / CHAIN - launch)
+    return [_without_profiler(r, launch, inside, chain.outside_ms / CHAIN) for r in found]
+
+
+def _without_profiler(r: Recording, launch: float, inside: float, outside: float) -> Recording:
+    """What the profiler takes goes. inside, outside: of a kernel and beside it. launch: what a kernel takes at least."""
+    left = max(0.0, r.outside_ms - outside * sum(k.calls for k in r.kernels))
+    kernels = corrected(r.kernels, max(r.measured_ms - left, r.measured_ms / 2), inside)
+    return replace(r, outside_ms=left, kernels=tuple(kernels), launch_ms=launch)
 
 
 def _chain() -> ModelProto:
@@ -129,8 +137,8 @@ class _Profiled:
         events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8", errors="replace"))
         kernels, is_mapped = self._kernels()
         warmup = self._runs - len(self._times)
-        whole, timed = read(events, kernels, lambda name, op: unattributed(self._known, name, op), warmup)
-        return Recording(median(self._times), whole, self._load_ms, len(self._times), is_mapped, tuple(timed), 0.0)
+        outside, timed = read(events, kernels, lambda name, op: unattributed(self._known, name, op), warmup)
+        return Recording(median(self._times), outside, self._load_ms, len(self._times), is_mapped, tuple(timed), 0.0)
 
     def _kernels(self) -> tuple[list[Kernel], bool]:
         file = self._folder / RAN
@@ -180,13 +188,12 @@ def block() -> int:
     return max(int(t.dims[0]) for t in ran.initializer)
 
 
-def copied_per_ms(size: int = 1 << 25, repeats: int = 5) -> float:
-    """Bytes that one thread reads and writes per millisecond here: the fastest copy of an array larger than most caches."""
-    source = np.ones(size, np.uint8)
-    target = np.empty_like(source)
-    best = float("inf")
-    for _ in range(repeats):
+def copied_per_ms(size: int = 1 << 26, piece: int = 1 << 20) -> float:
+    """Bytes that one thread reads and writes per millisecond here, in arrays larger than most caches. Pieces: little interrupts them."""
+    source, target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
+    times = []
+    for at in range(0, size, piece):
         begin = time.perf_counter()
-        np.copyto(target, source)
-        best = min(best, time.perf_counter() - begin)
-    return 2 * size / best / 1000
+        target[at : at + piece] = source[at : at + piece]
+        times.append(1000 * (time.perf_counter() - begin))
+    return 2 * piece / max(typical(times), 1e-9)
