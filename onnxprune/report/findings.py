@@ -90,7 +90,7 @@ def _graph(s: Subject) -> Iterator[Finding]:
         )
         yield s.finding("graph", "", lost, text, "profile with --provider cpu to see layers")
     elif lost:
-        names = ", ".join(quoted(k.name) for k in s.profile.kernels if k.bound == "unknown")
+        names = ", ".join(f"{k.operator} {quoted(k.name)}" for k in s.profile.kernels if k.bound == "unknown")
         yield s.finding(
             "not-mapped", "", lost, f"{s.share(lost)} is in kernels of which no node is known ({names[:120]})", "none"
         )
@@ -292,7 +292,10 @@ def _unblocked(s: Subject, k: ProfiledKernel, c: _Convolution) -> Iterator[Findi
     sides = {"inputs": c.inputs, "outputs": c.outputs}
     if c.groups > 1 and not c.is_depthwise:
         per = c.inputs // c.groups, c.outputs // c.groups
-        text = f"{k.operator} {quoted(k.name)}: {c.widths} ({per[0]} -> {per[1]} in each) runs without the blocked kernels, which take whole blocks of {s.block} per group"
+        text = (
+            f"{k.operator} {quoted(k.name)}: {c.widths} ({per[0]} -> {per[1]} in each) runs without the blocked kernels, "
+            f"which take whole blocks of {s.block} per group"
+        )
         yield s.finding(
             "grouped",
             k.name,
@@ -304,7 +307,10 @@ def _unblocked(s: Subject, k: ProfiledKernel, c: _Convolution) -> Iterator[Findi
     odd = [n for side, n in sides.items() if n % ALIGNED and (side == "outputs" or n >= s.block)]
     if not odd:
         return
-    text = f"{k.operator} {quoted(k.name)}: {c.widths} is no multiple of {ALIGNED}, so it runs without the kernels that work on blocks of {s.block} channels"
+    text = (
+        f"{k.operator} {quoted(k.name)}: {c.widths}, no multiple of {ALIGNED}, so it runs without the kernels that work on "
+        f"blocks of {s.block} channels"
+    )
     yield s.finding("width", k.name, k.ms, text, f"round to blocks: --round-to {s.block} ({_rounded(c, s.block)})")
 
 
@@ -381,7 +387,8 @@ def _of_pair(s: Subject, pair: Pair) -> Iterator[Finding]:
             "off-provider", now.name, now.ms, text, "leave it alone (--exclude), or round its widths (--round-to)"
         )
     if lost >= 0.05 * s.profile.run_ms and first.node and not parted(pair) and first.is_blocked == now.is_blocked:
-        text = f"{now.operator} {quoted(now.name)} takes {sum(k.ms for k in pair.after):.3g} ms, {pair.expected_ms:.3g} by what was removed of it"
+        taken, expected = sum(k.ms for k in pair.after), pair.expected_ms
+        text = f"{now.operator} {quoted(now.name)} takes {taken:.3g} ms, {expected:.3g} by what was removed of it"
         advice = {
             "memory": "it is held up by memory; nothing to gain from fewer MACs",
             "small": "it is too small to get faster; remove it (--depth) or run a larger batch",

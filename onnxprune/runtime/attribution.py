@@ -154,12 +154,13 @@ def _attributed(
         nodes = _between(known, goals, ends, own)
         kernels[k] = Kernel(node.name, node.op_type, node.domain, _main_first(node, nodes, own), holds=bool(bodies))
     makers = {o: k for k, node in enumerate(graph.node) for o in node.output if o}
-    for node in graph.node:
-        for x in (
-            node.input
-        ):  # an operator that is a function runs as several kernels: they are parts of the one that gives its output
-            if x.startswith(INLINED) and x in makers and not kernels[makers[x]].nodes:
-                kernels[makers[x]] = replace(kernels[makers[x]], nodes=kernels[makers[node.output[0]]].nodes[:1])
+    for node in reversed(
+        graph.node
+    ):  # an operator that is a function runs as several kernels: parts of the one that gives its output
+        whole = next((kernels[makers[o]].nodes[:1] for o in node.output if o in makers), ())
+        for x in node.input:
+            if INLINED in x and x in makers and not kernels[makers[x]].nodes:
+                kernels[makers[x]] = replace(kernels[makers[x]], nodes=whole)
     for k, kernel in kernels.items():
         yield kernel if kernel.nodes else _beside(kernel, k, graph, makers, kernels)
 
