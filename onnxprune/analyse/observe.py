@@ -24,7 +24,7 @@ def analysis_of(
     """`feeds`: what to observe a part of a model with that has been observed as a whole. share: told how much is done."""
     if feeds is None:
         failures.begin()
-        _globs(loaded, scope)
+        check_globs(loaded, scope)
 
     def observed(wanted: set[str], typed: set[str]) -> Observation:
         probe = runtime.Probe(loaded, wanted, typed)
@@ -75,7 +75,7 @@ def _matcher(globs: Sequence[str]) -> Callable[[str], bool] | None:
     return lambda name: any(fnmatchcase(name, g) for g in globs)
 
 
-def _globs(loaded: LoadedModel, scope: Scope) -> None:
+def check_globs(loaded: LoadedModel, scope: Scope) -> None:
     """A pattern that names nothing is a typing error."""
     graph = loaded.proto.graph
     names = {n.name for n in graph.node} | {t.name for t in graph.initializer}

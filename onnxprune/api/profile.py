@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune import runtime
-from onnxprune.analyse.observe import analysis_of
+from onnxprune.analyse.observe import analysis_of, check_globs, feeds_of
 from onnxprune.analyse.scope import Scope
 from onnxprune.api.replay import read_plan
-from onnxprune.choose.field import both
+from onnxprune.choose.field import several
 from onnxprune.choose.options import Options
-from onnxprune.choose.sparsify_options import BenchOptions
+from onnxprune.choose.place import Place
+from onnxprune.choose.sparsify_options import ProfileOptions
 from onnxprune.clock import Clock, Progress, silent
 from onnxprune.cut.plan import Plan
 from onnxprune.errors import BadInputError
+from onnxprune.groups.analysis import Analysis
 from onnxprune.model.files import check_outputs, staged
 from onnxprune.model.interface import cut_feeds, interface_of, marked, resized
 from onnxprune.model.load import Source, load
@@ -42,10 +44,12 @@ def profile(
 
     model: path or ModelProto. pruned: what was made of it; both run in turn on the same inputs, and stand beside each other by nodes.
     plan: the one that made `pruned`, which says what was removed on purpose. report: where to write it (.md or .json).
-    options: the fields of `BenchOptions` and `Options` that say how to run and look: threads, runs, provider, input_shapes, data,
-    include_inexact, include, exclude, free, custom_ops, seed. Raises `BadInputError`.
+    options: the fields of `ProfileOptions` (runs, seconds), of `Place` (provider, provider_options, threads, batch, warmup) and those of
+    `Options` that say how to look: input_shapes, data, include_inexact, include, exclude, free, custom_ops, seed. Raises `BadInputError`.
     """
-    how, settings = both(BenchOptions, Options, options, "profile")
+    how, place, settings = several((ProfileOptions, Place, Options), options, "profile")
+    runner = place.made()
+    assert isinstance(runner, runtime.OnnxRuntime)
     if plan is not None and pruned is None:
         raise BadInputError("--plan says what was removed from a model; give the pruned model too.")
     check_outputs({"--report": report}, (model, pruned, plan))
@@ -61,21 +65,33 @@ def profile(
     first, *others = (load(m) for m in sources)
     removed = _removed(plan, first)
     clock("analyse")
-    layers = [Layers(analysis_of(first, settings.scope, share=clock.share))]
+    layers = [Layers(_analysed(first, settings.scope, place.batch, clock))]
     feeds = layers[0].analysis.feeds
     runs = [first, *(m.beside(marked(m.proto, resized(first.proto, m.proto))) for m in others)]
     for other, sized in zip(others, runs[1:], strict=True):
         own = tuple(cut_feeds(interface_of(sized.proto), f) for f in feeds)
         layers.append(Layers(analysis_of(other, Scope(include_inexact=settings.include_inexact), (own[0], own[1]))))
-    runner = runtime.OnnxRuntime(threads=how.threads)
     clock("profile")
-    recordings = runtime.record(runs, feeds[0], runner, names, runs=how.runs, share=clock.share)
+    recordings = runtime.record(
+        runs, feeds[0], runner, names, how.runs, place.warmup, seconds=how.seconds, share=clock.share
+    )
     clock.stop()
     made = reported(names, recordings, layers, runner, removed)
     if report is not None and renderer is not None:
         with staged({Path(report): renderer.render(made)}):
             pass
     return made
+
+
+def _analysed(model: LoadedModel, scope: Scope, batch: int | None, clock: Clock) -> Analysis:
+    """Observed at the sizes that it runs with. batch: samples of a run, where they are given."""
+    if batch is None:
+        return analysis_of(model, scope, share=clock.share)
+    runtime.check_batch(model.proto, batch)
+    check_globs(model, scope)
+    one, two = feeds_of(model, scope)
+    fed = runtime.with_batch(model.proto, one, batch), runtime.with_batch(model.proto, two, batch + 1)
+    return analysis_of(model, scope, fed, clock.share)
 
 
 def reported(

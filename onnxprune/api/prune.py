@@ -19,9 +19,11 @@ from onnxprune.api.tune import Untuned, ready, tuned_by
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.choose.budget import Budget, budget_of, usual
 from onnxprune.choose.channels import decider, repaired
+from onnxprune.choose.field import both
 from onnxprune.choose.layers import Choice, chosen
 from onnxprune.choose.max_drop import aside_for, audited, boldest, is_drop
-from onnxprune.choose.options import Options, completed, options_of, replayed
+from onnxprune.choose.options import Options, completed, replayed
+from onnxprune.choose.place import Place
 from onnxprune.choose.subject import Subject, whole
 from onnxprune.clock import Clock, Progress, silent
 from onnxprune.cut.plan import Plan, own_plan
@@ -34,7 +36,8 @@ from onnxprune.model.loaded import LoadedModel
 from onnxprune.model.patch import constants_at, digest_of, inputs_at, with_constants
 from onnxprune.model.save import save_result
 from onnxprune.ops import is_quantized
-from onnxprune.proof.prove import check_well_formed, latency, proved
+from onnxprune.proof.elsewhere import Stopwatch
+from onnxprune.proof.prove import check_well_formed, proved
 from onnxprune.proof.verdict import Bolder, Verdict
 from onnxprune.repair.fits import Repair
 from onnxprune.report.outcome import Outcome, plan_of
@@ -79,10 +82,10 @@ def prune(
     model: path or ModelProto (left alone). budget: `Budget("macs", 0.5)`, the default where there is data; 0.8 without.
     output, plan, report: files to write; nothing is
     written unless everything succeeds; the report's suffix says its format. apply: a plan to replay instead of deciding.
-    options: the fields of `Options`.
+    options: the fields of `Options`, and of `Place`.
     Raises `BadInputError`, `TargetNotReachableError`, `VerificationError`, `NothingPrunableError`.
     """
-    settings = options_of(options)
+    settings, place = both(Options, Place, options, "prune")
     budget = budget_of(budget)
     files = {"-o": output, "--plan": plan, "--report": report}
     check_outputs(files, (model, apply, settings.data))
@@ -96,6 +99,7 @@ def prune(
     ready(settings)
     clock = Clock(progress)
     runtime.load_custom_ops(settings.custom_ops)
+    watch = Stopwatch(place.made(), place.batch, place.warmup)
     clock("load")
     loaded = load(model)
     check_outputs(files, loaded.data_files)
@@ -107,6 +111,8 @@ def prune(
     aside = _aside(settings, budget, replay)
     ready(settings, loaded)
     analysis = analysis_of(loaded, settings.scope, share=clock.share)
+    if settings.benchmark or settings.then_quantize is not None:
+        watch.check(loaded, analysis.feeds[0])
     original = whole(analysis, settings, clock, aside)
     clock("score")
     bolder = None
@@ -115,7 +121,9 @@ def prune(
     else:
         assert budget is not None
         choice, bolder = _decided(original, budget, settings, clock)
-    outcome = _carried_out(loaded, original, choice, budget, replay, settings=settings, clock=clock, bolder=bolder)
+    outcome = _carried_out(
+        loaded, original, choice, budget, replay, settings=settings, clock=clock, watch=watch, bolder=bolder
+    )
     outcome = replace(outcome, set_aside=0 if aside is None else aside.least)
     made = plan_of(outcome)
     result = PruneResult(outcome.model, made, report_of(outcome, made), loaded)
@@ -180,6 +188,7 @@ def _carried_out(
     *,
     settings: Options,
     clock: Clock,
+    watch: Stopwatch,
     bolder: Bolder | None = None,
 ) -> Outcome:
     """Cut, proved, repaired and measured."""
@@ -211,14 +220,15 @@ def _carried_out(
     if settings.then_quantize is not None:
         assert calibration is not None
         clock("quantize")
-        pruned, variants = quantize(original.bare, pruned, calibration, settings)
+        pruned, variants = quantize(original.bare, pruned, calibration, settings, watch)
     drop = None
     if budget is not None and is_drop(budget):
         assert original.calibration is not None
         clock("audit")
         drop = audited(original.bare, original.calibration, pruned, budget, settings, bolder)
     clock("benchmark")
-    times = latency(original.bare, pruned, runtime.OnnxRuntime(), share=clock.share) if settings.benchmark else None
+    models = (original.bare.model, original.bare.model.beside(pruned))
+    times = watch.timed(models, original.bare.feeds[0], clock.share) if settings.benchmark else None
     clock.stop()
     return Outcome(
         settings=settings,

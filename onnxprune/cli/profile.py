@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from onnxprune.choose.options import Options
-from onnxprune.choose.sparsify_options import BenchOptions
+from onnxprune.choose.place import Place
+from onnxprune.choose.sparsify_options import ProfileOptions
 from onnxprune.cli.common import FILE, OUT, check_report, guarded, json_option, options, report_option, table
 from onnxprune.cli.progress import progress
 
@@ -18,7 +19,16 @@ from onnxprune.cli.progress import progress
 @click.argument("pruned", type=FILE, required=False)
 @click.option("--plan", type=FILE, help="The plan that made PRUNED.")
 @options(Options, "profile", data="Inputs to run the models on.")
-@options(BenchOptions, "profile", runs="Profiled runs of each model.")
+@options(
+    Place,
+    "profile",
+    provider="ONNX Runtime's execution provider to run on, such as cpu or cuda: any that the installed one has.",
+    provider_options="An option of that provider, as its documentation lists them.",
+    threads="Threads of a model; 0: as the engine likes.",
+    batch="Samples of a run, where the model's batch is dynamic.",
+    warmup="Runs ahead of those that count.",
+)
+@options(ProfileOptions, "profile")
 @click.option("--top", type=click.IntRange(1), default=12, show_default=True, help="Rows of each table.")
 @report_option
 @json_option("Print everything as JSON.")

@@ -118,7 +118,7 @@ def _session(s: Subject) -> Iterator[Finding]:
             "",
             ms,
             text,
-            "run more samples at once (a larger batch); fewer channels do not change it, fewer nodes do (--depth)",
+            "run more samples at once (--batch); fewer channels do not change it, fewer nodes do (--depth)",
         )
 
 
@@ -132,7 +132,7 @@ def _small(s: Subject) -> Iterator[Finding]:
             "",
             ms,
             text,
-            "nothing to gain from fewer channels there; remove layers (--depth), or run a larger batch",
+            "nothing to gain from fewer channels there; remove layers (--depth), or run more samples at once (--batch)",
         )
 
 
@@ -156,7 +156,7 @@ def _threads(s: Subject) -> Iterator[Finding]:
     ms, cores = sum(k.ms for k in own), os.cpu_count() or 1
     if ms >= MUCH * s.profile.run_ms:
         text = f"{s.share(ms)} is in kernels that used one of several threads ({_most(own)})"
-        yield s.finding("threads", "", ms, text, "more threads do not help there; a larger batch may")
+        yield s.finding("threads", "", ms, text, "more threads do not help there; more samples at once may (--batch)")
     big = sum(k.ms for k in s.profile.kernels if k.bound == "compute")
     if s.threads == 1 and cores > 1 and s.provider == CPU and big >= 0.5 * s.profile.run_ms and big >= 1:
         yield s.finding(
@@ -391,7 +391,7 @@ def _of_pair(s: Subject, pair: Pair) -> Iterator[Finding]:
         text = f"{now.operator} {quoted(now.name)} takes {taken:.3g} ms, {expected:.3g} by what was removed of it"
         advice = {
             "memory": "it is held up by memory; nothing to gain from fewer MACs",
-            "small": "it is too small to get faster; remove it (--depth) or run a larger batch",
+            "small": "it is too small to get faster; remove it (--depth) or run more samples at once (--batch)",
         }.get(now.bound, "measure neighbouring widths (--round-to 16, 32), or let other layers give more")
         yield s.finding("disappointment", now.name, lost, text, advice)
 

@@ -32,7 +32,7 @@ from onnxprune.runtime.session import VERSION
 
 WARMUP = 3
 LEAST = 3  # runs
-SECONDS = 120.0
+SECONDS = 60.0
 CHAIN = 100  # kernels
 RAN = "ran.onnx"
 
@@ -63,10 +63,13 @@ def record(
     runner: OnnxRuntime,
     names: Sequence[str],
     runs: int = 30,
+    warmup: int = WARMUP,
+    *,
     seconds: float = SECONDS,
     share: Share = unshared,
 ) -> list[Recording]:
-    """Profile models in turn. feeds: of the first. runs: of each, fewer once `seconds` have passed. share: told how much is done.
+    """Profile models in turn. feeds: of the first. runs: of each, after `warmup` that do not count; fewer once
+    `seconds` have passed. share: told how much is done.
 
     Nothing is left on disk. Raises `BadInputError` where ONNX Runtime refuses a model.
     """
@@ -81,12 +84,12 @@ def record(
         place.mkdir()
         each.append(_Profiled(OnnxRuntime(), Model(_chain()), {"t0": np.zeros((1, 4), np.float32)}, place, "a chain"))
         begin = time.perf_counter()
-        for k in range(WARMUP + runs):
-            if k >= WARMUP + LEAST and time.perf_counter() - begin > seconds:
+        for k in range(warmup + runs):
+            if k >= warmup + LEAST and time.perf_counter() - begin > seconds:
                 break
-            share(min(1.0, max(k / (WARMUP + runs), (time.perf_counter() - begin) / seconds)))
+            share(min(1.0, max(k / (warmup + runs), (time.perf_counter() - begin) / seconds)))
             for one in each if k % 2 else reversed(each):
-                one.run(counts=k >= WARMUP)
+                one.run(counts=k >= warmup)
         *found, chain = [one.finish() for one in each]
     launch = chain.measured_ms / CHAIN
     inside = max(0.0, sum(k.ms for k in chain.kernels) / CHAIN - launch)
