@@ -187,14 +187,12 @@ def test_neighbours_are_not_inside() -> None:
 
 
 def test_threads() -> None:
-    def stats(helped: int, blocks: list[int]) -> dict[str, Any]:
-        return {"main_thread": {"block_size": blocks}, "sub_threads": {"1": {"num_run": helped}}}
+    def stats(blocks: list[int]) -> dict[str, Any]:
+        return {"main_thread": {"block_size": blocks}, "sub_threads": {"1": {"num_run": 1}}}
 
-    events = [run_of(0, 100)]
-    for k, (name, helped, blocks) in enumerate((("a", 1, [8]), ("b", 1, []), ("c", 2, [8]))):
-        events.append(event(name, "Conv", 10 + 20 * k, 10, k, thread_scheduling_stats=stats(helped, blocks)))
-    events.append(event("d", "Conv", 80, 5, 9, thread_scheduling_stats=""))
-    assert [t.threaded for t in timed_of(events, [])[1]] == [True, False, True, None]
+    kernels = (("a", stats([8])), ("b", stats([])), ("c", ""))
+    events = [event(n, "Conv", 10 + 20 * k, 10, k, thread_scheduling_stats=s) for k, (n, s) in enumerate(kernels)]
+    assert [t.threaded for t in timed_of([run_of(0, 100), *events], [])[1]] == [True, False, None]
 
 
 def test_what_the_profiler_takes_goes() -> None:

@@ -155,7 +155,7 @@ def _threads(s: Subject) -> Iterator[Finding]:
     own = [k for k in s.profile.kernels if k.threaded is False]
     ms, cores = sum(k.ms for k in own), os.cpu_count() or 1
     if ms >= MUCH * s.profile.run_ms:
-        text = f"{s.share(ms)} is in kernels that used one of several threads ({_most(own)})"
+        text = f"{s.share(ms)} is in kernels that do not split their work over threads ({_most(own)})"
         yield s.finding("threads", "", ms, text, "more threads do not help there; more samples at once may (--batch)")
     big = sum(k.ms for k in s.profile.kernels if k.bound == "compute")
     if s.threads == 1 and cores > 1 and s.provider == CPU and big >= 0.5 * s.profile.run_ms and big >= 1:

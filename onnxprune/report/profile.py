@@ -39,7 +39,7 @@ class ProfiledKernel:
     bytes: of inputs, weights and outputs. gb_per_s: those by its time.
     bound: what it is held up by.
     prunable_ms: what goes at most if everything goes that may.
-    threaded: did other threads help? Null where one thread was given.
+    threaded: does it split its work over threads? Null where one thread was given.
     is_blocked: a kernel that works on blocks of channels.
     """
 

@@ -9,7 +9,7 @@ some kernel in every run, is left out of it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,8 @@ class Timed:
     """A kernel and what it took in a run.
 
     ms: without the kernels that it runs itself (If, Loop). calls: how often it runs. bytes: of inputs, weights and outputs, of all calls.
-    threaded: did other threads help, in half of its calls or more? None where one thread was given, or the provider does not say.
+    threaded: does it split its work over threads, in half of its calls or more? None where one thread was given, or the provider does
+        not say.
     types: of the inputs. inputs, outputs: shapes of its first call.
     """
 
@@ -43,13 +44,13 @@ class Timed:
 
 @dataclass
 class _Seen:
-    """A kernel in all runs. ms, calls, bytes: of each run; helped: of each call."""
+    """A kernel in all runs. ms, calls, bytes: of each run; splits: of each call."""
 
     first: Event
     ms: list[float]
     calls: list[int]
     bytes: list[int]
-    helped: list[bool] = field(default_factory=list)
+    splits: list[bool] = field(default_factory=list)
 
 
 def read(
@@ -64,14 +65,14 @@ def read(
     seen: dict[tuple[str, str, str], _Seen] = {}
     outside = []
     for r, (run, inside) in enumerate(runs):
-        helped, own = 0, _own(inside)
+        own = _own(inside)
         outside.append(run["dur"] / 1000 - sum(ms for _, ms in own))
         for e, ms in own:
             found = seen.setdefault(_id(e), _Seen(e, [0.0] * len(runs), [0] * len(runs), [0] * len(runs)))
             found.ms[r] += ms
             found.calls[r] += 1
             found.bytes[r] += sum(int(e["args"].get(k) or 0) for k in SIZES)
-            helped = _note_threads(found, e, helped)
+            found.splits += _splits(e)
     named = _matched(seen, kernels, unknown)
     return max(0.0, typical(outside)), [_timed(named[k], s) for k, s in seen.items()]
 
@@ -147,14 +148,11 @@ def _id(event: Event) -> tuple[str, str, str]:
     return name, str(event["args"].get("op_name", "")), str(event["args"].get("node_index", ""))
 
 
-def _note_threads(found: _Seen, event: Event, before: int) -> int:
-    """Did other threads take part? Their counters go on from kernel to kernel."""
+def _splits(event: Event) -> Iterator[bool]:
+    """Did it split its work into blocks for several threads? Nothing where one thread was given."""
     stats = event["args"].get("thread_scheduling_stats")
-    if not isinstance(stats, dict) or not stats.get("sub_threads"):
-        return before
-    helped = sum(int(t.get("num_run", 0)) for t in stats["sub_threads"].values())
-    found.helped.append(helped > before and bool(stats.get("main_thread", {}).get("block_size")))
-    return helped
+    if isinstance(stats, dict) and stats.get("sub_threads"):
+        yield bool(stats.get("main_thread", {}).get("block_size"))
 
 
 def _matched(
@@ -184,7 +182,7 @@ def _timed(kernel: Kernel, found: _Seen) -> Timed:
         typical(found.ms),
         typical(found.calls),
         typical(found.bytes),
-        2 * sum(found.helped) >= len(found.helped) if found.helped else None,
+        2 * sum(found.splits) >= len(found.splits) if found.splits else None,
         tuple(t for t, _ in shapes),
         tuple(tuple(s) for _, s in shapes),
         tuple(tuple(s) for x in args.get("output_type_shape") or () for s in x.values()),

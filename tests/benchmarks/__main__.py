@@ -3,6 +3,7 @@
 zoo DIR   every .onnx or .onnx.z of a folder at one ratio: groups, MACs and parameters kept, oracle error, seconds, reasons
 speed     analysis + plan + rewrite of a ResNet-50 and of a 5,000-node graph
 linear    the same for chains of n and 2n nodes
+steps     times of one convolution and one matrix product at every width, as a table and a picture
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from onnxprune.choose.budget import Budget
 from onnxprune.errors import OnnxPruneError
 from onnxprune.report.report import Report
 from onnxprune.version import __version__
-from tests.benchmarks import made
+from tests.benchmarks import made, steps
 from tests.benchmarks.stripped import SUFFIX, load_graph
 
 OUT = Console(highlight=False, soft_wrap=True, width=200)
@@ -158,6 +159,9 @@ def linear(nodes: int, repeats: int) -> None:
             series.append(_seconds(model)["total"])
     a, b = (statistics.median(t) for t in times)
     OUT.print(f"{len(small.graph.node)} nodes {a:.2f} s, {len(large.graph.node)} nodes {b:.2f} s: ratio {b / a:.2f}")
+
+
+main.add_command(steps.main, "steps")
 
 
 if __name__ == "__main__":
