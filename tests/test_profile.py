@@ -263,6 +263,16 @@ def test_widths_above_a_step(width: int, said: str | None) -> None:
 
 
 @blocked
+@pytest.mark.parametrize(("width", "said"), [(64, False), (65, True)])
+def test_widths_of_matrix_products(width: int, said: bool) -> None:
+    model = net(
+        f"g (float[4,32] x) => (float[4,17] y) <float[32,{width}] w, float[{width},17] v> {{ h = MatMul(x, w) r = Relu(h) y = MatMul(r, v) }}"
+    )
+    found = [f.where for f in made((model, {"h": 1.0, "y": 1.0})).findings if f.kind == "width"]
+    assert found == (["h"] if said else [])  # 17 outputs have to stay
+
+
+@blocked
 def test_grouped_convolutions() -> None:
     whole, narrow = stack(8 * BLOCK, 4), stack(4 * BLOCK, 4)
     slow = stack(2 * BLOCK, 4)

@@ -2,7 +2,8 @@
 
 What is said of widths: on the CPU, ONNX Runtime's fastest convolutions (NCHWc, of MLAS) work on blocks of 8 channels (AVX2) or 16
 (AVX-512). They take convolutions over two axes whose channels are multiples of 4, and pay for whole blocks; grouped ones only if a group
-has whole blocks, or one channel. Anything else runs through an im2col and a matrix product.
+has whole blocks, or one channel. Anything else runs through an im2col and a matrix product. Matrix products pay for
+whole vectors of outputs (`python -m onnxprune.bench steps` shows the steps of a machine).
 """
 
 from __future__ import annotations
@@ -269,9 +270,27 @@ def _widths(s: Subject) -> Iterator[Finding]:
         return
     for k in s.profile.kernels:
         node = s.layers.nodes.get(k.node)
-        found = _convolution(node, s.layers) if node is not None and k.provider == CPU and k.bound != "layout" else None
+        if node is None or k.provider != CPU or k.bound == "layout":
+            continue
+        found = _convolution(node, s.layers)
         if found is not None and "Conv" in k.kernel and "QLinear" not in k.kernel and "Integer" not in k.kernel:
-            yield from _padded(s, k, found) if k.is_blocked else _unblocked(s, k, found)
+            if any(s.layers.may_shrink(t, 1) for t in (node.inputs[0], node.outputs[0])):
+                yield from _padded(s, k, found) if k.is_blocked else _unblocked(s, k, found)
+        elif node.op in ("MatMul", "Gemm") and not node.domain and k.kernel.endswith(("MatMul", "Gemm")):
+            yield from _product(s, k, node)
+
+
+def _product(s: Subject, k: ProfiledKernel, node: Node) -> Iterator[Finding]:
+    """A matrix product gives whole vectors of as many numbers as a block has channels."""
+    shape = s.layers.analysis.observation.shapes.get(node.outputs[0], ())
+    n = shape[-1] if shape else 0
+    waste = 1 - n / _up(n, s.block) if n > s.block else 0.0
+    if waste >= WASTE and k.bound == "compute" and s.layers.may_shrink(node.outputs[0], -1):
+        text = f"{k.operator} {quoted(k.name)}: {n} outputs, computed in vectors of {s.block}: {waste:.0%} of its work is padding"
+        advice = (
+            f"keep {n // s.block * s.block} or {_up(n, s.block)}: what lies between costs as much as {_up(n, s.block)}"
+        )
+        yield s.finding("width", k.name, k.ms * waste, text, advice)
 
 
 def _padded(s: Subject, k: ProfiledKernel, c: _Convolution) -> Iterator[Finding]:

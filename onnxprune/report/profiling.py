@@ -81,6 +81,11 @@ class Layers:
         found = {int(g) for maps in self._maps(node) for facet in maps for g in np.unique(self._owner[facet]) if g >= 0}
         return tuple(self.analysis.groups[g].id for g in sorted(found))
 
+    def may_shrink(self, tensor: str, axis: int) -> bool:
+        """May positions of this axis go? axis: from the end where negative."""
+        facets = self.analysis.maps.get(tensor, ())
+        return any(f.shape[axis] > 1 and bool((self._owner[f] >= 0).any()) for f in facets if f.ndim)
+
     def prunable(self, key: str) -> float:
         """Share of a node's cost that goes at most."""
         node = self.nodes.get(key)

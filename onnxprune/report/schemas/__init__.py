@@ -1,4 +1,4 @@
-"""JSON Schemas (draft 2020-12) of the files that onnxprune writes: `plan`, `report` and `sparsity-report`.
+"""JSON Schemas (draft 2020-12) of the files that onnxprune writes: `plan`, `report`, `sparsity-report` and `profile-report`.
 
 They lie beside this file as NAME.schema.json. They are made from the typed values (names, types, and the docstrings' lines on each
 field); `python -m onnxprune.report.schemas` writes them anew after a change.
@@ -12,7 +12,7 @@ from typing import Any
 
 from onnxprune.errors import BadInputError
 
-NAMES = ("plan", "report", "sparsity-report")
+NAMES = ("plan", "report", "sparsity-report", "profile-report")
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -27,7 +27,9 @@ def generated(name: str) -> dict[str, Any]:
     """The JSON Schema as the typed values say it now."""
     from onnxprune.cut.plan import Plan
     from onnxprune.model.typed_json import schema as schema_of
+    from onnxprune.report.profile import ProfileReport
     from onnxprune.report.report import Report
     from onnxprune.report.sparsity import SparsityReport
 
-    return schema_of({"plan": Plan, "report": Report, "sparsity-report": SparsityReport}[name])
+    kinds = {"plan": Plan, "report": Report, "sparsity-report": SparsityReport, "profile-report": ProfileReport}
+    return schema_of(kinds[name])
