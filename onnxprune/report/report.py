@@ -102,7 +102,17 @@ def report_of(outcome: Outcome, plan: Plan) -> Report:
         unknown_operators=tuple(subject.bare.unknown),
         cost=CostPairs(plan.macs, plan.params, Pair(subject.bare.model.size_bytes, stored_bytes(outcome.model))),
         seconds={k: round(v, 3) for k, v in outcome.seconds.items()},
-        warnings=tuple(warnings(analysis, outcome.model, calibration, repair, _kept(plan), outcome.tuning)),
+        warnings=tuple(
+            warnings(
+                analysis,
+                outcome.model,
+                calibration,
+                repair,
+                _kept(plan),
+                outcome.tuning,
+                asked=outcome.settings.samples is not None,
+            )
+        ),
         check=outcome.verdict,
         calibration=None if calibration is None else _calibration(analysis, calibration, subject),
         repair=None if repair is None else _repair(repair),
