@@ -280,14 +280,14 @@ def samples_of(
 ) -> Samples:
     """Calibration samples: every fourth portion, or source, is held out; where there are less than `wanted`, patched ones are added.
 
-    limit: at most so many, spread evenly over the data; None: this share of all, and `USUAL` at least. model: to run, to see which axis
-    holds samples (`analyse/batch.py`); without it, first axes do. aside: some samples, or sources, take no part in any of this. taking:
-    bytes that a run of some feeds takes; portions that take too much are cut into several runs.
+    limit: at most so many, the first ones; None: this share of all, spread evenly over the data, and `USUAL` at least. model: to run, to
+    see which axis holds samples (`analyse/batch.py`); without it, first axes do. aside: some samples, or sources, take no part in any of
+    this. taking: bytes that a run of some feeds takes; portions that take too much are cut into several runs.
     """
     batch, way = _cutting(feeds, inputs, limit, model, taking)
     tied = tagged(feeds, batch, sources)
-    if limit is None and share < 1:
-        limit = max(USUAL, int(share * sum(batch.count(f) for f in feeds)))
+    most = max(USUAL, int(share * sum(batch.count(f) for f in feeds))) if limit is None and share < 1 else None
+    limit = limit if most is None else most
     kind = sources.kind if TAG in tied[0] else "sample"
     unseen, of = None, list[int]()
     if aside is not None:
@@ -296,10 +296,9 @@ def samples_of(
         apart, of = [p for p, _ in cut], [number for _, number in cut]
         unseen = replace(_taken(apart, [True] * len(apart), batch), source_of=tuple(of), held_by=kind)
         unseen = in_runs(unseen, batch, taking)
-    used = spread(tied, batch, limit)
-    whole, held, counts = _parted(used, batch, limit, way)
-    left_out = sum(batch.size(f) for f in tied) - sum(batch.size(f) for f in used)
-    found = replace(_taken(whole, held, batch), unseen=unseen, held_by=kind, sources=counts, left_out=left_out)
+    whole, held, counts = _parted(spread(tied, batch, most), batch, limit, way)
+    found = replace(_taken(whole, held, batch), unseen=unseen, held_by=kind, sources=counts)
+    found = replace(found, left_out=sum(batch.size(f) for f in tied) - found.count)
     return in_runs(_augmented(found, batch, wanted, seed), batch, taking)
 
 

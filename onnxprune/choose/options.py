@@ -172,7 +172,7 @@ class Options:
     samples: int | None = option(
         None,
         optional(whole_number(1)),
-        "Use at most so many samples of --data, spread evenly over it.",
+        "Use at most so many samples of --data, the first ones.",
         cli={"type": int},
         by_default="all, unless that would take much longer than ten minutes, or too much room",
         commands=("prune", "sparsify"),

@@ -147,6 +147,7 @@ def declined(analysis: Analysis) -> tuple[Declined, ...]:
 
 def _calibration(analysis: Analysis, calibration: Calibration, subject: Subject) -> CalibrationSummary:
     samples = calibration.samples
+    covered, spans = coverage(analysis, calibration)
     return CalibrationSummary(
         samples=samples.count,
         made_samples=sum(samples.sizes) - samples.count,
@@ -160,7 +161,8 @@ def _calibration(analysis: Analysis, calibration: Calibration, subject: Subject)
         decided=decided(calibration.judged),
         held_by=samples.held_by,
         sources=samples.sources,
-        covered=coverage(analysis, calibration),
+        covered=covered,
+        spans=spans,
     )
 
 

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 import onnxprune
 from onnxprune import Budget
 from onnxprune.analyse import feeds as feeding
+from onnxprune.analyse.batch import first_axes
 from onnxprune.analyse.feeds import samples_of
 from onnxprune.analyse.observe import analysis_of
 from onnxprune.analyse.runs import between
@@ -28,6 +29,7 @@ from onnxprune.groups.observation import batch_of
 from onnxprune.model.load import load
 from tests.oracle import net
 
+INPUTS = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])]
 MLP = """g (float[N,4] x) => (float[N,3] y) <float[4,16] v, float[16,3] w> {
     a = MatMul(x, v)
     h = Relu(a)
@@ -39,18 +41,24 @@ def numbered(first: int, last: int) -> Any:
     return np.repeat(np.arange(first, last, dtype=np.float32)[:, None], 4, axis=1)
 
 
+def feeds(counts: list[int]) -> list[dict[str, Any]]:
+    return [{"x": numbered(a, b)} for a, b in pairwise(np.cumsum([0, *counts]))]
+
+
 def used(counts: list[int], **options: Any) -> tuple[list[int], int]:
     """Which of the numbered samples, in feeds of these sizes, are used; and how many are said to be left out."""
-    ends = np.cumsum([0, *counts])
-    feeds = [{"x": numbered(a, b)} for a, b in pairwise(ends)]
-    found = samples_of(feeds, [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])], **options)
+    found = samples_of(feeds(counts), INPUTS, **options)
     return sorted(int(k) for f in found.feeds for k in f["x"][:, 0]), found.left_out
 
 
 def test_fewer_samples_are_spread_over_the_data() -> None:
-    assert used([10], limit=4) == ([0, 2, 5, 7], 6)
-    assert used([4, 6], limit=5) == ([0, 2, 4, 6, 8], 5)
-    assert used([10], limit=10) == used([10], limit=11) == used([10]) == (list(range(10)), 0)
+    batch = first_axes([{"x": numbered(0, 10)}], INPUTS)
+    assert batch is not None
+    for counts, limit, wanted in (([10], 4, [0, 2, 5, 7]), ([4, 1, 5], 5, [0, 2, 4, 6, 8]), ([10], 11, range(10))):
+        found = feeding.spread(feeds(counts), batch, limit)
+        assert [int(k) for f in found for k in f["x"][:, 0]] == list(wanted)
+    assert used([10], limit=4) == ([0, 1, 2, 3], 6)  # what was asked for: plans that say so mean the first ones
+    assert used([10], limit=11) == used([10]) == (list(range(10)), 0)
 
 
 def test_a_share_of_all_but_no_fewer_than_usual() -> None:
