@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +230,7 @@ def _rows(value: onnx.ValueInfoProto, feeds: Feeds, free: int) -> int:
 BATCH = 16
 PORTION = 1 << 19  # elements of the inputs in one portion, if more than one sample
 PATCH = 0.5
+USUAL = 512  # samples that are always used, if they are there
 
 
 def merged(feeds: list[Feeds], batch: Batch) -> list[Feeds]:
@@ -274,14 +276,18 @@ def samples_of(
     *,
     sources: Sources = BY_SAMPLE,
     taking: Taking | None = None,
+    share: float = 1.0,
 ) -> Samples:
     """Calibration samples: every fourth portion, or source, is held out; where there are less than `wanted`, patched ones are added.
 
-    model: to run, to see which axis holds samples (`analyse/batch.py`); without it, first axes do. aside: some samples, or sources,
-    take no part in any of this. taking: bytes that a run of some feeds takes; portions that take too much are cut into several runs.
+    limit: at most so many, the first ones; None: this share of all, spread evenly over the data, and `USUAL` at least. model: to run, to
+    see which axis holds samples (`analyse/batch.py`); without it, first axes do. aside: some samples, or sources, take no part in any of
+    this. taking: bytes that a run of some feeds takes; portions that take too much are cut into several runs.
     """
     batch, way = _cutting(feeds, inputs, limit, model, taking)
     tied = tagged(feeds, batch, sources)
+    most = max(USUAL, int(share * sum(batch.count(f) for f in feeds))) if limit is None and share < 1 else None
+    limit = limit if most is None else most
     kind = sources.kind if TAG in tied[0] else "sample"
     unseen, of = None, list[int]()
     if aside is not None:
@@ -290,9 +296,25 @@ def samples_of(
         apart, of = [p for p, _ in cut], [number for _, number in cut]
         unseen = replace(_taken(apart, [True] * len(apart), batch), source_of=tuple(of), held_by=kind)
         unseen = in_runs(unseen, batch, taking)
-    whole, held, counts = _parted(tied, batch, limit, way)
+    whole, held, counts = _parted(spread(tied, batch, most), batch, limit, way)
     found = replace(_taken(whole, held, batch), unseen=unseen, held_by=kind, sources=counts)
+    found = replace(found, left_out=sum(batch.size(f) for f in tied) - found.count)
     return in_runs(_augmented(found, batch, wanted, seed), batch, taking)
+
+
+def spread(feeds: list[Feeds], batch: Batch, limit: int | None) -> list[Feeds]:
+    """At most `limit` pieces of the feeds, evenly spread over them: data often lie sorted by kind."""
+    ends = np.cumsum([0, *(batch.count(f) for f in feeds)])
+    count = int(ends[-1])
+    if limit is None or count <= limit:
+        return feeds
+    chosen = np.arange(limit) * count // limit
+    parts = [chosen[(chosen >= a) & (chosen < b)] - a for a, b in pairwise(ends)]
+    return [
+        f if len(part) == batch.count(f) else batch.picked(f, part)
+        for f, part in zip(feeds, parts, strict=True)
+        if len(part)
+    ]
 
 
 def _taken(whole: Sequence[Feeds], held: Sequence[bool], batch: Batch) -> Samples:

@@ -31,6 +31,7 @@ class Samples:
     of the source of each run, in an order of chance.
     held_by, sources: what is held out as a whole (`analyse/sources.py`), and how many of these there are and are held out; None by sample.
     places: of each run in its portion; none where every run is a portion.
+    left_out: samples of the user's that are not used at all.
     """
 
     feeds: tuple[Feeds, ...]
@@ -43,6 +44,7 @@ class Samples:
     sources: tuple[int, int] | None = None
     source_of: tuple[int, ...] = ()
     places: tuple[Place, ...] = ()
+    left_out: int = 0
 
     @property
     def count(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from onnxprune.analyse import feeds as feeding
 from onnxprune.analyse.freed import freed
 from onnxprune.analyse.ranges import in_range
 from onnxprune.analyse.roles import roles
-from onnxprune.analyse.runs import taking
+from onnxprune.analyse.runs import between, growth, taking
 from onnxprune.analyse.samples import Samples
 from onnxprune.analyse.sources import BY_SAMPLE, Aside
 from onnxprune.analyse.synthesize import COUNT, synthesize
@@ -33,12 +34,17 @@ from onnxprune.cut.rewrite import Rewriter
 from onnxprune.errors import TargetNotReachableError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
-from onnxprune.groups.observation import batch_of
+from onnxprune.groups.observation import Feeds, batch_of
 from onnxprune.repair.fits import Repair
 from onnxprune.repair.least_squares import compensate
 
 AUGMENTED = 256  # samples to fit on, the made ones included, ...
 AUGMENTED_MACS = 4e11  # ... as long as running them once takes no more than this
+ALL_MACS = 1e12  # all samples of the user's are used, as long as running them once takes no more than this, ...
+ALL_ROOM = (
+    1 << 33
+)  # ... and what lies between the layers of all of them so many bytes (what is not in memory is in a temporary folder), ...
+ALL_OUTPUTS = 1 << 30  # ... and what the model gives for them, which is kept, so many
 
 
 def calibrated(
@@ -86,8 +92,26 @@ def samples_for(
     session = runtime.Session(analysis.model)
     sources = feeding.sources_of(settings.data, inputs) if settings.data else BY_SAMPLE
     return feeding.samples_of(
-        given, inputs, settings.samples, wanted, settings.seed, session, aside, sources=sources, taking=taking(analysis)
+        given,
+        inputs,
+        settings.samples,
+        wanted,
+        settings.seed,
+        session,
+        aside,
+        sources=sources,
+        taking=taking(analysis),
+        share=share_of_all(analysis, costs, given),
     )
+
+
+def share_of_all(analysis: Analysis, costs: CostModel, given: Sequence[Feeds]) -> float:
+    """Which share of the user's samples is used where nothing is said: all, as far as time, room and memory allow."""
+    much = sum(growth(analysis, f) for f in given)
+    shapes = analysis.observation.shapes
+    outputs = sum(4 * prod(shapes.get(o.name, ())) for o in analysis.model.proto.graph.output)
+    each = ((ALL_MACS, costs.macs()), (ALL_ROOM, between(analysis)), (ALL_OUTPUTS, outputs))
+    return min(1.0, *(most / max(1.0, much * one) for most, one in each))
 
 
 def decider(

@@ -5,7 +5,7 @@ A list of options is a frozen dataclass whose fields are made by `option`. Comma
     @documented
     @dataclass(frozen=True)
     class Options:
-        samples: int = option(512, whole_number(1), "Use at most so many samples of --data.", cli={"type": int}, stored=True)
+        seed: int = option(0, whole_number(0), "Seed of everything random.", cli={"type": int}, stored=True)
 
 so that a further option is one further field, and nothing else.
 """

@@ -169,11 +169,12 @@ class Options:
         replay=lambda given, stored: None if stored else False,
         commands=PRUNE,
     )
-    samples: int = option(
-        512,
-        whole_number(1),
-        "Use at most so many samples of --data.",
+    samples: int | None = option(
+        None,
+        optional(whole_number(1)),
+        "Use at most so many samples of --data, the first ones.",
         cli={"type": int},
+        by_default="all, unless that would take much longer than ten minutes, or too much room",
         commands=("prune", "sparsify"),
         decided=True,
         stored=True,

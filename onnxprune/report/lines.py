@@ -128,8 +128,14 @@ def coverage_lines(calibration: CalibrationSummary) -> list[str]:
     for c in calibration.covered:
         if c.seen < c.known:
             seen = f"{c.seen:,} of its {c.known:,} {c.kind}"
-            what = f"the original gave {seen} on these inputs" if c.kind == "answers" else f"these inputs hold {seen}"
+            says = {"answers": f"the original gave {seen} on these inputs", "ids": f"these inputs hold {seen}"}
+            active = "reached 0.5" if c.above == "half" else "rose clearly from the background"
+            what = says.get(c.kind, f"{seen} {active} on these inputs")
             lines.append(f"'{c.tensor}': {what}; what the others need may be lost")
+    for s in calibration.spans:
+        lines.append(
+            f"'{s.tensor}': from {s.low:.3g} to {s.high:.3g} on these inputs; of what goes beyond nothing is known"
+        )
     return lines
 
 

@@ -102,7 +102,17 @@ def report_of(outcome: Outcome, plan: Plan) -> Report:
         unknown_operators=tuple(subject.bare.unknown),
         cost=CostPairs(plan.macs, plan.params, Pair(subject.bare.model.size_bytes, stored_bytes(outcome.model))),
         seconds={k: round(v, 3) for k, v in outcome.seconds.items()},
-        warnings=tuple(warnings(analysis, outcome.model, calibration, repair, _kept(plan), outcome.tuning)),
+        warnings=tuple(
+            warnings(
+                analysis,
+                outcome.model,
+                calibration,
+                repair,
+                _kept(plan),
+                outcome.tuning,
+                asked=outcome.settings.samples is not None,
+            )
+        ),
         check=outcome.verdict,
         calibration=None if calibration is None else _calibration(analysis, calibration, subject),
         repair=None if repair is None else _repair(repair),
@@ -137,6 +147,7 @@ def declined(analysis: Analysis) -> tuple[Declined, ...]:
 
 def _calibration(analysis: Analysis, calibration: Calibration, subject: Subject) -> CalibrationSummary:
     samples = calibration.samples
+    covered, spans = coverage(analysis, calibration)
     return CalibrationSummary(
         samples=samples.count,
         made_samples=sum(samples.sizes) - samples.count,
@@ -150,7 +161,8 @@ def _calibration(analysis: Analysis, calibration: Calibration, subject: Subject)
         decided=decided(calibration.judged),
         held_by=samples.held_by,
         sources=samples.sources,
-        covered=coverage(analysis, calibration),
+        covered=covered,
+        spans=spans,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from onnxprune.analyse.sources import Kind
 from onnxprune.calibrate.coverage import Coverage
 from onnxprune.calibrate.judging import Judged
+from onnxprune.calibrate.regions import Span
 from onnxprune.cut.plan import Pair
 from onnxprune.groups.units import Pin
 from onnxprune.proof.elsewhere import Elsewhere
@@ -114,7 +115,9 @@ class CalibrationSummary:
     decided: sizes that depend on values, and on whose.
     held_by: what was held out as a whole: a `sample`, a `group` (the array `groups`), a `file` or a `folder`.
     sources: how many of these there are, and how many are held out; null by sample.
-    covered: how many of the model's answers, and of the ids that it knows, came up in the user's inputs.
+    covered: how many of the model's answers, of the ids that it knows, and of the channels and places of its outputs came up in the
+        user's inputs.
+    spans: from where to where outputs that are numbers went on them.
     passes: runs over the model that it took.
     tapped_tensors: inside the model, how many tensors were read.
     made_up: true where the user gave none.
@@ -136,6 +139,7 @@ class CalibrationSummary:
     held_by: Kind = "sample"
     sources: tuple[int, int] | None = None
     covered: tuple[Coverage, ...] = ()
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)

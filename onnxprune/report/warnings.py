@@ -51,12 +51,16 @@ def warnings(
     repair: Repair | None,
     kept: float = 1.0,
     tuning: Tuned | None = None,
+    asked: bool = False,
 ) -> list[str]:
-    """analysis: of the original. repair, tuning: None where none was asked for. kept: share of the MACs."""
+    """analysis: of the original. repair, tuning: None where none was asked for. kept: share of the MACs.
+
+    asked: the user said how many samples to use.
+    """
     found = [BELOW.format(kept)] if calibration is not None and calibration.made_up and kept < FLOOR - NEAR else []
     found += [f"{text}; what the node touches is kept" for text in analysis.crashed]
     found += [text for text in failures.seen() if text not in analysis.crashed]
-    found += _of_samples(calibration, repair) if calibration is not None else ()
+    found += _of_samples(calibration, repair, asked) if calibration is not None else ()
     if calibration is not None and repair is not None:
         found += [*_of_branches(analysis, calibration), *_of_loops(analysis, calibration)]
     if saturates_here(analysis.model.proto):
@@ -90,7 +94,7 @@ def _of_distance(repair: Repair, tuning: Tuned | None) -> Iterator[str]:
         yield f"the result is far from the original (divergence {far:.2g}); keep more, or {remedy}"
 
 
-def _of_samples(calibration: Calibration, repair: Repair | None) -> Iterator[str]:
+def _of_samples(calibration: Calibration, repair: Repair | None, asked: bool) -> Iterator[str]:
     samples = calibration.samples
     if not calibration.judged.tensors:
         yield (
@@ -113,6 +117,12 @@ def _of_samples(calibration: Calibration, repair: Repair | None) -> Iterator[str
         yield (
             f"{copies[0]} of {copies[1]} held-out samples are near copies of fitted ones, so the held-out figure flatters; say which "
             f"belong together with an array '{GROUPS}', one label per sample"
+        )
+    if samples.left_out and not asked:
+        whole = samples.count + samples.left_out
+        yield (
+            f"{samples.count:,} of {whole:,} samples were used, evenly spread, as all would take long or much room; "
+            f"--samples {whole} uses all"
         )
     for name in _unscaled(samples):
         yield f"'{name}' holds whole numbers of up to {BROAD} and more; if the model wants them scaled, scale them first"

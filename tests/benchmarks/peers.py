@@ -3,6 +3,8 @@
     pip install -e ".[peers]"
     python tests/benchmarks/peers.py --nets ../shared/nets --macs 0.7 0.5 0.3
 
+With `--criteria`, methods that are papers instead, re-implemented here: `criteria.py`, which has options of its own.
+
 A folder of networks holds `*.onnx` classifiers with one input [N, 1, H, W] and `digits.npz`: `Xtr`, `ytr`, `Xte`, `yte`, images as
 uint8, read as x / 255 * 3 - 1. The first 128 of `Xtr` calibrate, unlabelled except for Taylor; the test images only score.
 
@@ -101,6 +103,10 @@ class Cell:
 
 
 def main() -> None:
+    if "--criteria" in sys.argv:
+        from tests.benchmarks import criteria
+
+        return criteria.main()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", type=Path, required=True, metavar="DIR", help="folder of .onnx networks")
     parser.add_argument(
