@@ -7,7 +7,7 @@ import pytest
 
 from onnxprune.report.lines import _speed
 from onnxprune.report.values import Latency
-from onnxprune.runtime import speedup
+from onnxprune.runtime import Times, speedup
 
 
 def rounds(ratio: float, load: float, seed: int, count: int = 30) -> tuple[list[float], list[float]]:
@@ -37,7 +37,7 @@ def test_equal_models_are_mostly_not_told_apart() -> None:
 
 
 def test_what_is_said_of_it() -> None:
-    fast, slow, same = (Latency.of(rounds(ratio, 0.5, 0)) for ratio in (2.0, 0.5, 1.0))
+    fast, slow, same = (Latency.of([Times(tuple(t), ()) for t in rounds(ratio, 0.5, 0)]) for ratio in (2.0, 0.5, 1.0))
     assert _speed(fast).startswith("2.0") and "x faster (" in _speed(fast)
     assert "x slower (" in _speed(slow)
     assert "not measurable here" in _speed(same) and same.interval[0] < 1 < same.interval[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from statistics import median
 from typing import Any
 
 from onnxprune import runtime
@@ -37,22 +36,20 @@ def bench(models: Source | Sequence[Source], **options: Any) -> list[dict[str, A
     names = [str(m) if isinstance(m, str | PathLike) else f"model {k}" for k, m in enumerate(listed, 1)]
     loaded = [load(m) for m in listed]
     feeds = feeds_of(loaded[0], settings.scope)[0]
-    sessions = [
-        runtime.Session(_sized(loaded[0], m), optimized=True, threads=how.threads, spinning=True, what=name)
-        for m, name in zip(loaded, names, strict=True)
-    ]
-    times = runtime.latency(sessions, feeds, repeats=max(3, how.runs), seconds=LIMIT)
-    ratios = [runtime.speedup(times[0], t) for t in times]
+    sized = [_sized(loaded[0], m) for m in loaded]
+    runner = runtime.OnnxRuntime(threads=how.threads)
+    times = runtime.latency(runner, sized, feeds, repeats=max(3, how.runs), seconds=LIMIT, names=names)
+    ratios = [runtime.speedup(times[0].rounds, t.rounds) for t in times]
     return [
         {
             "model": name,
-            "median_ms": median(t),
-            "min_ms": min(t),
-            "max_ms": max(t),
+            "median_ms": t.median,
+            "min_ms": min(t.rounds),
+            "max_ms": max(t.rounds),
             "speedup": found.ratio,
             "speedup_low": found.low,
             "speedup_high": found.high,
-            "runs": len(t),
+            "runs": len(t.rounds),
             "threads": how.threads,
         }
         for name, t, found in zip(names, times, ratios, strict=True)

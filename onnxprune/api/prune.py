@@ -218,7 +218,7 @@ def _carried_out(
         clock("audit")
         drop = audited(original.bare, original.calibration, pruned, budget, settings, bolder)
     clock("benchmark")
-    times = latency(original.bare, pruned, clock.share) if settings.benchmark else None
+    times = latency(original.bare, pruned, runtime.OnnxRuntime(), share=clock.share) if settings.benchmark else None
     clock.stop()
     return Outcome(
         settings=settings,

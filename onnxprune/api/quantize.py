@@ -5,8 +5,6 @@ Which one serves is a question of size, speed and what is lost, so all four are 
 
 from __future__ import annotations
 
-from statistics import median
-
 import onnx
 
 from onnxprune import runtime
@@ -50,11 +48,8 @@ def _measured(
     settings: Options,
     models: dict[str, Model],
 ) -> tuple[Variant, ...]:
-    sessions = [
-        runtime.Session(m, optimized=True, threads=1, spinning=True, what=f"the {name} model")
-        for name, m in models.items()
-    ]
-    times = runtime.latency(sessions, analysis.feeds[0])
+    names = [f"the {name} model" for name in models]
+    times = runtime.latency(runtime.OnnxRuntime(), list(models.values()), analysis.feeds[0], names=names)
     chosen = calibration.samples.own_held
     metric = metric_of(settings.metric, calibration, chosen)
     sizes = [analysis.model.size_bytes, *(stored_bytes(m.proto) for m in list(models.values())[1:])]
@@ -62,7 +57,7 @@ def _measured(
         Variant(
             name,
             size,
-            median(ms),
+            ms.median,
             judge(calibration, model),
             _top1(calibration, model),
             judge(calibration, model, metric, chosen),

@@ -122,7 +122,7 @@ def sparsify(
     final, as_sparse = stored(final, set(sparse.values), wanted.store, _Loads(analysis, final))
     clock("measure")
     difference = _difference(loaded, final, samples, judged, settings.data is None, calibration)
-    latency_ms = Latency.of(latency(analysis, final)) if settings.benchmark else None
+    latency_ms = Latency.of(latency(analysis, final, runtime.OnnxRuntime())) if settings.benchmark else None
     clock.stop()
     layers = tuple(_layer(analysis, w, sparse, w.tensor in as_sparse) for w in weights)
     made = SparsityReport(

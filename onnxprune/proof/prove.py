@@ -153,10 +153,10 @@ def _check_optimized(model: Model, pruned: Model, pair: Sequence[Feeds]) -> None
         session.run(feeds)
 
 
-def latency(analysis: Analysis, pruned: onnx.ModelProto, share: Share = unshared) -> list[list[float]]:
+def latency(
+    analysis: Analysis, pruned: onnx.ModelProto, runner: runtime.Runner, warmup: int = 3, share: Share = unshared
+) -> list[runtime.Times]:
     """Milliseconds per run of the original and the pruned model, in turn."""
-    sessions = [
-        runtime.Session(analysis.model.beside(p), optimized=True, threads=1, spinning=True, what="the model")
-        for p in (analysis.model.proto, pruned)
-    ]
-    return runtime.latency(sessions, analysis.feeds[0], share=share)
+    models = [analysis.model, analysis.model.beside(pruned)]
+    names = ("the original", "the pruned model")
+    return runtime.latency(runner, models, analysis.feeds[0], warmup=warmup, share=share, names=names)

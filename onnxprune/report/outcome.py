@@ -18,6 +18,7 @@ from onnxprune.cut.ports import ports
 from onnxprune.proof.verdict import Drop, Verdict
 from onnxprune.repair.fits import Repair
 from onnxprune.report.values import Tuned, Variant
+from onnxprune.runtime import Times
 from onnxprune.version import __version__
 
 
@@ -47,7 +48,7 @@ class Outcome:
     tuning: Tuned | None
     variants: tuple[Variant, ...]
     drop: Drop | None
-    times: Sequence[Sequence[float]] | None
+    times: Sequence[Times] | None
     seconds: dict[str, float]
     set_aside: int = 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Literal
 
 from onnxprune.analyse.sources import Kind
@@ -12,7 +11,7 @@ from onnxprune.calibrate.coverage import Coverage
 from onnxprune.calibrate.judging import Judged
 from onnxprune.cut.plan import Pair
 from onnxprune.groups.units import Pin
-from onnxprune.runtime import speedup
+from onnxprune.runtime import Times, speedup
 
 
 @dataclass(frozen=True)
@@ -295,10 +294,11 @@ class Latency:
     spread: tuple[tuple[float, ...], ...]
 
     @staticmethod
-    def of(times: Sequence[Sequence[float]]) -> Latency:
-        """times: milliseconds per run, before and after."""
-        before, after = (median(t) for t in times)
-        spread = tuple((round(min(t), 3), round(max(t), 3)) for t in times)
-        found = speedup(*times)
+    def of(times: Sequence[Times]) -> Latency:
+        """times: of the original and of the result."""
+        before, after = times
+        spread = tuple((round(min(t.rounds), 3), round(max(t.rounds), 3)) for t in times)
+        found = speedup(before.rounds, after.rounds)
         interval = (round(found.low, 3), round(found.high, 3))
-        return Latency(round(before, 3), round(after, 3), round(found.ratio, 3), interval, len(times[0]), spread)
+        medians = round(before.median, 3), round(after.median, 3)
+        return Latency(*medians, round(found.ratio, 3), interval, len(before.rounds), spread)

@@ -45,9 +45,28 @@ def load_custom_ops(paths: Sequence[str | Path]) -> None:
     _custom_ops[:] = dict.fromkeys(found)
 
 
+def session_options(folder: Path | None, threads: int) -> ort.SessionOptions:
+    """What every session has: no log, the user's operators, the folder of external data."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    for library in _custom_ops:
+        options.register_custom_ops_library(library)
+    return options
+
+
+def share_arena(options: ort.SessionOptions) -> None:
+    """One memory arena for all sessions of the process with these options: those that are timed run in turn, and each would keep one
+    as large.
+    """
+    _make_arena()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+
+
 @cache
-def _share_arena() -> None:
-    """One memory arena for all timed sessions of the process: they run in turn, and each would keep one as large."""
+def _make_arena() -> None:
     where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     as_requested = 1  # grow by what is asked for, not to the next power of two
     ort.create_and_register_allocator(where, ort.OrtArenaCfg(0, as_requested, -1, -1))
@@ -56,14 +75,12 @@ def _share_arena() -> None:
 class Session:
     """One loaded model; errors of ONNX Runtime come out as one-sentence `BadInputError`s.
 
-    threads: of one operator; 0 for a thread per core. spinning: ONNX Runtime's default, its idle threads keep their cores busy until
-    they are wanted again. That is what a deployed model does and so what is timed (`latency`); elsewhere it takes the cores from
-    the linear algebra between two runs. A deployed model also keeps the memory of its largest run, and those that are timed share it;
-    elsewhere it is given back after every run, since several models are loaded at once.
+    threads: of one operator; 0 for a thread per core. Between runs it takes neither cores nor the memory of its last run, as several
+    models are loaded at once; what is timed does both, and is opened elsewhere (`runtime/engine.py`).
 
     shapes_first: a `Shape` node runs as soon as its tensor is there, so that no tensor is kept for it until the end of the run.
 
-    draws: the model draws random numbers. Unless it is timed, they are the same in every run and in every model that was made of it
+    draws: the model draws random numbers. They are the same in every run and in every model that was made of it
     (`model/draws.py`).
 
     interface: where the model's inputs and outputs are smaller than those of its original (`model/interface.py`).
@@ -75,27 +92,17 @@ class Session:
         *,
         optimized: bool = False,
         threads: int = 0,
-        spinning: bool = False,
         shapes_first: bool = False,
         what: str = "the model",
     ) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = threads
-        options.enable_cpu_mem_arena = spinning
-        if spinning:
-            _share_arena()
-            options.add_session_config_entry("session.use_env_allocators", "1")
+        options = session_options(model.folder, threads)
+        options.enable_cpu_mem_arena = False
         if shapes_first:
             options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not optimized:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if model.folder is not None:
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
-        for library in _custom_ops:
-            options.register_custom_ops_library(library)
-        self.draws = not spinning and draws(model.proto)
+        self.draws = draws(model.proto)
         proto = drawn(model.proto) if self.draws else model.proto
         self._redraws = self.draws and draws(proto)
         data = proto.SerializeToString()

@@ -3,55 +3,103 @@
 A round times every model once, each in a block of runs that takes a millisecond at least, in an order that turns from round to round. Load
 hits both blocks of a round, so the ratio within a round says more than the times: the speedup is the median of the ratios, with the
 interval that holds the median of 95 of 100 such measurements (order statistics, no assumption on the distribution).
+
+    before, after = latency(OnnxRuntime(), [model, small], feeds)
+    speedup(before.rounds, after.rounds).ratio
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from math import ceil, sqrt
+from math import ceil, isfinite, sqrt
 from statistics import median
 
 from onnxprune.clock import Share, unshared
+from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Feeds
-from onnxprune.model.interface import cut_feeds
-from onnxprune.runtime.session import Session
+from onnxprune.model.interface import cut_feeds, interface_of, unmarked
+from onnxprune.model.loaded import Model
+from onnxprune.runtime.runner import Opened, Runner
 
-BLOCK = 1e-3  # seconds
+BLOCK = 1.0  # milliseconds
 MOST = 200  # runs in a block
+LEAST = 3  # rounds
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of one model. rounds: per run, one number for each round. runs: of every counted run that the runner tells of."""
+
+    rounds: tuple[float, ...]
+    runs: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Of the rounds."""
+        return median(self.rounds)
+
+
+def opened(runner: Runner, model: Model, feeds: Feeds, what: str = "the model") -> Opened:
+    """A model opened where it is timed. feeds: may be those of its original, whose inputs may be larger (`model/interface.py`)."""
+    fed = cut_feeds(interface_of(model.proto), feeds)
+    return runner.open(model.beside(unmarked(model.proto)), fed, what)
 
 
 def latency(
-    sessions: Sequence[Session],
+    runner: Runner,
+    models: Sequence[Model],
     feeds: Feeds,
+    *,
     repeats: int = 30,
     warmup: int = 3,
     seconds: float = 10.0,
     share: Share = unshared,
-) -> list[list[float]]:
-    """Milliseconds per run of each session, one number for each of `repeats` rounds.
+    names: Sequence[str] = (),
+) -> list[Times]:
+    """Open the models, time them in turn (`in_turn`) and close them. names: how messages call them. Raises `BadInputError`."""
+    with ExitStack() as stack:
+        ready = []
+        for k, model in enumerate(models):
+            ready.append(opened(runner, model, feeds, names[k] if names else "the model"))
+            stack.callback(ready[-1].close)
+        return in_turn(ready, repeats, 0 if runner.warms_up else warmup, seconds, share)
+
+
+def in_turn(
+    models: Sequence[Opened], repeats: int = 30, warmup: int = 3, seconds: float = 10.0, share: Share = unshared
+) -> list[Times]:
+    """Times of each model in each of `repeats` rounds, after `warmup` rounds that do not count.
 
     Stops early, after at least three counted rounds, once `seconds` have passed. share: told how much is done.
     """
-    times: list[list[float]] = [[] for _ in sessions]
-    fed = [cut_feeds(s.interface, feeds) for s in sessions]
+    rounds: list[list[float]] = [[] for _ in models]
+    single: list[list[float]] = [[] for _ in models]
     begin = time.perf_counter()
-    runs = [1] * len(sessions)
+    runs = [1] * len(models)
     for k in range(warmup + repeats):
-        if k >= warmup + 3 and time.perf_counter() - begin > seconds:
+        if k >= warmup + LEAST and time.perf_counter() - begin > seconds:
             break
         share(max(k / (warmup + repeats), min(1.0, (time.perf_counter() - begin) / seconds)))
-        order = range(len(sessions)) if k % 2 else reversed(range(len(sessions)))
-        for s in order:
-            start = time.perf_counter()
-            for _ in range(runs[s]):
-                sessions[s].run(fed[s])
-            taken = (time.perf_counter() - start) / runs[s]
+        order = range(len(models)) if k % 2 else reversed(range(len(models)))
+        for m in order:
+            times = checked(models[m].time(runs[m]))
+            taken = sum(times) / len(times)
             if k >= warmup:
-                times[s].append(1000 * taken)
+                rounds[m].append(taken)
+                single[m].extend(times)
             else:
-                runs[s] = min(MOST, max(1, ceil(BLOCK / max(taken, 1e-9))))
+                runs[m] = min(MOST, max(1, ceil(BLOCK / taken)))
+    return [Times(tuple(r), tuple(s)) for r, s in zip(rounds, single, strict=True)]
+
+
+def checked(times: Sequence[float]) -> Sequence[float]:
+    """What a runner gave, if that can be milliseconds. Raises `BadInputError`."""
+    if not len(times) or not all(isfinite(t) and t > 0 for t in times):
+        shown = ", ".join(f"{t:g}" for t in times[:4]) or "no number"
+        raise BadInputError(f"The runner gave {shown} as milliseconds; a time is a number above zero.")
     return times
 
 
