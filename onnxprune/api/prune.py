@@ -22,7 +22,9 @@ from onnxprune.choose.channels import decider, repaired
 from onnxprune.choose.layers import Choice, chosen
 from onnxprune.choose.max_drop import aside_for, audited, boldest, is_drop
 from onnxprune.choose.options import Options, completed, options_of, replayed
+from onnxprune.choose.pace import Pace, paced
 from onnxprune.choose.subject import Subject, whole
+from onnxprune.choose.timer import Timer
 from onnxprune.clock import Clock, Progress, silent
 from onnxprune.cut.plan import Plan, own_plan
 from onnxprune.cut.rewrite import rewrite
@@ -89,7 +91,7 @@ def prune(
     renderer = None if report is None else renderer_for(report)
     if budget is not None and apply is not None:
         raise BadInputError(
-            "Give exactly one target: --ratio, --macs, --params, --size, --max-drop, or a plan to --apply."
+            "Give exactly one target: --ratio, --macs, --params, --size, --speedup, --latency, --max-drop, or a plan to --apply."
         )
     if budget is None and apply is None:
         budget = usual(settings.data is not None)
@@ -107,16 +109,20 @@ def prune(
     aside = _aside(settings, budget, replay)
     ready(settings, loaded)
     analysis = analysis_of(loaded, settings.scope, share=clock.share)
-    original = whole(analysis, settings, clock, aside)
+    runner = runtime.OnnxRuntime()
+    timer = Timer(runner) if budget is not None and budget.is_time else None
+    original = whole(analysis, settings, clock, aside, timer)
     clock("score")
-    bolder = None
+    bolder = pace = None
     if replay is not None:
         choice = _applied(original, replay, apply, settings, clock)
     else:
         assert budget is not None
-        choice, bolder = _decided(original, budget, settings, clock)
-    outcome = _carried_out(loaded, original, choice, budget, replay, settings=settings, clock=clock, bolder=bolder)
-    outcome = replace(outcome, set_aside=0 if aside is None else aside.least)
+        choice, bolder, pace = _decided(loaded, original, budget, settings, clock)
+    outcome = _carried_out(
+        loaded, original, choice, budget, replay, settings=settings, clock=clock, bolder=bolder, runner=runner
+    )
+    outcome = replace(outcome, set_aside=0 if aside is None else aside.least, pace=pace)
     made = plan_of(outcome)
     result = PruneResult(outcome.model, made, report_of(outcome, made), loaded)
     texts: dict[Path, str] = {}
@@ -140,13 +146,23 @@ def _aside(settings: Options, budget: Budget | None, replay: Plan | None) -> Asi
     return aside_for(budget, settings) if budget is not None and is_drop(budget) else None
 
 
-def _decided(original: Subject, budget: Budget, settings: Options, clock: Clock) -> tuple[Choice, Bolder | None]:
+def _decided(
+    loaded: LoadedModel, original: Subject, budget: Budget, settings: Options, clock: Clock
+) -> tuple[Choice, Bolder | None, Pace | None]:
     if is_drop(budget):
-        return boldest(original, budget, settings, clock, _writer(original, settings))
+        return *boldest(original, budget, settings, clock, _writer(original, settings)), None
+    if budget.is_time:
+        finish, written = finisher(settings, loaded), _writer(original, settings)
+
+        def made(choice: Choice) -> onnx.ModelProto:
+            return written(finish(rewrite(choice.subject.bare, choice.removed)))
+
+        choice, pace = paced(original, budget, settings, clock, made, settings.then_quantize is not None)
+        return choice, None, pace
     if settings.depth != "off":
-        return chosen(original, budget, settings, clock), None
+        return chosen(original, budget, settings, clock), None, None
     decide = decider(original.analysis, original.calibration, budget, settings, original.costs, clock)
-    return Choice(original, decide(budget)), None
+    return Choice(original, decide(budget)), None, None
 
 
 def _writer(original: Subject, settings: Options) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
@@ -181,6 +197,7 @@ def _carried_out(
     settings: Options,
     clock: Clock,
     bolder: Bolder | None = None,
+    runner: runtime.Runner,
 ) -> Outcome:
     """Cut, proved, repaired and measured."""
     subject, removed, finish = choice.subject, choice.removed, finisher(settings, loaded)
@@ -218,7 +235,7 @@ def _carried_out(
         clock("audit")
         drop = audited(original.bare, original.calibration, pruned, budget, settings, bolder)
     clock("benchmark")
-    times = latency(original.bare, pruned, runtime.OnnxRuntime(), share=clock.share) if settings.benchmark else None
+    times = latency(original.bare, pruned, runner, share=clock.share) if settings.benchmark else None
     clock.stop()
     return Outcome(
         settings=settings,

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.choose.allocate import keep_axes
+from onnxprune.choose.keep_axes import keep_axes
 from onnxprune.groups.analysis import Analysis, Shapes
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.grouping import Group
@@ -233,7 +233,9 @@ class _Partition:
         for axes, groups in same.items():
             shared = {a: sum(a in others for others in same) for a in axes}
             axis = min(axes, key=lambda a: (shared[a], a.input >= 0, a))
-            size = Shapes(self.analysis, np.zeros(self.analysis.solution.classes.size, bool)).old(axis.tensor)[axis.axis]
+            size = Shapes(self.analysis, np.zeros(self.analysis.solution.classes.size, bool)).old(axis.tensor)[
+                axis.axis
+            ]
             yield Coordinate(tuple(groups), axis, size)
 
 

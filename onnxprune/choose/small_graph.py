@@ -72,7 +72,9 @@ class Cutter:
             kind = helper.np_dtype_to_tensor_dtype(value.dtype)
             inputs.append(helper.make_tensor_value_info(name, kind, value.shape))
         inside = {x for n in part.nodes for x in n.input}
-        outputs = [o for n in part.nodes for o in n.output if o and (o not in inside or self._is_read_outside(o, keys, wanted))]
+        outputs = [
+            o for n in part.nodes for o in n.output if o and (o not in inside or self._is_read_outside(o, keys, wanted))
+        ]
         proto = self.analysis.model.proto
         graph = helper.make_graph(
             part.nodes,

@@ -21,12 +21,17 @@ from onnx import TensorProto, helper
 from onnxprune import runtime
 from onnxprune.choose.kept_times import KeptTimes
 from onnxprune.choose.small_graph import SmallGraph
+from onnxprune.clock import Share, unshared
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Feeds
 from onnxprune.model.loaded import Model
 
 BLOCK = 1.0  # milliseconds of runs that make one time
-BLOCKS, SLOW, FEWER = 5, 10.0, 3  # times of a graph, of which the least counts; of one that takes longer than SLOW ms, so many
+BLOCKS, SLOW, FEWER = (
+    5,
+    10.0,
+    3,
+)  # times of a graph, of which the least counts; of one that takes longer than SLOW ms, so many
 MOST = 100  # runs in a block
 PRIOR = 0.1  # weight of what alpha and gamma are without a fit, a time of a whole model being 1
 NOTHING = "nothing"  # form of the graph that computes nothing
@@ -44,11 +49,13 @@ class Fit:
 
 
 class Timer:
-    """runner: where models are timed. kept: times that are known. seconds: of measuring tables, at most."""
+    """runner: where models are timed. kept: times that are known. seconds: of measuring tables, at most.
+    share: told how much of a table is measured."""
 
     def __init__(self, runner: runtime.Runner, kept: KeptTimes | None = None, seconds: float = 150.0) -> None:
         self.runner, self.kept, self.seconds = runner, KeptTimes(runner.key) if kept is None else kept, seconds
         self.fit = Fit()
+        self.share: Share = unshared
         self.measured = self.found = 0
         self.spent = 0.0
         self._seen: set[str] = set()
@@ -96,7 +103,9 @@ class Timer:
         return ms
 
     def learn(self, whole: Sequence[tuple[float, float]]) -> None:
-        """Fit alpha and gamma. whole: (sum of the pieces, time of the whole model), the original first. Least squares of relative errors."""
+        """Fit alpha and gamma. whole: (sum of the pieces, time of the whole model), the original first. By least
+        squares of relative errors.
+        """
         total, ms = whole[0]
         base = self.overhead if self.overhead < 0.5 * ms else 0.0
         prior = Fit((ms - base) / max(total, 1e-9), base)

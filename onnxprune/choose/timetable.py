@@ -12,7 +12,7 @@ size was measured itself, that counts.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from itertools import product
 from math import log, prod
 
@@ -94,7 +94,9 @@ class Entry:
         """Sizes of coordinate k that were measured with the others whole, and the time there by the whole one's."""
         full = self.full
         found = sorted(
-            (p[k], t / whole) for p, t in self.at.items() if all(x == f for i, (x, f) in enumerate(zip(p, full, strict=True)) if i != k)
+            (p[k], t / whole)
+            for p, t in self.at.items()
+            if all(x == f for i, (x, f) in enumerate(zip(p, full, strict=True)) if i != k)
         )
         return [x for x, _ in found], [y for _, y in found]
 
@@ -110,7 +112,8 @@ class Entry:
         places, factors = self._inside
         here = np.log(np.array(point, np.float64) + 1)
         borders = [
-            sum(log((f + 1) / (x + 1)) ** 2 for j, (x, f) in enumerate(zip(point, self.full, strict=True)) if j != i) for i in away
+            sum(log((f + 1) / (x + 1)) ** 2 for j, (x, f) in enumerate(zip(point, self.full, strict=True)) if j != i)
+            for i in away
         ]
         distances = np.concatenate([((places - here) ** 2).sum(axis=1), borders])
         weights = 1 / np.maximum(distances, 1e-12) ** 2
@@ -209,7 +212,7 @@ class Timetable:
             yield self._counts(c, 0.0)
             yield self._counts(c, 0.5)
         if len(coordinates) == 2 and not few:
-            combined = product(COARSE, COARSE)
+            combined: Iterable[tuple[float, ...]] = product(COARSE, COARSE)
         else:
             combined = ((s,) * len(coordinates) for s in (COARSE if len(coordinates) > 1 and not few else (0.5, 0.0)))
         for shares in combined:
@@ -251,7 +254,9 @@ class Timetable:
 
     def of_nodes(self, gone: Set[str]) -> float:
         """What goes with whole nodes: pieces whose layer goes, or all nodes where they have none."""
-        return sum(ms for p, ms in self.per_piece(None) if (p.layer in gone if p.layer else gone.issuperset(p.nodes)))
+        return sum(
+            ms for p, ms in self.per_piece(None) if (p.layer in gone if p.layer else all(n in gone for n in p.nodes))
+        )
 
 
 def _spread(number: int) -> list[int]:

@@ -50,4 +50,3 @@ def stops(group: Group, floor: float = FLOOR) -> tuple[int, ...]:
     most = min(group.removable, int((1 - floor) * group.units))
     kept = range(group.units // grain * grain, group.units - most - 1, -grain)
     return tuple(sorted({0, *(group.units - n for n in kept), most}))
-

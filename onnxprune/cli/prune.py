@@ -41,7 +41,8 @@ ROUNDS = [field.name for field, _ in fields_of(GradualOptions)]
 
 def _targets(command: Command) -> Command:
     for metric, text in reversed(TARGETS.items()):
-        command = click.option(flag_of(metric), metric, type=float, help=text)(command)
+        kind, metavar = (str, "MS|SHARE%") if metric == "latency" else (float, None)
+        command = click.option(flag_of(metric), metric, type=kind, metavar=metavar, help=text)(command)
     return command
 
 
@@ -73,11 +74,11 @@ def prune(
     **options: Any,
 ) -> None:
     """Prune MODEL to a target and write OUTPUT once it is proved equal to the masked original."""
-    wanted: dict[TargetName, float | None] = {metric: options.pop(metric) for metric in TARGETS}
+    wanted: dict[TargetName, Any] = {metric: options.pop(metric) for metric in TARGETS}
     targets = [(metric, amount) for metric, amount in wanted.items() if amount is not None]
     if len(targets) + (apply is not None) > 1:
         raise BadInputError(
-            "Give exactly one target: --ratio, --macs, --params, --size or --max-drop (or --apply a plan)."
+            "Give exactly one target: --ratio, --macs, --params, --size, --speedup, --latency or --max-drop (or --apply a plan)."
         )
     check_report(report)
     unused = given(*(("metric",) if during_training else ROUNDS))

@@ -11,6 +11,7 @@ from onnxprune.calibrate.calibration import Calibration
 from onnxprune.choose.budget import Budget
 from onnxprune.choose.layers import Choice
 from onnxprune.choose.options import Options, settings_of
+from onnxprune.choose.pace import Pace
 from onnxprune.choose.subject import Subject
 from onnxprune.cut.bypass import node_keys
 from onnxprune.cut.plan import VERSION, Pair, Plan, Refit, plan_groups
@@ -31,7 +32,7 @@ class Outcome:
     model: the finished model. refit: constants that were fitted anew or trained; digest: of those.
     verdict, repair, tuning, variants, drop, times (milliseconds per run, of original and result): None or empty where not asked for.
     calibration: what repair and damages were measured with. seconds: by stage.
-    set_aside: how many sources had to be set aside at least, for a limit on the loss.
+    set_aside: how many sources had to be set aside at least, for a limit on the loss. pace: how a target of time was met.
     """
 
     settings: Options
@@ -51,6 +52,7 @@ class Outcome:
     times: Sequence[Times] | None
     seconds: dict[str, float]
     set_aside: int = 0
+    pace: Pace | None = None
 
 
 def plan_of(outcome: Outcome) -> Plan:

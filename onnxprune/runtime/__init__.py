@@ -7,7 +7,7 @@ from onnxprune.runtime.quantize import quantize
 from onnxprune.runtime.runner import Opened, Runner
 from onnxprune.runtime.saturation import saturates
 from onnxprune.runtime.session import VERSION, Session, load_custom_ops
-from onnxprune.runtime.timing import Speedup, Times, in_turn, latency, opened, speedup
+from onnxprune.runtime.timing import Speedup, Times, checked, in_turn, latency, opened, speedup
 
 __all__ = [
     "VERSION",
@@ -18,6 +18,7 @@ __all__ = [
     "Session",
     "Speedup",
     "Times",
+    "checked",
     "declared_batch",
     "find_feeds",
     "graph_inputs",

@@ -1,0 +1,308 @@
+"""A model as fast as was asked for: widths (and layers) by the table of times, then the whole model measured, until both agree.
+
+    table -> decide -> rewrite -> time the whole model, in turn with the original -> correct -> decide -> …
+
+Sums of small graphs are not the time of a model: what runs between them is left out, what loads and stores their ends counts twice. So
+every whole model that is timed teaches the sum (`choose/timer.py`), and the next round aims at what is still missing. Times do not depend
+on weights: nothing is repaired on the way, and scores and damages are measured once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from statistics import median
+
+import numpy as np
+import onnx
+
+from onnxprune import runtime
+from onnxprune.choose.budget import Budget, flag_of
+from onnxprune.choose.channels import decider
+from onnxprune.choose.layers import Choice, chosen
+from onnxprune.choose.options import Options
+from onnxprune.choose.subject import Subject
+from onnxprune.clock import Clock
+from onnxprune.errors import TargetNotReachableError
+from onnxprune.groups.classes import Bools
+
+TOLERANCE = 0.05
+"""How much faster than asked a model may be, as a share of the time asked for, before a slower one is looked for."""
+
+AIM = 0.98  # of the time asked for
+ROUNDS = 8
+REPEATS, SECONDS = 30, 6.0  # of the original and a model in turn
+LOOKS = 3  # decisions with times measured at the widths of the one before
+NOTICEABLE = 0.01  # change of the expected time by measured ones that is worth another decision
+
+
+@dataclass(frozen=True)
+class GroupTime:
+    """What the removal from one group saves.
+
+    group: its id.
+    expected: milliseconds by the table of times.
+    measured: milliseconds by which the finished model is slower with this group whole again; null where that was not measured.
+    """
+
+    group: str
+    expected: float
+    measured: float | None
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a target of time was met.
+
+    asked: how many times as fast the model was to be.
+    expected: the same by the table of times, before whole models corrected it.
+    measured: of the model that was chosen, before its weights were repaired: median over the rounds of original / model.
+    interval: from where to where that is certain to 95 %.
+    runner: where it was measured.
+    rounds: whole models that were timed.
+    graphs: small graphs that were timed for it, and how many were known from before.
+    seconds: that the table took.
+    groups: what each group saves, the most first.
+    """
+
+    asked: float
+    expected: float
+    measured: float
+    interval: tuple[float, float]
+    runner: str
+    rounds: int
+    graphs: tuple[int, int]
+    seconds: float
+    groups: tuple[GroupTime, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """choice: what was timed. total: the sum of its pieces. speed: against the original. excess: its time by the one asked for."""
+
+    choice: Choice
+    total: float
+    expected: float
+    speed: runtime.Speedup
+    excess: float
+
+
+Made = Callable[[Choice], onnx.ModelProto]
+"""What a choice is written as, but for the values of weights."""
+
+
+def paced(
+    original: Subject, budget: Budget, settings: Options, clock: Clock, made: Made, is_quantized: bool = False
+) -> tuple[Choice, Pace]:
+    """The choice that is as fast as asked, at the least damage found. is_quantized: `made` quantizes.
+
+    Raises `TargetNotReachableError` with how far it gets, and `NothingPrunableError`.
+    """
+    with ExitStack() as stack:
+        pacer = Pacer(original, budget, settings, clock, made, stack)
+        best = pacer.search(is_quantized)
+        return best.choice, pacer.pace(best)
+
+
+class Pacer:
+    """Times whole models against the original, and decides by what they teach. stack: closes the original at the end."""
+
+    def __init__(
+        self, original: Subject, budget: Budget, settings: Options, clock: Clock, made: Made, stack: ExitStack
+    ) -> None:
+        timer = original.costs.timer
+        assert timer is not None, "a target of time needs a timer"
+        self.original, self.settings, self.clock, self.made, self.timer = original, settings, clock, made, timer
+        self.flag = f"{flag_of(budget.metric)} {budget.amount:g}"
+        self.model, self.feeds = original.bare.model, original.bare.feeds[0]
+        clock("time layers")
+        timer.share = clock.share
+        self.table = original.costs.times
+        timer.share = lambda done: None
+        self.opened = runtime.opened(timer.runner, self.model, self.feeds, "the original")
+        stack.callback(self.opened.close)
+        self.ms = median(runtime.in_turn([self.opened], REPEATS, self.warmup, SECONDS / 2)[0].rounds)
+        self.learned = [(self.table.total(None), self.ms)]
+        timer.learn(self.learned)
+        self.goal = budget.goal(self.ms)
+        self.in_ms = budget.metric == "latency"
+        self.trials: list[Trial] = []
+        self._decide: Callable[[Budget], Choice] | None = None
+
+    @property
+    def warmup(self) -> int:
+        return 0 if self.timer.runner.warms_up else 3
+
+    # -- one whole model
+
+    def measured(self, choice: Choice) -> Trial:
+        """A choice, timed in turn with the original; what it teaches is learned."""
+        self.clock("time the model")
+        model = self.model.beside(self.made(choice))
+        other = runtime.opened(self.timer.runner, model, self.feeds, "the pruned model")
+        try:
+            before, after = runtime.in_turn([self.opened, other], REPEATS, self.warmup, SECONDS, self.clock.share)
+        finally:
+            other.close()
+        speed = runtime.speedup(before.rounds, after.rounds)
+        costs, removed = choice.subject.costs, choice.removed
+        total = costs.times.total(removed)
+        expected = costs.of("latency").total(removed)
+        taken = median(after.rounds) if self.in_ms else self.ms / speed.ratio
+        trial = Trial(choice, total, expected, speed, taken / self.goal)
+        self.trials.append(trial)
+        return trial
+
+    def learn(self, trial: Trial, factor: float) -> None:
+        """factor: of what is done to a model beside the removal (quantization)."""
+        self.learned.append((trial.total, self.ms / trial.speed.ratio / factor))
+        self.timer.learn(self.learned)
+
+    # -- deciding
+
+    def decide(self, ms: float) -> Choice:
+        """What the table expects to take so long; where it was not sure, measured there and decided again."""
+        target = Budget("latency", max(ms, 1e-6))
+        choice = self._first(target)
+        for _ in range(LOOKS):
+            before = choice.subject.costs.of("latency").total(choice.removed)
+            self.clock("time layers")
+            if not choice.subject.costs.times.exact(choice.removed):
+                break
+            after = choice.subject.costs.of("latency").total(choice.removed)
+            if abs(after - before) <= NOTICEABLE * before:
+                break
+            choice = self._again(choice, target)
+        return choice
+
+    def _first(self, target: Budget) -> Choice:
+        self.clock("allocate")
+        if self._decide is not None:
+            return self._decide(target)
+        if self.settings.depth == "only":
+            return chosen(self.original, target, self.settings, self.clock)
+        if self.settings.depth == "auto":
+            choice = chosen(self.original, target, self.settings, self.clock)
+            self._decide = self._of(choice)
+            return choice
+        self._decide = self._of(Choice(self.original, np.zeros(self.original.bare.solution.count, bool)))
+        return self._decide(target)
+
+    def _again(self, choice: Choice, target: Budget) -> Choice:
+        """Other widths; the layers that were chosen first stay chosen, as trying others means repairing whole models."""
+        return choice if self._decide is None else self._decide(target)
+
+    def _of(self, choice: Choice) -> Callable[[Budget], Choice]:
+        subject = choice.subject
+        if not any(g.removable for g in subject.analysis.groups):
+            return lambda target: choice
+        latency = Budget("latency", 1.0)
+        own = decider(subject.analysis, subject.calibration, latency, self.settings, subject.costs, self.clock)
+
+        def decide(target: Budget) -> Choice:
+            return replace(choice, removed=own(target))
+
+        return decide
+
+    # -- the rounds
+
+    def search(self, is_quantized: bool = False) -> Trial:
+        nothing = np.zeros(self.original.bare.solution.count, bool)
+        whole, factor = Choice(self.original, nothing), 1.0
+        if is_quantized or self.goal >= self.ms:
+            trial = self.measured(whole)
+            factor = trial.speed.ratio**-1 if is_quantized else 1.0
+            if trial.excess <= 1 + TOLERANCE and (self.goal >= self.ms or trial.excess <= 1):
+                return trial  # fast enough as it is
+        aim = AIM * self.goal / factor
+        for _ in range(ROUNDS):
+            try:
+                choice = self.decide(aim)
+            except TargetNotReachableError as problem:
+                return self._narrowest(problem)
+            known = next((t for t in self.trials if _is_same(t.choice, choice)), None)
+            if known is not None and known.excess <= 1:
+                break
+            if known is None:
+                known = self.measured(choice)
+                self.learn(known, factor)
+                if 1 - TOLERANCE <= known.excess <= 1:
+                    return known
+                expected = choice.subject.costs.of("latency").total(choice.removed)
+                aim = AIM * self.goal * expected / (known.excess * self.goal)
+            else:
+                aim *= 0.97
+        return self._best()
+
+    def _best(self) -> Trial:
+        met = [t for t in self.trials if t.excess <= 1]
+        if met:
+            return max(met, key=lambda t: t.excess)
+        raise self._unreachable(min(self.trials, key=lambda t: t.excess), "")
+
+    def _narrowest(self, problem: TargetNotReachableError) -> Trial:
+        """Where the table knows no widths that are fast enough: the fastest, measured, unless something that is was measured before."""
+        if any(t.excess <= 1 for t in self.trials):
+            return self._best()
+        if problem.reached is None:
+            raise problem
+        trial = self.measured(self.decide(problem.reached * (1 + 1e-6)))
+        if trial.excess <= 1:
+            return trial
+        raise self._unreachable(min(self.trials, key=lambda t: t.excess), str(problem))
+
+    def _unreachable(self, trial: Trial, problem: str) -> TargetNotReachableError:
+        low, high = trial.speed.low, trial.speed.high
+        costs = trial.choice.subject.costs
+        left = costs.of("latency").total(trial.choice.removed)
+        same = sum(ms for p, ms in costs.times.per_piece(trial.choice.removed) if not p.coordinates)
+        fixed = (self.timer.fit.gamma + self.timer.fit.alpha * same) / max(left, 1e-12)
+        held = problem[problem.find("What is left is held by") :].split(" Try ")[0] if "held by" in problem else ""
+        return TargetNotReachableError(
+            f"{self.flag} cannot be reached: the fastest model found is {trial.speed.ratio:.2f} times as fast as the original "
+            f"({low:.2f} to {high:.2f}; {self.ms / trial.speed.ratio:.3g} of {self.ms:.3g} ms, {self.timer.runner.name}). About "
+            f"{min(1.0, max(0.0, fixed)):.0%} of its time does not depend on any width.{f' {held}' if held else ''} Ask for less"
+            f"{', try --depth auto' if self.settings.depth == 'off' else ''} or --include-inexact."
+        )
+
+    # -- what is told
+
+    def pace(self, best: Trial) -> Pace:
+        return Pace(
+            asked=round(self.ms / self.goal, 4),
+            expected=round(self.ms / max(self.trials[0].expected, 1e-9), 4),
+            measured=round(best.speed.ratio, 4),
+            interval=(round(best.speed.low, 4), round(best.speed.high, 4)),
+            runner=self.timer.runner.name,
+            rounds=len(self.trials),
+            graphs=(self.timer.measured, self.timer.found),
+            seconds=round(self.timer.spent, 3),
+            groups=tuple(self._groups(best)),
+        )
+
+    def _groups(self, best: Trial) -> Sequence[GroupTime]:
+        costs, removed = best.choice.subject.costs, best.choice.removed
+        cost = costs.of("latency")
+        found = []
+        all_of_it, whole = cost.total(removed), cost.total(None)
+        for group in best.choice.subject.bare.groups:
+            own = np.zeros(removed.size, bool)
+            own[group.classes] = removed[group.classes]
+            if not own.any():
+                continue
+            alone = costs.analysis.solution.closure(own)
+            others = without(removed, alone)
+            saved = ((whole - cost.total(alone)) + (cost.total(others) - all_of_it)) / 2
+            found.append(GroupTime(group.id, round(saved, 6), None))
+        return sorted(found, key=lambda g: -g.expected)
+
+
+def without(removed: Bools, some: Bools) -> Bools:
+    """A removal with some of its classes kept."""
+    kept: Bools = removed & ~some
+    return kept
+
+
+def _is_same(a: Choice, b: Choice) -> bool:
+    return a.subject.bypasses == b.subject.bypasses and np.array_equal(a.removed, b.removed)
