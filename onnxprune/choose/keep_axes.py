@@ -24,11 +24,11 @@ def keep_axes(analysis: Analysis, steps: Sequence[Ids], scores: Scores) -> Bools
     spared = np.zeros(analysis.solution.count, bool)
     for attempt in range(50):
         removed = np.zeros(analysis.solution.count, bool)
-        for ids in steps:
-            if not spared[ids].any():
-                removed[ids] = True
+        taken = [ids for ids in steps if not spared[ids].any()] if attempt else steps
+        if taken:
+            removed[np.concatenate(taken)] = True
         removed = analysis.solution.closure(removed)
-        empty = [axis for axis in analysis.solution.axes if removed[axis].all()]
+        empty = analysis.solution.emptied(removed)
         if not empty:
             return removed
         for axis in empty:

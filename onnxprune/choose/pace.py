@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from math import inf
 from statistics import median
 
 import numpy as np
@@ -24,14 +25,15 @@ from onnxprune.choose.layers import Choice, chosen
 from onnxprune.choose.options import Options
 from onnxprune.choose.subject import Subject
 from onnxprune.clock import Clock
+from onnxprune.cut.plan import units_removed
 from onnxprune.errors import TargetNotReachableError
-from onnxprune.groups.classes import Bools
 
 TOLERANCE = 0.05
 """How much faster than asked a model may be, as a share of the time asked for, before a slower one is looked for."""
 
 AIM = 0.98  # of the time asked for
-ROUNDS = 8
+ROUNDS, DECISIONS = 8, 16  # models that are timed, and decisions (which may repeat one), at most
+CLOSE = 0.002  # sums of pieces that differ by less are one
 REPEATS, SECONDS = 30, 6.0  # of the original and a model in turn
 LOOKS = 3  # decisions with times measured at the widths of the one before
 NOTICEABLE = 0.01  # change of the expected time by measured ones that is worth another decision
@@ -86,6 +88,31 @@ class Trial:
     expected: float
     speed: runtime.Speedup
     excess: float
+
+
+class Between:
+    """Sums of pieces between which a model as fast as asked lies: above `fast`, below `slow`."""
+
+    def __init__(self) -> None:
+        self.fast, self.slow = 0.0, inf
+
+    def add(self, total: float, is_fast: bool) -> None:
+        if is_fast:
+            self.fast = max(self.fast, total)
+        else:
+            self.slow = min(self.slow, total)
+
+    def nearest(self, total: float) -> float:
+        """This sum, where it lies between; else one that does."""
+        if self.fast < total < self.slow:
+            return total
+        if self.slow == inf:
+            return self.fast * (1 + TOLERANCE / 2)
+        return (self.fast + self.slow) / 2 if self.fast else self.slow * (1 - TOLERANCE / 2)
+
+    @property
+    def is_closed(self) -> bool:
+        return self.slow < inf and self.slow - self.fast <= CLOSE * self.slow
 
 
 Made = Callable[[Choice], onnx.ModelProto]
@@ -215,24 +242,26 @@ class Pacer:
             factor = trial.speed.ratio**-1 if is_quantized else 1.0
             if trial.excess <= 1 + TOLERANCE and (self.goal >= self.ms or trial.excess <= 1):
                 return trial  # fast enough as it is
-        aim = AIM * self.goal / factor
-        for _ in range(ROUNDS):
+        between = Between()
+        aim = self.timer.fit.total(AIM * self.goal / factor)
+        for _ in range(DECISIONS):
             try:
-                choice = self.decide(aim)
+                choice = self.decide(self.timer.fit(aim))
             except TargetNotReachableError as problem:
                 return self._narrowest(problem)
             known = next((t for t in self.trials if _is_same(t.choice, choice)), None)
-            if known is not None and known.excess <= 1:
+            if known is None and len(self.trials) >= ROUNDS:
                 break
+            trial = known or self.measured(choice)
+            if 1 - TOLERANCE <= trial.excess <= 1:
+                return trial
             if known is None:
-                known = self.measured(choice)
-                self.learn(known, factor)
-                if 1 - TOLERANCE <= known.excess <= 1:
-                    return known
-                expected = choice.subject.costs.of("latency").total(choice.removed)
-                aim = AIM * self.goal * expected / (known.excess * self.goal)
-            else:
-                aim *= 0.97
+                self.learn(trial, factor)
+            between.add(aim if known is not None else trial.total, trial.excess <= 1)
+            expected = self.timer.fit(trial.total)
+            aim = between.nearest(self.timer.fit.total(AIM * expected / trial.excess))
+            if between.is_closed:
+                break
         return self._best()
 
     def _best(self) -> Trial:
@@ -245,11 +274,19 @@ class Pacer:
         """Where the table knows no widths that are fast enough: the fastest, measured, unless something that is was measured before."""
         if any(t.excess <= 1 for t in self.trials):
             return self._best()
-        if problem.reached is None:
+        for _ in range(LOOKS):  # what was expected to be fastest may prove slower where it is measured
+            if problem.reached is None:
+                break
+            try:
+                trial = self.measured(self.decide(problem.reached * (1 + 1e-6)))
+            except TargetNotReachableError as again:
+                problem = again
+                continue
+            if trial.excess <= 1:
+                return trial
+            break
+        if not self.trials:
             raise problem
-        trial = self.measured(self.decide(problem.reached * (1 + 1e-6)))
-        if trial.excess <= 1:
-            return trial
         raise self._unreachable(min(self.trials, key=lambda t: t.excess), str(problem))
 
     def _unreachable(self, trial: Trial, problem: str) -> TargetNotReachableError:
@@ -282,26 +319,17 @@ class Pacer:
         )
 
     def _groups(self, best: Trial) -> Sequence[GroupTime]:
+        """Half of what it saves alone, and half of what it saves behind all others: together that is what all save."""
         costs, removed = best.choice.subject.costs, best.choice.removed
-        cost = costs.of("latency")
+        cost, sizes = costs.of("latency"), costs.times.sizes
+        counts = {k: n for k, g in enumerate(sizes.groups) if (n := units_removed(g, removed))}
+        whole, least = cost.total(None), cost.total(sizes.removed(counts))
         found = []
-        all_of_it, whole = cost.total(removed), cost.total(None)
-        for group in best.choice.subject.bare.groups:
-            own = np.zeros(removed.size, bool)
-            own[group.classes] = removed[group.classes]
-            if not own.any():
-                continue
-            alone = costs.analysis.solution.closure(own)
-            others = without(removed, alone)
-            saved = ((whole - cost.total(alone)) + (cost.total(others) - all_of_it)) / 2
-            found.append(GroupTime(group.id, round(saved, 6), None))
+        for k, n in counts.items():
+            alone = cost.total(sizes.removed({k: n}))
+            others = cost.total(sizes.removed({j: m for j, m in counts.items() if j != k}))
+            found.append(GroupTime(sizes.groups[k].id, round((whole - alone + others - least) / 2, 6), None))
         return sorted(found, key=lambda g: -g.expected)
-
-
-def without(removed: Bools, some: Bools) -> Bools:
-    """A removal with some of its classes kept."""
-    kept: Bools = removed & ~some
-    return kept
 
 
 def _is_same(a: Choice, b: Choice) -> bool:

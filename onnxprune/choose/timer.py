@@ -47,6 +47,10 @@ class Fit:
     def __call__(self, total: float) -> float:
         return self.gamma + self.alpha * total
 
+    def total(self, ms: float) -> float:
+        """The sum of pieces of a model that takes so long."""
+        return max(0.0, (ms - self.gamma) / self.alpha)
+
 
 class Timer:
     """runner: where models are timed. kept: times that are known. seconds: of measuring tables, at most.

@@ -231,14 +231,15 @@ def plan_groups(analysis: Analysis, removed: Bools) -> tuple[PlanGroup, ...]:
     for k, part in enumerate(analysis.groups):
         classes = tuple(np.flatnonzero(owner[removable] == k).tolist())
         if (owner == k).any():
-            gone, exact = _units_removed(part, removed), bool(part.exact)
+            gone, exact = units_removed(part, removed), bool(part.exact)
             found.append(
                 PlanGroup(part.id, part.origin, part.kind, part.units, gone, exact, classes, tuple(members[k]))
             )
     return tuple(found)
 
 
-def _units_removed(group: Group, removed: Bools) -> int:
+def units_removed(group: Group, removed: Bools) -> int:
+    """How many steps of a group a removal takes."""
     gone = [int(removed[b].all(axis=1).sum()) // t for b, t in zip(group.blocks, group.per_step, strict=True)]
     return min(gone)
 
