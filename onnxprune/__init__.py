@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from onnxprune.choose.finetune_options import FinetuneOptions, GradualOptions
     from onnxprune.choose.importance import Importance
     from onnxprune.choose.options import Options
+    from onnxprune.choose.place import Place
     from onnxprune.choose.sparsify_options import BenchOptions, SparsifyOptions
     from onnxprune.cut.plan import Plan
     from onnxprune.errors import (
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from onnxprune.report.renderer import Renderer
     from onnxprune.report.report import Report
     from onnxprune.report.sparsity import SparsityReport
+    from onnxprune.runtime.runner import Runner
 
 PLACES = {  # where each name is; it is imported when it is first used, so that `import onnxprune` is quick
     "onnxprune.api.bench": ("bench",),
@@ -62,6 +64,7 @@ PLACES = {  # where each name is; it is imported when it is first used, so that 
     "onnxprune.choose.finetune_options": ("FinetuneOptions", "GradualOptions"),
     "onnxprune.choose.importance": ("Importance",),
     "onnxprune.choose.options": ("Options",),
+    "onnxprune.choose.place": ("Place",),
     "onnxprune.choose.sparsify_options": ("BenchOptions", "SparsifyOptions"),
     "onnxprune.cut.plan": ("Plan",),
     "onnxprune.errors": (
@@ -78,6 +81,7 @@ PLACES = {  # where each name is; it is imported when it is first used, so that 
     "onnxprune.report.renderer": ("Renderer",),
     "onnxprune.report.report": ("Report",),
     "onnxprune.report.sparsity": ("SparsityReport",),
+    "onnxprune.runtime.runner": ("Runner",),
 }
 _HOME = {name: place for place, names in PLACES.items() for name in names}
 
@@ -94,11 +98,13 @@ __all__ = [
     "NothingPrunableError",
     "OnnxPruneError",
     "Options",
+    "Place",
     "Plan",
     "PruneResult",
     "Renderer",
     "Report",
     "Rule",
+    "Runner",
     "SparsifyOptions",
     "SparsifyResult",
     "SparsityReport",

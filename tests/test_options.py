@@ -17,11 +17,12 @@ from onnxprune import BadInputError, Budget, Options, cli
 from onnxprune.choose.field import default_of, flag_of, options
 from onnxprune.choose.finetune_options import FinetuneOptions, GradualOptions
 from onnxprune.choose.options import replayed, settings_of
+from onnxprune.choose.place import Place
 from onnxprune.choose.sparsify_options import BenchOptions, SparsifyOptions
 from tests.oracle import net
 
 NOWHERE = "there/is/no/model.onnx"  # what is said of an option comes before what is said of the model
-LISTS = (Options, FinetuneOptions, GradualOptions, SparsifyOptions, BenchOptions)
+LISTS = (Options, Place, FinetuneOptions, GradualOptions, SparsifyOptions, BenchOptions)
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"samples": "many"}, "--samples must be a whole number, 1 or more, not 'many'."),
     ({"samples": True}, "--samples must be a whole number, 1 or more, not True."),
@@ -124,11 +125,11 @@ def test_a_string_is_one_pattern() -> None:
 
 def test_the_command_line_has_every_field_of_the_list() -> None:
     commands = {
-        "prune": (Options, GradualOptions),
+        "prune": (Options, Place, GradualOptions),
         "finetune": (FinetuneOptions,),
-        "sparsify": (SparsifyOptions, Options),
+        "sparsify": (SparsifyOptions, Options, Place),
     }
-    commands |= {"bench": (BenchOptions, Options), "inspect": (Options,), "verify": (Options,)}
+    commands |= {"bench": (BenchOptions, Place, Options), "inspect": (Options,), "verify": (Options,)}
     for name, lists in commands.items():
         parameters = {p.name: p for p in cli.main.commands[name].params}
         for of in lists:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnxprune.proof.elsewhere import Elsewhere
 from onnxprune.report.lines import _speed
 from onnxprune.report.values import Latency
 from onnxprune.runtime import Times, speedup
@@ -37,7 +38,10 @@ def test_equal_models_are_mostly_not_told_apart() -> None:
 
 
 def test_what_is_said_of_it() -> None:
-    fast, slow, same = (Latency.of([Times(tuple(t), ()) for t in rounds(ratio, 0.5, 0)]) for ratio in (2.0, 0.5, 1.0))
+    fast, slow, same = (
+        Latency.of(Elsewhere("here", tuple(Times(tuple(t), ()) for t in rounds(ratio, 0.5, 0)), None))
+        for ratio in (2.0, 0.5, 1.0)
+    )
     assert _speed(fast).startswith("2.0") and "x faster (" in _speed(fast)
     assert "x slower (" in _speed(slow)
     assert "not measurable here" in _speed(same) and same.interval[0] < 1 < same.interval[1]

@@ -19,10 +19,12 @@ from onnxprune.api.tune import Untuned, ready, tuned_by
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.choose.budget import Budget, budget_of, usual
 from onnxprune.choose.channels import decider, repaired
+from onnxprune.choose.field import both
 from onnxprune.choose.layers import Choice, chosen
 from onnxprune.choose.max_drop import aside_for, audited, boldest, is_drop
-from onnxprune.choose.options import Options, completed, options_of, replayed
+from onnxprune.choose.options import Options, completed, replayed
 from onnxprune.choose.pace import Pace, paced
+from onnxprune.choose.place import Place
 from onnxprune.choose.subject import Subject, whole
 from onnxprune.choose.timer import Timer
 from onnxprune.clock import Clock, Progress, silent
@@ -36,7 +38,8 @@ from onnxprune.model.loaded import LoadedModel
 from onnxprune.model.patch import constants_at, digest_of, inputs_at, with_constants
 from onnxprune.model.save import save_result
 from onnxprune.ops import is_quantized
-from onnxprune.proof.prove import check_well_formed, latency, proved
+from onnxprune.proof.elsewhere import Stopwatch
+from onnxprune.proof.prove import check_well_formed, proved
 from onnxprune.proof.verdict import Bolder, Verdict
 from onnxprune.repair.fits import Repair
 from onnxprune.report.outcome import Outcome, plan_of
@@ -81,10 +84,10 @@ def prune(
     model: path or ModelProto (left alone). budget: `Budget("macs", 0.5)`, the default where there is data; 0.8 without.
     output, plan, report: files to write; nothing is
     written unless everything succeeds; the report's suffix says its format. apply: a plan to replay instead of deciding.
-    options: the fields of `Options`.
+    options: the fields of `Options`, and of `Place`.
     Raises `BadInputError`, `TargetNotReachableError`, `VerificationError`, `NothingPrunableError`.
     """
-    settings = options_of(options)
+    settings, place = both(Options, Place, options, "prune")
     budget = budget_of(budget)
     files = {"-o": output, "--plan": plan, "--report": report}
     check_outputs(files, (model, apply, settings.data))
@@ -98,6 +101,7 @@ def prune(
     ready(settings)
     clock = Clock(progress)
     runtime.load_custom_ops(settings.custom_ops)
+    watch = Stopwatch(place.made(), place.batch, place.warmup)
     clock("load")
     loaded = load(model)
     check_outputs(files, loaded.data_files)
@@ -109,8 +113,10 @@ def prune(
     aside = _aside(settings, budget, replay)
     ready(settings, loaded)
     analysis = analysis_of(loaded, settings.scope, share=clock.share)
-    runner = runtime.OnnxRuntime()
-    timer = Timer(runner) if budget is not None and budget.is_time else None
+    is_timed = budget is not None and (budget.is_time or (is_drop(budget) and settings.cost == "latency"))
+    if settings.benchmark or settings.then_quantize is not None or is_timed:
+        watch.check(loaded, analysis.feeds[0])
+    timer = Timer(watch.runner, batch=watch.batch, warmup=watch.warmup) if is_timed else None
     original = whole(analysis, settings, clock, aside, timer)
     clock("score")
     bolder = pace = None
@@ -120,7 +126,7 @@ def prune(
         assert budget is not None
         choice, bolder, pace = _decided(loaded, original, budget, settings, clock)
     outcome = _carried_out(
-        loaded, original, choice, budget, replay, settings=settings, clock=clock, bolder=bolder, runner=runner
+        loaded, original, choice, budget, replay, settings=settings, clock=clock, watch=watch, bolder=bolder
     )
     outcome = replace(outcome, set_aside=0 if aside is None else aside.least, pace=pace)
     made = plan_of(outcome)
@@ -196,8 +202,8 @@ def _carried_out(
     *,
     settings: Options,
     clock: Clock,
+    watch: Stopwatch,
     bolder: Bolder | None = None,
-    runner: runtime.Runner,
 ) -> Outcome:
     """Cut, proved, repaired and measured."""
     subject, removed, finish = choice.subject, choice.removed, finisher(settings, loaded)
@@ -228,14 +234,15 @@ def _carried_out(
     if settings.then_quantize is not None:
         assert calibration is not None
         clock("quantize")
-        pruned, variants = quantize(original.bare, pruned, calibration, settings)
+        pruned, variants = quantize(original.bare, pruned, calibration, settings, watch)
     drop = None
     if budget is not None and is_drop(budget):
         assert original.calibration is not None
         clock("audit")
         drop = audited(original.bare, original.calibration, pruned, budget, settings, bolder)
     clock("benchmark")
-    times = latency(original.bare, pruned, runner, share=clock.share) if settings.benchmark else None
+    models = (original.bare.model, original.bare.model.beside(pruned))
+    times = watch.timed(models, original.bare.feeds[0], clock.share) if settings.benchmark else None
     clock.stop()
     return Outcome(
         settings=settings,

@@ -17,11 +17,12 @@ from onnxprune.errors import BadInputError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.model.loaded import Model
 from onnxprune.model.save import stored_bytes
+from onnxprune.proof.elsewhere import Stopwatch
 from onnxprune.report.values import Variant
 
 
 def quantize(
-    analysis: Analysis, pruned: onnx.ModelProto, calibration: Calibration, settings: Options
+    analysis: Analysis, pruned: onnx.ModelProto, calibration: Calibration, settings: Options, watch: Stopwatch
 ) -> tuple[onnx.ModelProto, tuple[Variant, ...]]:
     """The pruned model quantized, and what each of the four is worth."""
     original, cut = analysis.model, analysis.model.beside(pruned)
@@ -32,7 +33,7 @@ def quantize(
         "quantized": Model(quantized(original, calibration, "the original")),
         "pruned and quantized": Model(small),
     }
-    return small, _measured(analysis, calibration, settings, models)
+    return small, _measured(analysis, calibration, settings, models, watch)
 
 
 def quantized(model: Model, calibration: Calibration, what: str) -> onnx.ModelProto:
@@ -47,9 +48,10 @@ def _measured(
     calibration: Calibration,
     settings: Options,
     models: dict[str, Model],
+    watch: Stopwatch,
 ) -> tuple[Variant, ...]:
     names = [f"the {name} model" for name in models]
-    times = runtime.latency(runtime.OnnxRuntime(), list(models.values()), analysis.feeds[0], names=names)
+    times = watch.latency(list(models.values()), analysis.feeds[0], names)
     chosen = calibration.samples.own_held
     metric = metric_of(settings.metric, calibration, chosen)
     sizes = [analysis.model.size_bytes, *(stored_bytes(m.proto) for m in list(models.values())[1:])]

@@ -25,8 +25,9 @@ from onnxprune.calibrate.damage import Outputs, disagreement, divergence
 from onnxprune.calibrate.judging import Judged, judged_by
 from onnxprune.choose.channels import keeps_size, samples_for
 from onnxprune.choose.costs import CostModel
-from onnxprune.choose.field import both
+from onnxprune.choose.field import several
 from onnxprune.choose.options import Options
+from onnxprune.choose.place import Place
 from onnxprune.choose.sparsify_options import SparsifyOptions
 from onnxprune.clock import Clock, Progress, silent
 from onnxprune.cut.plan import Pair, plan_groups
@@ -41,8 +42,9 @@ from onnxprune.model.loaded import LoadedModel
 from onnxprune.model.patch import with_constants
 from onnxprune.model.save import save_result, stored_bytes
 from onnxprune.proof.compare import error, tolerance_of
+from onnxprune.proof.elsewhere import Stopwatch
 from onnxprune.proof.interface import check_interface
-from onnxprune.proof.prove import SCALES, check_well_formed, latency, proved
+from onnxprune.proof.prove import SCALES, check_well_formed, proved
 from onnxprune.proof.unsigned import exact_products
 from onnxprune.report.renderer import renderer_for
 from onnxprune.report.sparsity import (
@@ -92,10 +94,10 @@ def sparsify(
     """Set weights to zero: those below `threshold`, a share (`sparsity`) of each layer or of all, or all outside an N:M `pattern`.
 
     model: path or ModelProto (left alone). output, report: files to write; nothing is written unless everything succeeds.
-    options: the fields of `SparsifyOptions`, and those of `Options` that go with it: include, exclude, input_shapes, data, samples, …
+    options: the fields of `SparsifyOptions`, those of `Options` that go with it (include, exclude, data, samples, …), and of `Place`.
     Raises `BadInputError`, `NothingPrunableError`, `VerificationError`.
     """
-    wanted, settings = both(SparsifyOptions, Options, options, "sparsify")
+    wanted, settings, place = several((SparsifyOptions, Options, Place), options, "sparsify")
     target = target_of(wanted.threshold, wanted.sparsity, wanted.pattern, wanted.scope)
     chosen = _criterion(wanted.criterion, target, settings)
     files = {"-o": output, "--report": report}
@@ -103,11 +105,14 @@ def sparsify(
     renderer = None if report is None else renderer_for(report)
     clock = Clock(progress)
     runtime.load_custom_ops(settings.custom_ops)
+    watch = Stopwatch(place.made(), place.batch, place.warmup)
     clock("load")
     loaded = load(model)
     check_outputs(files, loaded.data_files)
     clock("analyse")
     analysis = analysis_of(loaded, settings.scope)
+    if settings.benchmark:
+        watch.check(loaded, analysis.feeds[0])
     weights, left = _select(analysis, target, settings)
     clock("calibrate")
     judged = judged_by(loaded, keeps_size(analysis), settings.judge, leads=True)
@@ -122,7 +127,8 @@ def sparsify(
     final, as_sparse = stored(final, set(sparse.values), wanted.store, _Loads(analysis, final))
     clock("measure")
     difference = _difference(loaded, final, samples, judged, settings.data is None, calibration)
-    latency_ms = Latency.of(latency(analysis, final, runtime.OnnxRuntime())) if settings.benchmark else None
+    models = (analysis.model, analysis.model.beside(final))
+    latency_ms = Latency.of(watch.timed(models, analysis.feeds[0])) if settings.benchmark else None
     clock.stop()
     layers = tuple(_layer(analysis, w, sparse, w.tensor in as_sparse) for w in weights)
     made = SparsityReport(

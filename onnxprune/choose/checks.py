@@ -55,6 +55,28 @@ def whole_number(least: int, note: str = "") -> Check:
     return check
 
 
+def whole_numbers(least: int) -> Check:
+    """Integers of at least so much, one or several."""
+
+    def check(flag: str, value: Any) -> tuple[int, ...]:
+        found = value if isinstance(value, list | tuple) else (value,)
+        return tuple(whole_number(least)(flag, x) for x in found)
+
+    return check
+
+
+def parse_numbers(flag: str) -> Callable[[str | None], tuple[int, ...]]:
+    """`"1,2,4"` as the command line has it -> `(1, 2, 4)`."""
+
+    def parse(text: str | None) -> tuple[int, ...]:
+        try:
+            return tuple(int(part) for part in (text or "").split(",")) if text else ()
+        except ValueError:
+            raise BadInputError(f"{flag} takes whole numbers such as 1,2,4, not {_shown(text)}.") from None
+
+    return parse
+
+
 def number(least: float, most: float = float("inf"), *, above: bool = False, span: str = "") -> Check:
     """A finite number in [least, most]. above: `least` itself is not allowed. span: how a message puts that."""
 

@@ -13,7 +13,7 @@ so that a further option is one further field, and nothing else.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -100,10 +100,16 @@ def checked(of: type[T], given: Mapping[str, Any], command: str | None = None) -
 
 def both(of: type[T], other: type[U], given: Mapping[str, Any], command: str) -> tuple[T, U]:
     """As `checked`, where a command takes the options of two lists."""
-    names = [[field.name for field, _ in options(x, command)] for x in (of, other)]
-    known(given, names[0] + names[1])
-    mine, theirs = ({n: given[n] for n in own if n in given} for own in names)
-    return checked(of, mine, command), checked(other, theirs, command)
+    mine, theirs = several((of, other), given, command)
+    return mine, theirs
+
+
+def several(lists: Sequence[type], given: Mapping[str, Any], command: str) -> list[Any]:
+    """As `checked`, where a command takes the options of several lists, no two of which have one of the same name."""
+    names = [[field.name for field, _ in options(of, command)] for of in lists]
+    known(given, [name for own in names for name in own])
+    parts = ({n: given[n] for n in own if n in given} for own in names)
+    return [checked(of, part, command) for of, part in zip(lists, parts, strict=True)]
 
 
 def documented(of: type[T]) -> type[T]:

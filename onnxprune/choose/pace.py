@@ -142,24 +142,21 @@ class Pacer:
         assert timer is not None, "a target of time needs a timer"
         self.original, self.settings, self.clock, self.made, self.timer = original, settings, clock, made, timer
         self.flag = f"{flag_of(budget.metric)} {budget.amount:g}"
-        self.model, self.feeds = original.bare.model, original.bare.feeds[0]
+        self.model = original.bare.model
+        self.feeds = runtime.with_batch(self.model.proto, original.bare.feeds[0], timer.batch)
         clock("time layers")
         timer.share = clock.share
         self.table = original.costs.times
         timer.share = lambda done: None
         self.opened = runtime.opened(timer.runner, self.model, self.feeds, "the original")
         stack.callback(self.opened.close)
-        self.ms = median(runtime.in_turn([self.opened], REPEATS, self.warmup, SECONDS / 2)[0].rounds)
+        self.ms = median(runtime.in_turn([self.opened], REPEATS, timer.warmup, SECONDS / 2)[0].rounds)
         self.learned = [(self.table.total(None), self.ms)]
         timer.learn(self.learned)
         self.goal = budget.goal(self.ms)
         self.in_ms = budget.metric == "latency"
         self.trials: list[Trial] = []
         self._decide: Callable[[Budget], Choice] | None = None
-
-    @property
-    def warmup(self) -> int:
-        return 0 if self.timer.runner.warms_up else 3
 
     # -- one whole model
 
@@ -169,7 +166,7 @@ class Pacer:
         model = self.model.beside(self.made(choice))
         other = runtime.opened(self.timer.runner, model, self.feeds, "the pruned model")
         try:
-            before, after = runtime.in_turn([self.opened, other], REPEATS, self.warmup, SECONDS, self.clock.share)
+            before, after = runtime.in_turn([self.opened, other], REPEATS, self.timer.warmup, SECONDS, self.clock.share)
         finally:
             other.close()
         speed = runtime.speedup(before.rounds, after.rounds)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from onnxprune.choose.checks import float_of, one_of, optional, switch, whole_number
+from onnxprune.choose.checks import (
+    float_of,
+    number,
+    one_of,
+    optional,
+    parse_numbers,
+    switch,
+    whole_number,
+    whole_numbers,
+)
 from onnxprune.choose.field import documented, option
 from onnxprune.errors import BadInputError
 from onnxprune.sparsity import CRITERIA, SCOPES, STORES
@@ -51,7 +60,31 @@ class SparsifyOptions:
 @documented
 @dataclass(frozen=True)
 class BenchOptions:
-    """How to time models."""
+    """How long to time models, and in which settings; each setting is timed on its own, all models in turn."""
 
-    threads: int = option(1, whole_number(0), "Threads of each model; 0: as ONNX Runtime likes.", cli={"type": int})
-    runs: int = option(30, whole_number(1), "Runs of each model.", cli={"type": int})
+    threads: tuple[int, ...] = option(
+        (),
+        whole_numbers(0),
+        "Threads of each model, several after each other; 0: as the engine likes.",
+        cli={"metavar": "N,N,…", "read": parse_numbers("--threads")},
+        by_default="1",
+    )
+    batch: tuple[int, ...] = option(
+        (),
+        whole_numbers(1),
+        "Samples of a run, several after each other, where the model's batch is dynamic.",
+        cli={"metavar": "N,N,…", "read": parse_numbers("--batch")},
+        by_default="as in the inputs",
+    )
+    runs: int = option(
+        100,
+        whole_number(1),
+        "Rounds at most, each of which runs every model for a millisecond at least.",
+        cli={"type": int},
+    )
+    seconds: float = option(
+        10.0,
+        number(0, above=True, span="above zero"),
+        "Stop a setting by then, after three rounds at least.",
+        cli={"type": float},
+    )

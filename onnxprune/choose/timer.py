@@ -34,6 +34,7 @@ BLOCKS, SLOW, FEWER = (
 )  # times of a graph, of which the least counts; of one that takes longer than SLOW ms, so many
 MOST = 100  # runs in a block
 PRIOR = 0.1  # weight of what alpha and gamma are without a fit, a time of a whole model being 1
+SECONDS = 150.0  # of measuring tables
 NOTHING = "nothing"  # form of the graph that computes nothing
 
 
@@ -53,10 +54,20 @@ class Fit:
 
 
 class Timer:
-    """runner: where models are timed. kept: times that are known. seconds: of measuring tables, at most.
+    """runner: where models are timed. kept: times that are known. seconds: of measuring tables, at most. batch: samples of a run of a whole
+    model, where not as in the inputs. warmup: rounds of it that do not count.
     share: told how much of a table is measured."""
 
-    def __init__(self, runner: runtime.Runner, kept: KeptTimes | None = None, seconds: float = 150.0) -> None:
+    def __init__(
+        self,
+        runner: runtime.Runner,
+        kept: KeptTimes | None = None,
+        seconds: float = SECONDS,
+        *,
+        batch: int | None = None,
+        warmup: int = 3,
+    ) -> None:
+        self.batch, self.warmup = batch, 0 if runner.warms_up else warmup
         self.runner, self.kept, self.seconds = runner, KeptTimes(runner.key) if kept is None else kept, seconds
         self.fit = Fit()
         self.share: Share = unshared

@@ -214,7 +214,9 @@ class Timetable:
         if len(coordinates) == 2 and not few:
             combined: Iterable[tuple[float, ...]] = [(0.0, 0.0), *product(COARSE, COARSE)]
         else:
-            combined = ((s,) * len(coordinates) for s in (0.0, *(COARSE if len(coordinates) > 1 and not few else (0.5,))))
+            combined = (
+                (s,) * len(coordinates) for s in (0.0, *(COARSE if len(coordinates) > 1 and not few else (0.5,)))
+            )
         for shares in combined:
             counts: dict[int, int] = {}
             for c, share in zip(coordinates, shares, strict=True):

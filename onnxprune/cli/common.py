@@ -90,6 +90,8 @@ def options(of: type, command: str, **purposes: str) -> Callable[[Command], Comm
 def _made(field: Any, told: Field, purposes: dict[str, str]) -> Callable[[Command], Command]:
     given = dict(told.cli or {})
     text, default = purposes.get(field.name, told.help), default_of(field)
+    if default == () and not given.get("multiple"):  # several values in one text, of which none is written
+        default = None
     reader = given.pop("read", None)
     if given.pop("path", False):
         given["type"] = FILE

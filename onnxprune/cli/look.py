@@ -1,4 +1,4 @@
-"""The commands that only look: `inspect`, `ops`, `verify`, `bench`."""
+"""The commands that only look: `inspect`, `ops`, `verify`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from onnxprune.choose.options import Options
-from onnxprune.choose.sparsify_options import BenchOptions
 from onnxprune.cli.common import (
     FILE,
     OUT,
@@ -126,29 +125,4 @@ def verify(*, original: Path, pruned: Path, plan: Path, as_json: bool, **given: 
     )
 
 
-@click.command()
-@click.argument("models", nargs=-1, required=True, type=FILE)
-@options(Options, "bench", data="Inputs to run the models on.")
-@options(BenchOptions, "bench")
-@json_option()
-@guarded
-def bench(*, models: tuple[Path, ...], as_json: bool, **given: Any) -> None:
-    """Latency of models in ONNX Runtime, run in turn; ratios are against the first."""
-    from onnxprune.api.bench import bench as run
-
-    rows = run(models, **given)
-    if as_json:
-        click.echo(json.dumps(rows, indent=1))
-        return
-    numbers = ("median_ms", "min_ms", "max_ms")
-    lines = [(r["model"], *(f"{r[n]:.3f}" for n in numbers), _speedup(r)) for r in rows]
-    OUT.print(table(("model", "median ms", "min", "max", "speedup"), lines, ("model",)))
-
-
-def _speedup(row: dict[str, Any]) -> str:
-    """Of a model against the first one; a range that holds 1 says that nothing is certain."""
-    low, high = row["speedup_low"], row["speedup_high"]
-    return f"{row['speedup']:.2f}x" + (f" ({low:.2f} to {high:.2f})" if high > low else "")
-
-
-COMMANDS = (inspect, ops, verify, bench)
+COMMANDS = (inspect, ops, verify)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxprune.choose.budget import TARGETS, Budget, TargetName, flag_of
+from onnxprune.choose.field import flag_of as flag_of_field
 from onnxprune.choose.field import options as fields_of
 from onnxprune.choose.finetune_options import GradualOptions
 from onnxprune.choose.options import Options
+from onnxprune.choose.place import Place
 from onnxprune.cli.common import (
     FILE,
     OUT,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from onnxprune.report.values import GroupRow
 
 ROUNDS = [field.name for field, _ in fields_of(GradualOptions)]
+PLACE = {field.name: flag_of_field(field) for field, _ in fields_of(Place, "prune")}
 
 
 def _targets(command: Command) -> Command:
@@ -51,6 +54,7 @@ def _targets(command: Command) -> Command:
 @output_option("pruned")
 @_targets
 @options(Options, "prune")
+@options(Place, "prune")
 @click.option("--plan", type=FILE, help="Write the plan (JSON).")
 @click.option("--apply", type=FILE, help="Replay a plan instead of deciding.")
 @click.option("--during-training", is_flag=True, help="Prune in rounds, each followed by a short distillation.")
@@ -159,7 +163,9 @@ def _gradual(
             raise BadInputError(f"--during-training cuts in rounds, each with a plan of its own; leave out {option}.")
     from onnxprune.api.gradual import prune_during_training
 
-    del options["metric"]
+    for name in given(*PLACE):
+        raise BadInputError(f"--during-training times nothing; leave out {PLACE[name]}.")
+    options = {name: value for name, value in options.items() if name not in (*PLACE, "metric")}
     with progress(quiet or as_json) as told:
         result = prune_during_training(
             model,

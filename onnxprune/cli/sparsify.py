@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxprune.choose.options import Options
+from onnxprune.choose.place import Place
 from onnxprune.choose.sparsify_options import SparsifyOptions
 from onnxprune.cli.common import (
     FILE,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 @output_option("sparse")
 @options(SparsifyOptions, "sparsify")
 @options(Options, "sparsify", data="Inputs to calibrate and measure with.")
+@options(Place, "sparsify")
 @report_option
 @json_option("Print the report as JSON.")
 @quiet_option

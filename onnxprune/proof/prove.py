@@ -1,4 +1,4 @@
-"""Load, check and compare a pruned model with the masked original, and time both."""
+"""Load, check and compare a pruned model with the masked original."""
 
 from __future__ import annotations
 
@@ -151,12 +151,3 @@ def _check_optimized(model: Model, pruned: Model, pair: Sequence[Feeds]) -> None
         raise
     for feeds in pair:
         session.run(feeds)
-
-
-def latency(
-    analysis: Analysis, pruned: onnx.ModelProto, runner: runtime.Runner, warmup: int = 3, share: Share = unshared
-) -> list[runtime.Times]:
-    """Milliseconds per run of the original and the pruned model, in turn."""
-    models = [analysis.model, analysis.model.beside(pruned)]
-    names = ("the original", "the pruned model")
-    return runtime.latency(runner, models, analysis.feeds[0], warmup=warmup, share=share, names=names)

@@ -28,6 +28,7 @@ def summary_rows(report: Report) -> list[tuple[str, str, str, str]]:
     if report.latency_ms is not None:
         t = report.latency_ms
         rows.append(("ms per run", f"{t.before:.3f}", f"{t.after:.3f}", _speed(t)))
+        rows += _apart(t)
     return rows
 
 
@@ -212,6 +213,14 @@ def _speed(t: Latency) -> str:
     return f"{1 / max(t.speedup, 1e-9):.2f}x slower ({1 / max(high, 1e-9):.2f} to {1 / max(low, 1e-9):.2f})"
 
 
+def _apart(t: Latency) -> list[tuple[str, str, str, str]]:
+    """Where both were timed, unless that is one thread of ONNX Runtime's CPU, and how far outputs there are from those."""
+    if t.differences is None:
+        return []
+    before, after = t.differences
+    return [("from the CPU's", f"{before:.1e}", f"{after:.1e}", f"outputs of {t.runner}, by their scale")]
+
+
 def number(value: float | None) -> str:
     """Three digits; a dash where there is none."""
     return "-" if value is None else f"{value:.3g}"
@@ -272,4 +281,5 @@ def size_rows(report: SparsityReport) -> list[tuple[str, str, str, str]]:
     if report.latency_ms is not None:
         t = report.latency_ms
         rows.append(("ms per run", f"{t.before:.3f}", f"{t.after:.3f}", _speed(t)))
+        rows += _apart(t)
     return rows

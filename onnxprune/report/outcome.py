@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import onnx
@@ -16,10 +15,10 @@ from onnxprune.choose.subject import Subject
 from onnxprune.cut.bypass import node_keys
 from onnxprune.cut.plan import VERSION, Pair, Plan, Refit, plan_groups
 from onnxprune.cut.ports import ports
+from onnxprune.proof.elsewhere import Elsewhere
 from onnxprune.proof.verdict import Drop, Verdict
 from onnxprune.repair.fits import Repair
 from onnxprune.report.values import Tuned, Variant
-from onnxprune.runtime import Times
 from onnxprune.version import __version__
 
 
@@ -30,7 +29,7 @@ class Outcome:
     settings, budget: what was asked for, defaults filled in; replay: the plan that was applied instead of a budget.
     original: the model as it came, analysed and calibrated; choice: what was bypassed and which units were removed.
     model: the finished model. refit: constants that were fitted anew or trained; digest: of those.
-    verdict, repair, tuning, variants, drop, times (milliseconds per run, of original and result): None or empty where not asked for.
+    verdict, repair, tuning, variants, drop, times (of original and result): None or empty where not asked for.
     calibration: what repair and damages were measured with. seconds: by stage.
     set_aside: how many sources had to be set aside at least, for a limit on the loss. pace: how a target of time was met.
     """
@@ -49,7 +48,7 @@ class Outcome:
     tuning: Tuned | None
     variants: tuple[Variant, ...]
     drop: Drop | None
-    times: Sequence[Times] | None
+    times: Elsewhere | None
     seconds: dict[str, float]
     set_aside: int = 0
     pace: Pace | None = None

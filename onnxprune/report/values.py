@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +10,8 @@ from onnxprune.calibrate.coverage import Coverage
 from onnxprune.calibrate.judging import Judged
 from onnxprune.cut.plan import Pair
 from onnxprune.groups.units import Pin
-from onnxprune.runtime import Times, speedup
+from onnxprune.proof.elsewhere import Elsewhere
+from onnxprune.runtime import speedup
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ class Depth:
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds per run in ONNX Runtime, both models in turn.
+    """Milliseconds per run, both models in turn.
 
     before: median of the original.
     after: median of the result.
@@ -284,6 +284,9 @@ class Latency:
     interval: from where to where the speedup is certain to 95 %; where 1 lies within, it was not measurable.
     runs: rounds, each of which ran both models.
     spread: shortest and longest round of the original, then of the result.
+    runner: where they were timed.
+    differences: how far the outputs there are from those on ONNX Runtime's CPU provider, relative to their scale, of the original and of
+        the result; left out on that provider, and where the runner gives no outputs.
     """
 
     before: float
@@ -292,13 +295,22 @@ class Latency:
     interval: tuple[float, float]
     runs: int
     spread: tuple[tuple[float, ...], ...]
+    runner: str
+    differences: tuple[float, ...] | None = None
 
     @staticmethod
-    def of(times: Sequence[Times]) -> Latency:
-        """times: of the original and of the result."""
-        before, after = times
-        spread = tuple((round(min(t.rounds), 3), round(max(t.rounds), 3)) for t in times)
-        found = speedup(before.rounds, after.rounds)
-        interval = (round(found.low, 3), round(found.high, 3))
-        medians = round(before.median, 3), round(after.median, 3)
-        return Latency(*medians, round(found.ratio, 3), interval, len(before.rounds), spread)
+    def of(found: Elsewhere) -> Latency:
+        """Rounded."""
+        before, after = found.times
+        spread = tuple((round(min(t.rounds), 3), round(max(t.rounds), 3)) for t in found.times)
+        ratio = speedup(before.rounds, after.rounds)
+        return Latency(
+            before=round(before.median, 3),
+            after=round(after.median, 3),
+            speedup=round(ratio.ratio, 3),
+            interval=(round(ratio.low, 3), round(ratio.high, 3)),
+            runs=len(before.rounds),
+            spread=spread,
+            runner=found.runner,
+            differences=found.differences,
+        )

@@ -45,6 +45,11 @@ def load_custom_ops(paths: Sequence[str | Path]) -> None:
     _custom_ops[:] = dict.fromkeys(found)
 
 
+def custom_ops() -> list[str]:
+    """The libraries that every session gets."""
+    return list(_custom_ops)
+
+
 def session_options(folder: Path | None, threads: int) -> ort.SessionOptions:
     """What every session has: no log, the user's operators, the folder of external data."""
     options = ort.SessionOptions()

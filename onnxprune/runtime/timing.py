@@ -11,11 +11,12 @@ interval that holds the median of 95 of 100 such measurements (order statistics,
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import ceil, isfinite, sqrt
 from statistics import median
+from typing import Literal, TypeAlias
 
 from onnxprune.clock import Share, unshared
 from onnxprune.errors import BadInputError
@@ -27,11 +28,17 @@ from onnxprune.runtime.runner import Opened, Runner
 BLOCK = 1.0  # milliseconds
 MOST = 200  # runs in a block
 LEAST = 3  # rounds
+NOISY = 0.1  # width of an interval, as a share of what lies in it, that still says "equal"
+Comparison: TypeAlias = Literal["faster", "slower", "equal", "too noisy"]
 
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of one model. rounds: per run, one number for each round. runs: of every counted run that the runner tells of."""
+    """Milliseconds of one model.
+
+    rounds: one number for each round, the median of its block of runs, which a run that was interrupted does not change. runs: of every
+    counted run that the runner tells of.
+    """
 
     rounds: tuple[float, ...]
     runs: tuple[float, ...]
@@ -41,11 +48,30 @@ class Times:
         """Of the rounds."""
         return median(self.rounds)
 
+    @property
+    def is_noisy(self) -> bool:
+        """Is it uncertain by more than a tenth how long a run takes?"""
+        low, high = interval(self.rounds)
+        return high - low > NOISY * self.median
+
 
 def opened(runner: Runner, model: Model, feeds: Feeds, what: str = "the model") -> Opened:
     """A model opened where it is timed. feeds: may be those of its original, whose inputs may be larger (`model/interface.py`)."""
     fed = cut_feeds(interface_of(model.proto), feeds)
     return runner.open(model.beside(unmarked(model.proto)), fed, what)
+
+
+@contextmanager
+def opened_all(
+    runner: Runner, models: Sequence[Model], feeds: Feeds, names: Sequence[str] = ()
+) -> Iterator[list[Opened]]:
+    """Several models, opened for as long as the block lasts. names: how messages call them."""
+    with ExitStack() as stack:
+        ready: list[Opened] = []
+        for k, model in enumerate(models):
+            ready.append(opened(runner, model, feeds, names[k] if names else "the model"))
+            stack.callback(ready[-1].close)
+        yield ready
 
 
 def latency(
@@ -60,11 +86,7 @@ def latency(
     names: Sequence[str] = (),
 ) -> list[Times]:
     """Open the models, time them in turn (`in_turn`) and close them. names: how messages call them. Raises `BadInputError`."""
-    with ExitStack() as stack:
-        ready = []
-        for k, model in enumerate(models):
-            ready.append(opened(runner, model, feeds, names[k] if names else "the model"))
-            stack.callback(ready[-1].close)
+    with opened_all(runner, models, feeds, names) as ready:
         return in_turn(ready, repeats, 0 if runner.warms_up else warmup, seconds, share)
 
 
@@ -86,12 +108,11 @@ def in_turn(
         order = range(len(models)) if k % 2 else reversed(range(len(models)))
         for m in order:
             times = checked(models[m].time(runs[m]))
-            taken = sum(times) / len(times)
             if k >= warmup:
-                rounds[m].append(taken)
+                rounds[m].append(median(times))
                 single[m].extend(times)
             else:
-                runs[m] = min(MOST, max(1, ceil(BLOCK / taken)))
+                runs[m] = min(MOST, max(1, ceil(BLOCK / median(times))))
     return [Times(tuple(r), tuple(s)) for r, s in zip(rounds, single, strict=True)]
 
 
@@ -116,11 +137,30 @@ class Speedup:
         """Is it certain which of the two is faster?"""
         return self.low > 1 or self.high < 1
 
+    @property
+    def verdict(self) -> Comparison:
+        """What can be said of the second."""
+        if self.is_measurable:
+            return "faster" if self.ratio > 1 else "slower"
+        return "too noisy" if self.high - self.low > NOISY * self.ratio else "equal"
+
 
 def speedup(before: Sequence[float], after: Sequence[float]) -> Speedup:
     """before, after: milliseconds of the rounds, in their order. With fewer than six rounds the interval is all of them."""
-    ratios = sorted(a / max(b, 1e-9) for a, b in zip(before, after, strict=True))
-    n = len(ratios)
+    ratios = [a / max(b, 1e-9) for a, b in zip(before, after, strict=True)]
+    return Speedup(median(ratios), *interval(ratios))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """From where to where a median is certain to 95 %."""
+    ordered, n = sorted(values), len(values)
     # 1.96 standard deviations of a binomial number, counted from the middle
     first = max(0, int(n / 2 - 0.98 * sqrt(n)))
-    return Speedup(median(ratios), ratios[first], ratios[n - 1 - first])
+    return ordered[first], ordered[n - 1 - first]
+
+
+def quantile(values: Sequence[float], share: float) -> float | None:
+    """What so large a share of the values does not exceed, such as 0.99; None where there are too few for a value beyond it."""
+    if len(values) * (1 - share) < 1 - 1e-9:
+        return None
+    return sorted(values)[ceil(share * len(values) - 1e-9) - 1]
