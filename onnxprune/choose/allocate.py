@@ -140,18 +140,25 @@ class _Work:
             return [_to_nearest(w) for w in self.widths(floor, cost)]
         return [partial(_rounded, s.group, self.round_to) for s in self.groups]
 
-    def widened(self, counts: list[int], cost: Cost, floor: float) -> list[int]:
-        """Of a cost that falls in steps: as wide as the same step allows."""
+    def widened(
+        self, counts: list[int], cost: Cost, floor: float, target: float, priority: Sequence[Scores]
+    ) -> list[int]:
+        """Of a cost that falls in steps: what the target does not need comes back, the most important first."""
         if not isinstance(cost, Stepped):
             return counts
-        measure, now = self.measure(cost), list(counts)
-        most = measure(now) * (1 + 1e-6)
-        for k, widths in enumerate(self.widths(floor, cost)):
-            for n in reversed([w for w in widths if w < now[k]]):
-                if measure([*now[:k], n, *now[k + 1 :]]) > most:
-                    break
-                now[k] = n
-        return now
+        measure, widths = self.measure(cost), self.widths(floor, cost)
+        places = [w.index(n) if n in w else 0 for w, n in zip(widths, counts, strict=True)]
+        now, stuck = list(counts), set[int]()
+        while True:
+            open_ones = [k for k, place in enumerate(places) if place and k not in stuck]
+            if not open_ones:
+                return now
+            k = max(open_ones, key=lambda k: priority[k][now[k] - 1])
+            trial = [*now[:k], widths[k][places[k] - 1], *now[k + 1 :]]
+            if measure(trial) <= target:
+                now, places[k] = trial, places[k] - 1
+            else:
+                stuck.add(k)
 
     def measure(self, cost: Cost) -> Callable[[Sequence[int]], float]:
         """The cost as a function of the steps removed per group. Raises `BadInputError` where it is no number."""
@@ -211,7 +218,7 @@ def _by_importance(work: _Work, cost: Cost, budget: Budget) -> Allocation:
                 high = middle
             else:
                 low = middle + 1
-        return Allocation(work.removed(work.widened(at(high), cost, floor)), "importance")
+        return Allocation(work.removed(work.widened(at(high), cost, floor, target, priority)), "importance")
     reached = lowest(work.widths(0.0, cost), measure)
     if reached.cost > target:
         raise _unreachable(work, cost, budget, reached.cost)

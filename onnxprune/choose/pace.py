@@ -35,7 +35,8 @@ AIM = 0.98  # of the time asked for
 ROUNDS, DECISIONS = 8, 16  # models that are timed, and decisions (which may repeat one), at most
 CLOSE = 0.002  # sums of pieces that differ by less are one
 REPEATS, SECONDS = 30, 6.0  # of the original and a model in turn
-LOOKS = 3  # decisions with times measured at the widths of the one before
+LOOKS = 6  # decisions with times measured at the widths of the one before
+NAMED = 3  # pieces in a message
 NOTICEABLE = 0.01  # change of the expected time by measured ones that is worth another decision
 
 
@@ -289,14 +290,15 @@ class Pacer:
     def _unreachable(self, trial: Trial, problem: str) -> TargetNotReachableError:
         low, high = trial.speed.low, trial.speed.high
         costs = trial.choice.subject.costs
-        left = costs.of("latency").total(trial.choice.removed)
-        same = sum(ms for p, ms in costs.times.per_piece(trial.choice.removed) if not p.coordinates)
-        fixed = (self.timer.fit.gamma + self.timer.fit.alpha * same) / max(left, 1e-12)
+        pieces = sorted(costs.of("latency").per_node(trial.choice.removed).items(), key=lambda x: -x[1])
+        left = self.timer.fit(trial.total)
+        nodes = {n.key: n for n in costs.analysis.view.graph.walk()}
+        most = ", ".join(f"{nodes[key]} ({ms / max(left, 1e-12):.0%})" for key, ms in pieces[:NAMED])
         held = problem[problem.find("What is left is held by") :].split(" Try ")[0] if "held by" in problem else ""
         return TargetNotReachableError(
             f"{self.flag} cannot be reached: the fastest model found is {trial.speed.ratio:.2f} times as fast as the original "
-            f"({low:.2f} to {high:.2f}; {self.ms / trial.speed.ratio:.3g} of {self.ms:.3g} ms, {self.timer.runner.name}). About "
-            f"{min(1.0, max(0.0, fixed)):.0%} of its time does not depend on any width.{f' {held}' if held else ''} Ask for less"
+            f"({low:.2f} to {high:.2f}; {self.ms / trial.speed.ratio:.3g} of {self.ms:.3g} ms, {self.timer.runner.name}). Most of its time is "
+            f"left in {most}.{f' {held}' if held else ''} Ask for less"
             f"{', try --depth auto' if self.settings.depth == 'off' else ''} or --include-inexact."
         )
 

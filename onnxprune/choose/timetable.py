@@ -121,13 +121,13 @@ class Entry:
 
 
 def _between(line: tuple[list[int], list[float]], x: int) -> float:
-    """On the straight line between neighbours; below all, in proportion."""
+    """On the straight line between neighbours; outside of all, as at the last of them: no saving that was not measured."""
     places, values = line
     k = bisect_left(places, x)
     if k < len(places) and places[k] == x:
         return values[k]
     if k == 0:
-        return values[0] * max(0.3, x / places[0])
+        return values[0]
     if k == len(places):
         return values[-1]
     share = (x - places[k - 1]) / (places[k] - places[k - 1])
@@ -234,11 +234,11 @@ class Timetable:
                 yield self._counts(c, 1 - (_spread(16)[n + 1]) / 16)
 
     def _counts(self, coordinate: Coordinate, share: float) -> dict[int, int]:
-        """Widths of which about this share is left."""
+        """Widths of which about this share is left; for 0, the narrowest."""
         found = {}
         for k in coordinate.groups:
-            units = self.sizes.groups[k].units
-            found[k] = min(self.stops[k], key=lambda n: abs(units - n - share * units))
+            units, most = self.sizes.groups[k].units, self.sizes.groups[k].removable
+            found[k] = most if not share else min(self.stops[k], key=lambda n: abs(units - n - share * units))
         return found
 
     # -- telling
