@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -23,7 +24,7 @@ from onnxprune.choose.field import both
 from onnxprune.choose.layers import Choice, chosen
 from onnxprune.choose.max_drop import aside_for, audited, boldest, is_drop
 from onnxprune.choose.options import Options, completed, replayed
-from onnxprune.choose.pace import Pace, paced
+from onnxprune.choose.pace import Pace, Pacer, paced
 from onnxprune.choose.place import Place
 from onnxprune.choose.subject import Subject, whole
 from onnxprune.choose.timer import Timer
@@ -155,14 +156,19 @@ def _aside(settings: Options, budget: Budget | None, replay: Plan | None) -> Asi
 def _decided(
     loaded: LoadedModel, original: Subject, budget: Budget, settings: Options, clock: Clock
 ) -> tuple[Choice, Bolder | None, Pace | None]:
+    finish, written = finisher(settings, loaded), _writer(original, settings)
+
+    def made(choice: Choice) -> onnx.ModelProto:
+        return written(finish(rewrite(choice.subject.bare, choice.removed)))
+
     if is_drop(budget):
-        return *boldest(original, budget, settings, clock, _writer(original, settings)), None
+        if settings.cost == "macs":
+            return *boldest(original, budget, settings, clock, written), None
+        with ExitStack() as stack:
+            pacer = Pacer(original, Budget("speedup", 1), settings, clock, made, stack)
+            choice, bolder = boldest(original, budget, settings, clock, written, pacer)
+            return choice, bolder, pacer.pace(pacer.trial_of(choice))
     if budget.is_time:
-        finish, written = finisher(settings, loaded), _writer(original, settings)
-
-        def made(choice: Choice) -> onnx.ModelProto:
-            return written(finish(rewrite(choice.subject.bare, choice.removed)))
-
         choice, pace = paced(original, budget, settings, clock, made, settings.then_quantize is not None)
         return choice, None, pace
     if settings.depth != "off":

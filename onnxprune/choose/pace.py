@@ -27,6 +27,7 @@ from onnxprune.choose.subject import Subject
 from onnxprune.clock import Clock
 from onnxprune.cut.plan import units_removed
 from onnxprune.errors import TargetNotReachableError
+from onnxprune.groups.classes import Bools
 
 TOLERANCE = 0.05
 """How much faster than asked a model may be, as a share of the time asked for, before a slower one is looked for."""
@@ -36,6 +37,7 @@ ROUNDS, DECISIONS = 8, 16  # models that are timed, and decisions (which may rep
 CLOSE = 0.002  # sums of pieces that differ by less are one
 REPEATS, SECONDS = 30, 6.0  # of the original and a model in turn
 LOOKS = 6  # decisions with times measured at the widths of the one before
+REMEASURED = 8  # groups, those that save most, whose saving is measured in the whole model
 NAMED = 3  # pieces in a message
 NOTICEABLE = 0.01  # change of the expected time by measured ones that is worth another decision
 
@@ -184,7 +186,24 @@ class Pacer:
         self.learned.append((trial.total, self.ms / trial.speed.ratio / factor))
         self.timer.learn(self.learned)
 
+    def is_fastest(self, choice: Choice) -> bool:
+        """Of the choices that were timed, is it the fastest, and faster than the original?"""
+        own = next(t for t in self.trials if _is_same(t.choice, choice))
+        return own.speed.ratio > 1 and own.speed.ratio >= max(t.speed.ratio for t in self.trials)
+
+    def trial_of(self, choice: Choice) -> Trial:
+        """A choice as it was timed; now, where it was not."""
+        found = next((t for t in self.trials if _is_same(t.choice, choice)), None)
+        return found or self.measured(choice)
+
     # -- deciding
+
+    def tried(self, ms: float) -> Choice:
+        """`decide`, with the model that it makes timed once, for what follows."""
+        choice = self.decide(ms)
+        if not any(_is_same(t.choice, choice) for t in self.trials):
+            self.learn(self.measured(choice), 1.0)
+        return choice
 
     def decide(self, ms: float) -> Choice:
         """What the table expects to take so long; where it was not sure, measured there and decided again."""
@@ -297,8 +316,8 @@ class Pacer:
         held = problem[problem.find("What is left is held by") :].split(" Try ")[0] if "held by" in problem else ""
         return TargetNotReachableError(
             f"{self.flag} cannot be reached: the fastest model found is {trial.speed.ratio:.2f} times as fast as the original "
-            f"({low:.2f} to {high:.2f}; {self.ms / trial.speed.ratio:.3g} of {self.ms:.3g} ms, {self.timer.runner.name}). Most of its time is "
-            f"left in {most}.{f' {held}' if held else ''} Ask for less"
+            f"({low:.2f} to {high:.2f}; {self.ms / trial.speed.ratio:.3g} of {self.ms:.3g} ms, {self.timer.runner.name}). Most of its "
+            f"time is left in {most}.{f' {held}' if held else ''} Ask for less"
             f"{', try --depth auto' if self.settings.depth == 'off' else ''} or --include-inexact."
         )
 
@@ -327,8 +346,27 @@ class Pacer:
         for k, n in counts.items():
             alone = cost.total(sizes.removed({k: n}))
             others = cost.total(sizes.removed({j: m for j, m in counts.items() if j != k}))
-            found.append(GroupTime(sizes.groups[k].id, round((whole - alone + others - least) / 2, 6), None))
-        return sorted(found, key=lambda g: -g.expected)
+            found.append((k, (whole - alone + others - least) / 2))
+        found.sort(key=lambda x: -x[1])
+        ids = [sizes.groups[k].id for k, _ in found]
+        if self.settings.depth != "off" or best.choice.subject.bypasses:
+            return [GroupTime(id, round(ms, 6), None) for id, (_, ms) in zip(ids, found, strict=True)]
+        slower = [
+            self._slower(best.choice, sizes.removed({j: m for j, m in counts.items() if j != k}))
+            for k, _ in found[:REMEASURED]
+        ]
+        measured = [*slower, *[None] * (len(found) - len(slower))]
+        return [
+            GroupTime(id, round(ms, 6), None if m is None else round(m, 6))
+            for id, (_, ms), m in zip(ids, found, measured, strict=True)
+        ]
+
+    def _slower(self, choice: Choice, removed: Bools) -> float:
+        """Milliseconds by which less removed makes the model slower, timed in turn."""
+        models = [self.model.beside(self.made(replace(choice, removed=r))) for r in (removed, choice.removed)]
+        with runtime.opened_all(self.timer.runner, models, self.feeds) as opened:
+            more, less = runtime.in_turn(opened, REPEATS // 2, self.timer.warmup, SECONDS / 6)
+        return median(a - b for a, b in zip(more.rounds, less.rounds, strict=True))
 
 
 def _is_same(a: Choice, b: Choice) -> bool:

@@ -126,6 +126,8 @@ def _show(report: Report, output: Path, verbose: bool) -> None:
         OUT.print(f"interface {line}", markup=False)
     for line in lines.repair_lines(report):
         OUT.print(f"repaired  {line}", markup=False)
+    for line in lines.pace_lines(report):
+        OUT.print(f"timed     {line}", markup=False)
     for line in lines.tuning_lines(report):
         OUT.print(f"tuned     {line}", markup=False)
     for line in report.warnings:

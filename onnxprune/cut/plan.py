@@ -110,7 +110,7 @@ class Plan:
     model_sha256: of the original file; a plan applies to no other.
     groups: what left each group; where `bypassed` is not empty, groups are those of the model that is left.
     onnxprune: the version that wrote the plan.
-    settings: the options it was made with, by name, and the `target` (`{"macs": 0.5}`).
+    settings: the options it was made with, by name, and the `target` (`{"macs": 0.5}`); with a target of time, how it was met (`pace`).
     bypassed: tensors that were replaced by earlier ones, so that whole layers have no purpose (`--depth`).
     nodes_removed: keys (first outputs) of the original's nodes that are gone with them.
     mixed: tensors whose units are principal directions instead of the original's slices (`--mix`).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx
 
@@ -68,7 +69,7 @@ def plan_of(outcome: Outcome) -> Plan:
         model_sha256=subject.bare.model.sha256,
         groups=plan_groups(subject.bare, removed),
         onnxprune=__version__,
-        settings=settings_of(settings, outcome.budget, outcome.set_aside),
+        settings=settings_of(settings, outcome.budget, outcome.set_aside) | _paced(outcome.pace),
         bypassed=subject.bypasses,
         nodes_removed=_nodes_removed(proto, outcome.model) if settings.depth != "off" else (),
         mixed=subject.mixed,
@@ -78,6 +79,15 @@ def plan_of(outcome: Outcome) -> Plan:
         params=Pair(before.params(), after.params(removed)),
         interface=ports(subject.bare, removed),
     )
+
+
+def _paced(pace: Pace | None) -> dict[str, Any]:
+    """How a target of time was met, as a plan keeps it; groups: expected and measured milliseconds that each saves."""
+    if pace is None:
+        return {}
+    groups = {g.group: [g.expected, g.measured] for g in pace.groups}
+    speeds = {"expected": pace.expected, "measured": pace.measured, "interval": list(pace.interval)}
+    return {"pace": speeds | {"runner": pace.runner, "groups": groups}}
 
 
 def _nodes_removed(original: onnx.ModelProto, pruned: onnx.ModelProto) -> tuple[str, ...]:
