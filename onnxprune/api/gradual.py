@@ -95,7 +95,8 @@ def prune_during_training(
     if target is not None and target.is_time:
         raise BadInputError(
             f"--during-training cuts in rounds by a cost that adds up from cut to cut, and times do not: leave out "
-            f"{flag_of(target.metric)}. Prune with {flag_of(target.metric)} first and train the result with 'onnxprune finetune', or give --macs."
+            f"{flag_of(target.metric)}. Prune with {flag_of(target.metric)} first "
+            "and train the result with 'onnxprune finetune', or give --macs."
         )
     if target is None or target.metric not in METRICS:
         raise BadInputError("--during-training needs a share of the MACs or of the parameters: --macs or --params.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from onnxprune.cli import bench, finetune, look, prune, sparsify
+from onnxprune.cli import bench, costs, finetune, look, prune, sparsify
 from onnxprune.cli.allocation import give_back_large_blocks
 from onnxprune.version import __version__
 
@@ -19,5 +19,5 @@ def main() -> None:
     give_back_large_blocks()
 
 
-for command in (prune.prune, sparsify.sparsify, finetune.finetune, *look.COMMANDS, *bench.COMMANDS):
+for command in (prune.prune, sparsify.sparsify, finetune.finetune, *look.COMMANDS, *bench.COMMANDS, costs.costs):
     main.add_command(command)
