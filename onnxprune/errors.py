@@ -21,9 +21,13 @@ class UnsupportedModelError(BadInputError):
 
 
 class TargetNotReachableError(OnnxPruneError):
-    """The budget asks for more than can be removed; the message says how far it gets."""
+    """The budget asks for more than can be removed; the message says how far it gets.
+
+    reached: the lowest cost found, in units of the cost, where it is known.
+    """
 
     exit_code = 3
+    reached: float | None = None
 
 
 class VerificationError(OnnxPruneError):

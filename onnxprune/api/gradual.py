@@ -21,7 +21,7 @@ import onnx
 
 from onnxprune.api import prune as pipeline
 from onnxprune.api.finetune import FinetuneResult, finetune
-from onnxprune.choose.budget import Budget, budget_of
+from onnxprune.choose.budget import Budget, budget_of, flag_of
 from onnxprune.choose.field import both
 from onnxprune.choose.field import options as fields_of
 from onnxprune.choose.finetune_options import GradualOptions, finetune_options_of
@@ -92,6 +92,12 @@ def prune_during_training(
     """
     how, settings = both(GradualOptions, Options, {**options, "data": data}, "prune")
     target = budget_of(budget)
+    if target is not None and target.is_time:
+        raise BadInputError(
+            f"--during-training cuts in rounds by a cost that adds up from cut to cut, and times do not: leave out "
+            f"{flag_of(target.metric)}. Prune with {flag_of(target.metric)} first "
+            "and train the result with 'onnxprune finetune', or give --macs."
+        )
     if target is None or target.metric not in METRICS:
         raise BadInputError("--during-training needs a share of the MACs or of the parameters: --macs or --params.")
     if settings.then_quantize is not None:

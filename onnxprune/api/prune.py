@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -23,8 +24,10 @@ from onnxprune.choose.field import both
 from onnxprune.choose.layers import Choice, chosen
 from onnxprune.choose.max_drop import aside_for, audited, boldest, is_drop
 from onnxprune.choose.options import Options, completed, replayed
+from onnxprune.choose.pace import Pace, Pacer, paced
 from onnxprune.choose.place import Place
 from onnxprune.choose.subject import Subject, whole
+from onnxprune.choose.timer import Timer
 from onnxprune.clock import Clock, Progress, silent
 from onnxprune.cut.plan import Plan, own_plan
 from onnxprune.cut.rewrite import rewrite
@@ -92,7 +95,7 @@ def prune(
     renderer = None if report is None else renderer_for(report)
     if budget is not None and apply is not None:
         raise BadInputError(
-            "Give exactly one target: --ratio, --macs, --params, --size, --max-drop, or a plan to --apply."
+            "Give exactly one target: --ratio, --macs, --params, --size, --speedup, --latency, --max-drop, or a plan to --apply."
         )
     if budget is None and apply is None:
         budget = usual(settings.data is not None)
@@ -111,20 +114,22 @@ def prune(
     aside = _aside(settings, budget, replay)
     ready(settings, loaded)
     analysis = analysis_of(loaded, settings.scope, share=clock.share)
-    if settings.benchmark or settings.then_quantize is not None:
+    is_timed = budget is not None and (budget.is_time or (is_drop(budget) and settings.cost == "latency"))
+    if settings.benchmark or settings.then_quantize is not None or is_timed:
         watch.check(loaded, analysis.feeds[0])
-    original = whole(analysis, settings, clock, aside)
+    timer = Timer(watch.runner, batch=watch.batch, warmup=watch.warmup) if is_timed else None
+    original = whole(analysis, settings, clock, aside, timer)
     clock("score")
-    bolder = None
+    bolder = pace = None
     if replay is not None:
         choice = _applied(original, replay, apply, settings, clock)
     else:
         assert budget is not None
-        choice, bolder = _decided(original, budget, settings, clock)
+        choice, bolder, pace = _decided(loaded, original, budget, settings, clock)
     outcome = _carried_out(
         loaded, original, choice, budget, replay, settings=settings, clock=clock, watch=watch, bolder=bolder
     )
-    outcome = replace(outcome, set_aside=0 if aside is None else aside.least)
+    outcome = replace(outcome, set_aside=0 if aside is None else aside.least, pace=pace)
     made = plan_of(outcome)
     result = PruneResult(outcome.model, made, report_of(outcome, made), loaded)
     texts: dict[Path, str] = {}
@@ -148,13 +153,28 @@ def _aside(settings: Options, budget: Budget | None, replay: Plan | None) -> Asi
     return aside_for(budget, settings) if budget is not None and is_drop(budget) else None
 
 
-def _decided(original: Subject, budget: Budget, settings: Options, clock: Clock) -> tuple[Choice, Bolder | None]:
+def _decided(
+    loaded: LoadedModel, original: Subject, budget: Budget, settings: Options, clock: Clock
+) -> tuple[Choice, Bolder | None, Pace | None]:
+    finish, written = finisher(settings, loaded), _writer(original, settings)
+
+    def made(choice: Choice) -> onnx.ModelProto:
+        return written(finish(rewrite(choice.subject.bare, choice.removed)))
+
     if is_drop(budget):
-        return boldest(original, budget, settings, clock, _writer(original, settings))
+        if settings.cost == "macs":
+            return *boldest(original, budget, settings, clock, written), None
+        with ExitStack() as stack:
+            pacer = Pacer(original, Budget("speedup", 1), settings, clock, made, stack)
+            choice, bolder = boldest(original, budget, settings, clock, written, pacer)
+            return choice, bolder, pacer.pace(pacer.trial_of(choice))
+    if budget.is_time:
+        choice, pace = paced(original, budget, settings, clock, made, settings.then_quantize is not None)
+        return choice, None, pace
     if settings.depth != "off":
-        return chosen(original, budget, settings, clock), None
+        return chosen(original, budget, settings, clock), None, None
     decide = decider(original.analysis, original.calibration, budget, settings, original.costs, clock)
-    return Choice(original, decide(budget)), None
+    return Choice(original, decide(budget)), None, None
 
 
 def _writer(original: Subject, settings: Options) -> Callable[[onnx.ModelProto], onnx.ModelProto]:

@@ -15,14 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from onnxprune.choose.budget import Budget
-from onnxprune.choose.cost import Cost
+from onnxprune.choose.budget import Budget, flag_of
+from onnxprune.choose.cost import Cost, Stepped
 from onnxprune.choose.costs import CostModel
+from onnxprune.choose.keep_axes import Scores, keep_axes
 from onnxprune.choose.order import Order
 from onnxprune.choose.spend import lowest, spend
 from onnxprune.choose.widths import FLOOR, legal, rounded
@@ -31,8 +32,6 @@ from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.grouping import Group
 from onnxprune.groups.units import Ids
-
-Scores = NDArray[np.float64]
 
 MARGIN = 0.05
 """Share by which measured damages are about uncertain. Swaps that gained 0.03 to 3 % of it cost top-1: tests/benchmarks/allocator.md."""
@@ -61,6 +60,7 @@ def steps_of(group: Group, scores: Scores) -> Steps:
     return Steps(group, classes, np.array([scores[c].mean() for c in classes]))
 
 
+Fitting = Callable[[int], int]
 By = Literal["ratio", "damage", "importance"]
 
 
@@ -107,13 +107,13 @@ def allocate(
     if budget.metric == "ratio":
         counts = [rounded(s.group, int(budget.amount * s.group.units + 1e-9), round_to) for s in groups]
         return Allocation(work.removed(counts), "ratio")
-    cost = cost or CostModel(analysis).of(budget.metric)
+    cost = cost or CostModel(analysis).of(budget.cost)
     if damages is None:
-        return _by_importance(work, cost, budget.amount)
+        return _by_importance(work, cost, budget)
     missing = [s.group.id for s in groups if s.group.id not in damages]
     if missing:
         raise ValueError(f"No damages for {', '.join(missing)}: give them for every group, or for none (damages=None).")
-    return _by_damage(work, cost, budget.amount, [damages[s.group.id] for s in groups])
+    return _by_damage(work, cost, budget, [damages[s.group.id] for s in groups])
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,36 @@ class _Work:
         taken = [ids for steps, n in zip(self.groups, counts, strict=True) for ids in steps.classes[:n]]
         return keep_axes(self.analysis, taken, self.scores)
 
-    def widths(self, floor: float) -> list[tuple[int, ...]]:
+    def widths(self, floor: float, cost: Cost) -> list[tuple[int, ...]]:
+        if isinstance(cost, Stepped) and self.round_to <= 1:
+            return [cost.widths(s.group, floor) for s in self.groups]
         return [legal(s.group, self.round_to, floor) for s in self.groups]
+
+    def fitting(self, floor: float, cost: Cost) -> list[Fitting]:
+        """Per group, a width that it may have for any number of steps."""
+        if isinstance(cost, Stepped) and self.round_to <= 1:
+            return [_to_nearest(w) for w in self.widths(floor, cost)]
+        return [partial(_rounded, s.group, self.round_to) for s in self.groups]
+
+    def widened(
+        self, counts: list[int], cost: Cost, floor: float, target: float, priority: Sequence[Scores]
+    ) -> list[int]:
+        """Of a cost that falls in steps: what the target does not need comes back, the most important first."""
+        if not isinstance(cost, Stepped):
+            return counts
+        measure, widths = self.measure(cost), self.widths(floor, cost)
+        places = [w.index(n) if n in w else 0 for w, n in zip(widths, counts, strict=True)]
+        now, stuck = list(counts), set[int]()
+        while True:
+            open_ones = [k for k, place in enumerate(places) if place and k not in stuck]
+            if not open_ones:
+                return now
+            k = max(open_ones, key=lambda k: priority[k][now[k] - 1])
+            trial = [*now[:k], widths[k][places[k] - 1], *now[k + 1 :]]
+            if measure(trial) <= target:
+                now, places[k] = trial, places[k] - 1
+            else:
+                stuck.add(k)
 
     def measure(self, cost: Cost) -> Callable[[Sequence[int]], float]:
         """The cost as a function of the steps removed per group. Raises `BadInputError` where it is no number."""
@@ -146,36 +174,39 @@ class _Work:
         return measured
 
 
-def _by_damage(work: _Work, cost: Cost, share: float, curves: list[Scores]) -> Allocation:
+def _by_damage(work: _Work, cost: Cost, budget: Budget, curves: list[Scores]) -> Allocation:
     measure = work.measure(cost)
-    target = share * measure([0] * len(work.groups))
+    target = budget.goal(measure([0] * len(work.groups)))
     for floor in (FLOOR, 0.0):
-        found = spend(work.widths(floor), curves, measure, target, MARGIN)
+        found = spend(work.widths(floor, cost), curves, measure, target, MARGIN)
         if found.is_met:
             return Allocation(work.removed(found.counts), "damage", found.is_exact)
-    raise _unreachable(work, cost, share, found.cost)
+    raise _unreachable(work, cost, budget, found.cost)
 
 
-def _by_importance(work: _Work, cost: Cost, share: float) -> Allocation:
+def _by_importance(work: _Work, cost: Cost, budget: Budget) -> Allocation:
     """The least important steps of groups that save anything, as few as meet the target by bisection."""
-    groups, round_to = work.groups, work.round_to
+    groups = work.groups
     measure = work.measure(cost)
     nothing = [0] * len(groups)
     total = measure(nothing)
-    target = share * total
+    target = budget.goal(total)
     if total <= target:
         return Allocation(work.removed(nothing), "importance")
-    narrowest = [w[-1] for w in work.widths(0.0)]
+    narrowest = [w[-1] for w in work.widths(0.0, cost)]
     priority = _ranks([np.maximum.accumulate(s.scores) for s in groups], _saves(measure, narrowest))
     for floor in (FLOOR, 0.0):
+        fitting = work.fitting(floor, cost)
         limits = [min(len(p), int((1 - floor) * s.group.units)) for p, s in zip(priority, groups, strict=True)]
         levels = np.unique(np.concatenate([p[:n] for p, n in zip(priority, limits, strict=True)]))
         levels = levels[np.isfinite(levels)]
 
-        def at(k: int, limits: list[int] = limits, levels: Scores = levels) -> list[int]:
+        def at(
+            k: int, limits: list[int] = limits, levels: Scores = levels, fitting: list[Fitting] = fitting
+        ) -> list[int]:
             return [
-                rounded(s.group, min(n, int(np.searchsorted(p, levels[k], side="right"))), round_to)
-                for s, p, n in zip(groups, priority, limits, strict=True)
+                fit(min(n, int(np.searchsorted(p, levels[k], side="right"))))
+                for fit, p, n in zip(fitting, priority, limits, strict=True)
             ]
 
         low, high = 0, len(levels) - 1
@@ -187,10 +218,10 @@ def _by_importance(work: _Work, cost: Cost, share: float) -> Allocation:
                 high = middle
             else:
                 low = middle + 1
-        return Allocation(work.removed(at(high)), "importance")
-    reached = lowest(work.widths(0.0), measure)
+        return Allocation(work.removed(work.widened(at(high), cost, floor, target, priority)), "importance")
+    reached = lowest(work.widths(0.0, cost), measure)
     if reached.cost > target:
-        raise _unreachable(work, cost, share, reached.cost)
+        raise _unreachable(work, cost, budget, reached.cost)
     return Allocation(work.removed(reached.counts), "importance")
 
 
@@ -205,15 +236,26 @@ def _saves(measure: Callable[[Sequence[int]], float], narrowest: list[int]) -> l
     return saves if any(saves) else [True] * len(saves)
 
 
-def _unreachable(work: _Work, cost: Cost, share: float, reached: float) -> TargetNotReachableError:
+def _rounded(group: Group, round_to: int, remove: int) -> int:
+    return rounded(group, remove, round_to)
+
+
+def _to_nearest(widths: Sequence[int]) -> Fitting:
+    """The width nearest to a number of steps; of two, the one that removes less."""
+    return lambda n: min(widths, key=lambda w: (abs(w - n), w))
+
+
+def _unreachable(work: _Work, cost: Cost, budget: Budget, reached: float) -> TargetNotReachableError:
     total = work.measure(cost)([0] * len(work.groups))
     held = list(dict.fromkeys(p.reason for g in work.analysis.groups for p in g.pins if not g.removable))
     why = f" What is left is held by: {held[0]}" if held else ""
     why += (f" and {len(held) - 1} more pins." if len(held) > 1 else ".") if held else ""
-    return TargetNotReachableError(
-        f"--{cost.name} {share:g} cannot be reached: at most down to {reached / total if total else 1.0:.3f} of the original "
-        f"({reached:.6g} of {total:.6g} {cost.unit}).{why} Try a larger value, --round-to 1 or --include-inexact."
+    found = TargetNotReachableError(
+        f"{flag_of(budget.metric)} {budget.amount:g} cannot be reached: at most down to {reached / total if total else 1.0:.3f} of the "
+        f"original ({reached:.6g} of {total:.6g} {cost.unit}).{why} Try a larger value, --round-to 1 or --include-inexact."
     )
+    found.reached = reached
+    return found
 
 
 def _nothing(analysis: Analysis) -> str:
@@ -242,29 +284,6 @@ def _row_scores(analysis: Analysis, scores: Scores) -> Scores:
         is_parent = number > 0
         scores[is_parent] = (total / np.maximum(number, 1))[is_parent]
     return scores
-
-
-def keep_axes(analysis: Analysis, steps: Sequence[Ids], scores: Scores) -> Bools:
-    """What these steps remove. No axis may be emptied: where one would be, the steps and rows that take its most important class stay out.
-
-    If that is not enough (rows and steps that empty it together), all that touches the axis stays out. Only whole steps are
-    taken back, so every box stays one.
-    """
-    child, parent = analysis.solution.children
-    spared = np.zeros(analysis.solution.count, bool)
-    for attempt in range(50):
-        removed = np.zeros(analysis.solution.count, bool)
-        for ids in steps:
-            if not spared[ids].any():
-                removed[ids] = True
-        removed = analysis.solution.closure(removed)
-        empty = [axis for axis in analysis.solution.axes if removed[axis].all()]
-        if not empty:
-            return removed
-        for axis in empty:
-            spared[axis if attempt > 2 else axis[[np.argmax(scores[axis])]]] = True
-        spared[parent[spared[child]]] = True
-    return np.zeros(analysis.solution.count, bool)
 
 
 def _ranks(levels: list[Scores], counts: list[bool]) -> list[Scores]:

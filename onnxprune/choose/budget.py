@@ -8,14 +8,17 @@ from typing import Any, Literal, get_args
 from onnxprune.choose.checks import number
 from onnxprune.errors import BadInputError, quoted
 
-TargetName = Literal["ratio", "macs", "params", "size", "max_drop"]
+TargetName = Literal["ratio", "macs", "params", "size", "speedup", "latency", "max_drop"]
 TARGETS: dict[TargetName, str] = {
     "ratio": "Remove this share of the units of every group.",
     "macs": "Keep at most this share of the multiply-accumulates.",
     "params": "Keep at most this share of the parameters.",
     "size": "Keep at most this share of the weights' bytes.",
-    "max_drop": "Keep as few multiply-accumulates as possible at this loss of the --metric or less.",
+    "speedup": "Make a run so many times as fast, by time measured where --runner says.",
+    "latency": "Make a run take at most so many milliseconds, or such a share of the original's time (50%).",
+    "max_drop": "Keep as few multiply-accumulates (or as little time, --cost latency) as possible at this loss of the --metric or less.",
 }
+TIMES: tuple[TargetName, ...] = ("speedup", "latency")
 AUTO = 8
 
 
@@ -28,31 +31,77 @@ def flag_of(metric: TargetName) -> str:
     return f"--{metric.replace('_', '-')}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Budget:
     """What to reach: `Budget("macs", 0.5)` keeps half of the multiply-accumulates.
 
     metric: `ratio` removes the share `amount` of the units of every group; `macs`, `params` and `size` (bytes of the weights) keep at
-    most the share `amount` of the original's; `max_drop` keeps as few multiply-accumulates as possible while the option `metric`
-    (see `Options`) gets worse by no more than `amount`.
-    amount: a share, 0 to 1; for `max_drop` a loss in units of the metric, 0 or more.
+    most the share `amount` of the original's; `speedup` makes a run `amount` times as fast, `latency` makes it take `amount`
+    milliseconds at most, both measured; `max_drop` keeps as few multiply-accumulates (or as little time, by the option `cost`) as
+    possible while the option `metric` (see `Options`) gets worse by no more than `amount`.
+    amount: a share, 0 to 1; for `speedup` 1 or more; for `latency` above 0, or a share of the original's time as a text such as "50%",
+    which is a speedup of 2; for `max_drop` a loss in units of the metric, 0 or more.
     Raises `BadInputError` for anything else.
     """
 
     metric: TargetName
     amount: float
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.metric, str) or self.metric not in get_args(TargetName):
-            raise BadInputError(f"Unknown target {self.metric!r}; choose one of {', '.join(get_args(TargetName))}.")
-        flag = flag_of(self.metric)
-        if self.metric == "max_drop":
-            amount = number(0, span="0 or more")(flag, self.amount)
-        elif self.metric == "ratio":
-            amount = number(0, 1, span="between 0 and 1")(flag, self.amount)
-        else:
-            amount = number(0, 1, above=True, span="above 0 and at most 1")(flag, self.amount)
-        object.__setattr__(self, "amount", amount)
+    def __init__(self, metric: TargetName, amount: float | str) -> None:
+        if not isinstance(metric, str) or metric not in get_args(TargetName):
+            raise BadInputError(f"Unknown target {metric!r}; choose one of {', '.join(get_args(TargetName))}.")
+        flag = flag_of(metric)
+        if metric == "latency" and isinstance(amount, str) and amount.strip().endswith("%"):
+            metric, amount = "speedup", 100 / _percent(flag, amount)
+        elif metric == "latency" and isinstance(amount, str):
+            try:
+                amount = float(amount)
+            except ValueError:
+                raise BadInputError(
+                    f"{flag} takes milliseconds (3.5) or a share (50%), not {quoted(amount)}."
+                ) from None
+        known = number(*SPANS[metric][:2], above=metric in ABOVE, span=SPANS[metric][2])(flag, amount)
+        object.__setattr__(self, "metric", metric)
+        object.__setattr__(self, "amount", known)
+
+    @property
+    def is_time(self) -> bool:
+        """Is it about measured time?"""
+        return self.metric in TIMES
+
+    @property
+    def cost(self) -> str:
+        """Name of the cost that it limits (`CostModel.of`)."""
+        return "latency" if self.is_time else self.metric
+
+    def goal(self, total: float) -> float:
+        """The most that the cost may be. total: the original's."""
+        if self.metric == "latency":
+            return self.amount
+        return total / self.amount if self.metric == "speedup" else total * self.amount
+
+
+INFINITE = float("inf")
+SPANS: dict[TargetName, tuple[float, float, str]] = {
+    "ratio": (0, 1, "between 0 and 1"),
+    "macs": (0, 1, "above 0 and at most 1"),
+    "params": (0, 1, "above 0 and at most 1"),
+    "size": (0, 1, "above 0 and at most 1"),
+    "speedup": (1, INFINITE, "1 or more (2 makes a run take half the time)"),
+    "latency": (0, INFINITE, "above 0 milliseconds, or a share such as 50%"),
+    "max_drop": (0, INFINITE, "0 or more"),
+}
+ABOVE = ("macs", "params", "size", "latency")
+
+
+def _percent(flag: str, text: str) -> float:
+    try:
+        found = float(text.strip()[:-1])
+    except ValueError:
+        found = -1.0
+    if not 0 < found <= 100:
+        raise BadInputError(f"{flag} must be above 0% and at most 100% of the original's time, not {quoted(text)}.")
+    return found
 
 
 def usual(has_data: bool) -> Budget:

@@ -44,7 +44,7 @@ class Candidate:
     bypass: Bypass
     gone: frozenset[str]
     macs: int
-    saved: int
+    saved: float
     change: float = inf
 
 
@@ -78,7 +78,7 @@ def candidates(
         ):
             continue
         variants[mark] += 1
-        found.append(Candidate(bypass, gone, costs.of_nodes("macs", gone), costs.of_nodes(metric, gone)))
+        found.append(Candidate(bypass, gone, int(costs.of_nodes("macs", gone)), costs.of_nodes(metric, gone)))
     found = sorted(found, key=lambda c: len(c.gone))[:MOST]
     changes = _changes([c.bypass for c in found], calibration, analysis.model)
     measured = [replace(c, change=x) for c, x in zip(found, changes, strict=True)]

@@ -125,7 +125,7 @@ def decider(
     """Everything that deciding needs, measured once: what to remove as a function of the target."""
     importance = importance_of(settings.importance)
     scores = scores_of(importance, analysis, calibration, settings.seed)
-    round_to = AUTO if settings.round_to is None else settings.round_to
+    round_to = (1 if budget.is_time else AUTO) if settings.round_to is None else settings.round_to
     orders = damages = None
     if calibration is not None:
         orders = (
@@ -140,7 +140,7 @@ def decider(
     clock("allocate")
 
     def decide(target: Budget) -> Bools:
-        cost = None if target.metric == "ratio" else costs.of(target.metric)
+        cost = None if target.metric == "ratio" else costs.of(target.cost)
         for finer in (round_to, 1):  # rounding is a default, the target is not
             try:
                 return allocate(analysis, scores, target, finer, cost, orders, damages).removed

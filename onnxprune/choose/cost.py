@@ -25,9 +25,10 @@ be as small as 1e-3 or as large as 1e12. Where a kernel works in blocks of 16 ch
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from onnxprune.groups.classes import Bools
+from onnxprune.groups.grouping import Group
 from onnxprune.ops.linear import Floats
 
 
@@ -54,3 +55,11 @@ class Cost(Protocol):
 
     def per_class(self) -> Floats:
         """First-order saving of removing each class, `[count]`. For reports."""
+
+
+@runtime_checkable
+class Stepped(Protocol):
+    """A cost that falls in steps and knows where: of a group, it gives the numbers of steps that are worth removing."""
+
+    def widths(self, group: Group, floor: float) -> tuple[int, ...]:
+        """Ascending, from 0. floor: share of its units that the group keeps."""

@@ -1,4 +1,4 @@
-"""What a model costs: multiply-accumulates and parameters, before and after a removal.
+"""What a model costs: multiply-accumulates, parameters and time, before and after a removal.
 
 MACs are those of the operators whose rule gives them (convolutions, matrix products, recurrent layers), at the shapes of
 the first observation; the body of a loop counts once. Parameters are the entries of floating-point and 8-bit constants.
@@ -17,13 +17,18 @@ from numpy.typing import NDArray
 
 from onnxprune import ops
 from onnxprune.choose.cost import Cost
+from onnxprune.choose.timer import Timer
+from onnxprune.choose.timetable import Timetable
+from onnxprune.choose.widths import stops
 from onnxprune.groups.analysis import Analysis, Shapes, kept_mask
 from onnxprune.groups.classes import Bools
+from onnxprune.groups.grouping import Group
 from onnxprune.groups.maps import Maps, Shape, clusters
 from onnxprune.ops import failures
 from onnxprune.ops.base import CostContext, Rule
 
 UNITS = {"macs": "MACs", "params": "parameters", "size": "bytes"}
+LATENCY = "latency"
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,13 @@ class _Found:
 
 
 class CostModel:
-    """Evaluates the cost of a removal (bool per class) without rewriting anything."""
+    """Evaluates the cost of a removal (bool per class) without rewriting anything.
 
-    def __init__(self, analysis: Analysis) -> None:
-        self.analysis = analysis
+    timer: measures what pieces of the model take, where a target is a time (`choose/timetable.py`).
+    """
+
+    def __init__(self, analysis: Analysis, timer: Timer | None = None) -> None:
+        self.analysis, self.timer = analysis, timer
         self.terms: list[_Term] = []
         shapes = Shapes(analysis, np.zeros(analysis.solution.classes.size, bool))
         for node in analysis.view.graph.walk():
@@ -100,8 +108,19 @@ class CostModel:
         self.stored = {key: _Found(ways) for key, ways in self.cuts.items()}
 
     def of(self, metric: str) -> Cost:
-        """The cost that a target is about: `macs`, `params` or `size`."""
+        """The cost that a target is about: `macs`, `params`, `size`, or `latency` where there is a timer."""
+        if metric == LATENCY:
+            return TimeCost(self.times)
         return _Own(self, metric, UNITS[metric])
+
+    @cached_property
+    def times(self) -> Timetable:
+        """The times of the model's pieces, measured when they are first asked for."""
+        if self.timer is None:
+            raise ValueError("A time needs a timer: CostModel(analysis, timer).")
+        found = Timetable(self.analysis, self.node_macs, self.timer)
+        found.measure(self.timer.share)
+        return found
 
     def macs(self, removed: Bools | None = None) -> int:
         return int(sum(macs for _, macs in self._by_node(removed)))
@@ -116,8 +135,10 @@ class CostModel:
         """MACs per node key, of nodes that have any."""
         return {node: macs for node, macs in self._by_node(None) if macs}
 
-    def of_nodes(self, metric: str, gone: Set[str]) -> int:
-        """What goes with whole nodes: their MACs, or the constants that only they read."""
+    def of_nodes(self, metric: str, gone: Set[str]) -> float:
+        """What goes with whole nodes: their MACs, the constants that only they read, or their time."""
+        if metric == LATENCY:
+            return self.times.timer.fit.alpha * self.times.of_nodes(gone)
         if metric == "macs":
             return sum(macs for node, macs in self.node_macs.items() if node in gone)
         total = 0
@@ -223,6 +244,35 @@ class _Own:
 
     def per_class(self) -> NDArray[np.float64]:
         return self.model.saving(self.name)
+
+
+@dataclass(frozen=True)
+class TimeCost:
+    """Milliseconds of a run, from measured times of the model's pieces, as a `Cost`."""
+
+    table: Timetable
+    name = LATENCY
+    unit = "ms"
+
+    def total(self, removed: Bools | None = None) -> float:
+        return max(0.0, self.table.timer.fit(self.table.total(removed)))
+
+    def per_node(self, removed: Bools | None = None) -> Mapping[str, float]:
+        alpha = self.table.timer.fit.alpha
+        return {p.layer or p.nodes[0]: alpha * ms for p, ms in self.table.per_piece(removed)}
+
+    def per_class(self) -> NDArray[np.float64]:
+        """By half of each group: steps of kernels make the first units save nothing, or much."""
+        saving = np.zeros(self.table.analysis.solution.count)
+        whole = self.total()
+        for k, group in enumerate(self.table.sizes.groups):
+            half = max(1, group.removable // 2)
+            removed = self.table.sizes.removed({k: half})
+            saving[group.classes] += (whole - self.total(removed)) / max(1, int(removed[group.classes].sum()))
+        return saving
+
+    def widths(self, group: Group, floor: float) -> tuple[int, ...]:
+        return stops(group, floor)
 
 
 def _bytes(constant: Any) -> int:

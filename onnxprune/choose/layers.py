@@ -26,7 +26,7 @@ import onnx
 from onnxprune.analyse.observe import analysis_of
 from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.calibrate.calibration import Calibration
-from onnxprune.choose.budget import Budget
+from onnxprune.choose.budget import Budget, flag_of
 from onnxprune.choose.candidates import Candidate, candidates
 from onnxprune.choose.channels import decider, repaired
 from onnxprune.choose.costs import CostModel
@@ -94,9 +94,10 @@ def reduced(
     bare = analysis_of(
         replace(model, proto=bypassed(model.proto, bypasses)), settings.scope, original.bare.observation.feeds
     )
+    costs = CostModel(bare, original.costs.timer)
     against = original.against
     if against is None:
-        return Subject(tuple(bypasses), bare, bare, CostModel(bare), None, None)
+        return Subject(tuple(bypasses), bare, bare, costs, None, None)
     proto = bypassed(basis.proto, bypasses)
     changed = original.changed
     if settings.recover != "none":
@@ -111,9 +112,7 @@ def reduced(
         else against
     )
     against = replace(own, flat=against.flat, routing=against.routing, outputs=against.outputs, moments={})
-    return Subject(
-        tuple(bypasses), bare, analysis, CostModel(bare), own, against, changed, original.mixed, original.blocks
-    )
+    return Subject(tuple(bypasses), bare, analysis, costs, own, against, changed, original.mixed, original.blocks)
 
 
 def _in_place(model: Model, fitted: Repaired) -> tuple[onnx.ModelProto, tuple[tuple[str, int], ...]]:
@@ -169,7 +168,8 @@ class _Search:
         self.against = original.against
         self.few = thinned(original.against)
         self.model = original.bare.model
-        self.total = original.costs.of(budget.metric).total()
+        self.total = original.costs.of(budget.cost).total()
+        self.share = budget.goal(self.total) / self.total if self.total else 1.0
         self.links = Links(original.bare)
         self.looks: list[Look] = []
         macs = max(1, original.costs.macs() // batch_of(original.bare.feeds[0]))
@@ -177,7 +177,7 @@ class _Search:
         self.looked = int(min(LOOKED, max(2, LOOK_MACS / macs)))
         clock("depth")
         free = _freedom(self.links, settings)
-        self.pool = candidates(original.bare, original.costs, self.few, budget.metric, free)
+        self.pool = candidates(original.bare, original.costs, self.few, budget.cost, free)
 
     def auto(self) -> Choice:
         removed, alone = self._finished(self.original)
@@ -185,7 +185,7 @@ class _Search:
         idle = self._idle()
         if idle:
             choice = self._tried(idle, choice, alone * (1 + TIE))
-        waiting = self._ranked(choice.subject.bypasses, 1 - self.budget.amount)
+        waiting = self._ranked(choice.subject.bypasses, 1 - self.share)
         least = min(alone, choice.damage)
         trials = failures = 0
         while waiting and trials < self.trials and failures < FAILURES:
@@ -203,7 +203,7 @@ class _Search:
             least = min(least, found.damage)
             alone = min(alone, found.damage / CLEAR) if not np.isfinite(alone) else alone  # they do not get there
             self._note(candidate, damage, TAKEN)
-            waiting = self._ranked(choice.subject.bypasses, 1 - self.budget.amount)
+            waiting = self._ranked(choice.subject.bypasses, 1 - self.share)
         for candidate, damage in waiting:
             self._note(candidate, damage, "not tried: others came first")
         if not np.isfinite(choice.baseline or 0.0) and choice.subject is self.original:
@@ -214,7 +214,7 @@ class _Search:
     def only(self) -> Choice:
         drops = self._idle()
         ranked: list[tuple[Candidate, float]] = []
-        while self._saved(drops) < 1 - self.budget.amount:
+        while self._saved(drops) < 1 - self.share:
             ranked = self._ranked(drops, self._enough(drops))
             if not ranked:
                 raise self._unreachable(drops)
@@ -247,7 +247,7 @@ class _Search:
         target = self._relative(subject)
         try:
             removed = nothing
-            if target.amount < 1:
+            if target.goal(own := subject.costs.of(target.cost).total()) < own:
                 removed = self._decider(subject, target)(target)
         except (TargetNotReachableError, NothingPrunableError):
             return nothing, inf
@@ -260,10 +260,10 @@ class _Search:
 
     def _relative(self, subject: Subject) -> Budget:
         """The target, which is a share of the original's cost, as a share of the subject's."""
-        own = subject.costs.of(self.budget.metric).total()
-        if not self.total:
+        if not self.total or self.budget.metric == "latency":
             return self.budget
-        return replace(self.budget, amount=min(1.0, self.budget.amount * self.total / max(own, 1)))
+        own = subject.costs.of(self.budget.cost).total()
+        return Budget(self.budget.metric, min(1.0, self.budget.amount * self.total / max(own, 1)))
 
     # -- which one next
 
@@ -300,7 +300,7 @@ class _Search:
         Damage has a ceiling: without this bound, dropping nearly everything would be the cheapest per saving.
         """
         shares = [self._saved([*drops, c.bypass]) for c in self.pool]
-        return min((x for x in shares if x >= 1 - self.budget.amount), default=1.0) + OVERSHOOT
+        return min((x for x in shares if x >= 1 - self.share), default=1.0) + OVERSHOOT
 
     def _damage(self, drops: list[Bypass], repair: bool) -> float:
         """On held-out samples, after a repair on a few; infinite where the model does not run."""
@@ -316,13 +316,13 @@ class _Search:
 
     def _saved(self, drops: Sequence[Bypass]) -> float:
         """The share of the cost that goes with whole nodes."""
-        return self.original.costs.of_nodes(self.budget.metric, self.links.gone(drops)) / max(self.total, 1)
+        return self.original.costs.of_nodes(self.budget.cost, self.links.gone(drops)) / (self.total or 1)
 
     def _needed(self, drops: list[Bypass]) -> list[Bypass]:
         """Without those that a later, larger one made needless."""
         for bypass in list(drops):
             fewer = [b for b in drops if b != bypass]
-            if self._saved(fewer) >= 1 - self.budget.amount:
+            if self._saved(fewer) >= 1 - self.share:
                 drops = fewer
         return drops
 
@@ -331,7 +331,7 @@ class _Search:
 
     def _unreachable(self, drops: Sequence[Bypass]) -> TargetNotReachableError:
         return TargetNotReachableError(
-            f"--{self.budget.metric} {self.budget.amount:g} cannot be reached with --depth {self.settings.depth}: at most down to "
+            f"{flag_of(self.budget.metric)} {self.budget.amount:g} cannot be reached with --depth {self.settings.depth}: at most down to "
             f"{1 - self._saved(drops):.3f} of the original by layers"
             ". Try a larger value" + (", or --depth auto." if self.settings.depth == "only" else ".")
         )

@@ -1,4 +1,5 @@
-"""`--max-drop`: as few multiply-accumulates as a limit on the loss allows, with a promise: "with 90 % confidence the loss is at most D".
+"""`--max-drop`: as few multiply-accumulates (or as little time) as a limit on the loss allows, with a promise: "with 90 % confidence the
+loss is at most D".
 
 Whoever takes the smallest model that passes on some samples takes the one that was lucky on them. So the candidates and their order are
 fixed in advance: `SHARES` of the multiply-accumulates, from mild to bold. They are tested one after the other on samples that were set
@@ -23,6 +24,7 @@ from onnxprune.choose.budget import Budget
 from onnxprune.choose.channels import decider
 from onnxprune.choose.layers import Choice, chosen, finished
 from onnxprune.choose.options import Options
+from onnxprune.choose.pace import Pacer
 from onnxprune.choose.risk import CONFIDENCE, FEWEST, Bounds, Evidence, least
 from onnxprune.choose.subject import Subject
 from onnxprune.clock import Clock
@@ -80,16 +82,19 @@ def boldest(
     settings: Options,
     clock: Clock,
     written: Callable[[onnx.ModelProto], onnx.ModelProto],
+    pacer: Pacer | None = None,
 ) -> tuple[Choice, Bolder | None]:
     """The smallest model of the sequence that keeps to the limit, as do all before it; and what the first one that does not would need.
 
-    written: what else is done to a model before it is written. Raises `TargetNotReachableError` where the first one fails.
+    written: what else is done to a model before it is written. pacer: makes them shares of the original's time
+    instead. Raises `TargetNotReachableError` where the first one fails.
     """
     calibration = original.calibration
     if calibration is None:
         raise BadInputError("--max-drop needs calibration: leave out --recover none, or use --importance obs.")
     audit = Audit(original.bare, calibration, budget, settings)
-    decide = _decide(original, budget, settings, clock)
+    decide = _decide(original, budget, settings, clock) if pacer is None else _at_share(pacer)
+    of = "MACs" if pacer is None else "time"
     shares = SHARES if settings.depth == "off" else LAYERS
     best: Choice | None = None
     for k, share in enumerate(shares):
@@ -103,9 +108,11 @@ def boldest(
             break
         if best is not None and _is_same(choice, best):
             continue
+        if pacer is not None and not pacer.is_fastest(choice):
+            continue
         found = audit(written(finished(choice, settings, clock)))
         if not found.shows(budget.amount):
-            failed = Bolder(share, found.measured, found.needed(budget.amount))
+            failed = Bolder(share, found.measured, found.needed(budget.amount), of)
             if best is None:
                 raise _unkept(budget, settings, failed, found, audit.kind)
             return best, failed
@@ -121,9 +128,13 @@ def _is_same(a: Choice, b: Choice) -> bool:
 def _unkept(budget: Budget, settings: Options, failed: Bolder, found: Evidence, kind: str) -> TargetNotReachableError:
     more = "" if failed.needed is None else f", which about {failed.needed:,} would show"
     return TargetNotReachableError(
-        f"--max-drop {budget.amount:g} ({settings.metric}) cannot be promised: at {failed.macs:g} of the MACs the model loses "
+        f"--max-drop {budget.amount:g} ({settings.metric}) cannot be promised: at {failed.macs:g} of the {failed.of} the model loses "
         f"{found.measured:.4g} on the {found.sources:,} {kind}s set aside{more}. Allow more, or give more --data."
     )
+
+
+def _at_share(pacer: Pacer) -> Callable[[Budget], Choice]:
+    return lambda target: pacer.tried(target.amount * pacer.ms)
 
 
 def _decide(original: Subject, budget: Budget, settings: Options, clock: Clock) -> Callable[[Budget], Choice]:

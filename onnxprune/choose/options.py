@@ -35,6 +35,7 @@ RECOVER = ("lsq", "bias", "none")
 PRUNE = ("prune",)
 DEPTHS = ("off", "auto", "only")
 QUANTIZED = ("int8",)
+COSTS = ("macs", "latency")
 
 
 def _metric(flag: str, value: Any) -> str:
@@ -79,6 +80,16 @@ class Options:
         " original's outputs;"
         " MODULE:FUNCTION scores outputs and labels, larger is better.",
         cli={"metavar": "kl|cosine|top1|MODULE:FUNCTION"},
+        commands=PRUNE,
+    )
+    cost: str = option(
+        "macs",
+        one_of(*COSTS),
+        "What --max-drop keeps as little of as it can: multiply-accumulates, or measured time.",
+        cli={"choices": COSTS},
+        decided=True,
+        stored=True,
+        replay=_of_plan(str),
         commands=PRUNE,
     )
     judge: tuple[str, ...] = option(
@@ -285,10 +296,12 @@ def completed(settings: Options, budget: Budget | None) -> Options:
         raise BadInputError(
             "--metric says what --max-drop or --then-quantize measure; leave it out, or give one of them."
         )
+    if settings.cost != "macs" and (budget is None or budget.metric != "max_drop"):
+        raise BadInputError("--cost goes with --max-drop; for a time of your own give --speedup or --latency.")
     if settings.depth != "off" and budget is not None:
         if budget.metric == "ratio":
             raise BadInputError(
-                "--depth needs a target of cost (--macs, --params or --size) or --max-drop, not --ratio."
+                "--depth needs a target of cost (--macs, --params, --size, --speedup or --latency) or --max-drop, not --ratio."
             )
         if recover == "none" and not importance_of(chosen).needs_calibration:
             raise BadInputError("--depth needs calibration: leave out --recover none, or use --importance obs.")

@@ -18,8 +18,8 @@ import onnx
 
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.damage import Metric, divergence
-from onnxprune.choose.allocate import keep_axes
 from onnxprune.choose.costs import CostModel
+from onnxprune.choose.keep_axes import keep_axes
 from onnxprune.choose.order import Order
 from onnxprune.groups.analysis import Analysis, compress
 from onnxprune.groups.classes import Bools

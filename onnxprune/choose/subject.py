@@ -15,6 +15,7 @@ from onnxprune.choose.channels import calibrated
 from onnxprune.choose.costs import CostModel
 from onnxprune.choose.mix import Basis, bases, changes
 from onnxprune.choose.options import Options
+from onnxprune.choose.timer import Timer
 from onnxprune.clock import Clock
 from onnxprune.cut.bypass import Bypass
 from onnxprune.groups.analysis import Analysis
@@ -58,12 +59,14 @@ def uncalibrated(analysis: Analysis) -> Subject:
     return Subject((), analysis, analysis, CostModel(analysis), None, None)
 
 
-def whole(analysis: Analysis, settings: Options, clock: Clock, aside: Aside | None = None) -> Subject:
+def whole(
+    analysis: Analysis, settings: Options, clock: Clock, aside: Aside | None = None, timer: Timer | None = None
+) -> Subject:
     """The original, calibrated where anything asks for it, and in other bases where its weights may be changed.
 
-    aside: set samples apart that no step looks at until finished models are judged.
+    aside: set samples apart that no step looks at until finished models are judged. timer: for a target that is a time.
     """
-    costs = CostModel(analysis)
+    costs = CostModel(analysis, timer)
     clock("calibrate")
     calibration = calibrated(analysis, settings, costs, clock, aside)
     plain = Subject((), analysis, analysis, costs, calibration, calibration)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from onnxprune.cli import bench, finetune, look, profile, prune, sparsify
+from onnxprune.cli import bench, costs, finetune, look, profile, prune, sparsify
 from onnxprune.cli.allocation import give_back_large_blocks
 from onnxprune.version import __version__
 
@@ -19,5 +19,6 @@ def main() -> None:
     give_back_large_blocks()
 
 
-for command in (prune.prune, sparsify.sparsify, finetune.finetune, *look.COMMANDS, *bench.COMMANDS, profile.profile):
+COMMANDS = (prune.prune, sparsify.sparsify, finetune.finetune, *look.COMMANDS, *bench.COMMANDS, profile.profile, costs.costs)
+for command in COMMANDS:
     main.add_command(command)

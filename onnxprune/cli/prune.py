@@ -44,7 +44,8 @@ PLACE = {field.name: flag_of_field(field) for field, _ in fields_of(Place, "prun
 
 def _targets(command: Command) -> Command:
     for metric, text in reversed(TARGETS.items()):
-        command = click.option(flag_of(metric), metric, type=float, help=text)(command)
+        kind, metavar = (str, "MS|SHARE%") if metric == "latency" else (float, None)
+        command = click.option(flag_of(metric), metric, type=kind, metavar=metavar, help=text)(command)
     return command
 
 
@@ -77,11 +78,11 @@ def prune(
     **options: Any,
 ) -> None:
     """Prune MODEL to a target and write OUTPUT once it is proved equal to the masked original."""
-    wanted: dict[TargetName, float | None] = {metric: options.pop(metric) for metric in TARGETS}
+    wanted: dict[TargetName, Any] = {metric: options.pop(metric) for metric in TARGETS}
     targets = [(metric, amount) for metric, amount in wanted.items() if amount is not None]
     if len(targets) + (apply is not None) > 1:
         raise BadInputError(
-            "Give exactly one target: --ratio, --macs, --params, --size or --max-drop (or --apply a plan)."
+            "Give exactly one target: --ratio, --macs, --params, --size, --speedup, --latency or --max-drop (or --apply a plan)."
         )
     check_report(report)
     unused = given(*(("metric",) if during_training else ROUNDS))
@@ -125,6 +126,8 @@ def _show(report: Report, output: Path, verbose: bool) -> None:
         OUT.print(f"interface {line}", markup=False)
     for line in lines.repair_lines(report):
         OUT.print(f"repaired  {line}", markup=False)
+    for line in lines.pace_lines(report):
+        OUT.print(f"timed     {line}", markup=False)
     for line in lines.tuning_lines(report):
         OUT.print(f"tuned     {line}", markup=False)
     for line in report.warnings:

@@ -110,7 +110,7 @@ class Plan:
     model_sha256: of the original file; a plan applies to no other.
     groups: what left each group; where `bypassed` is not empty, groups are those of the model that is left.
     onnxprune: the version that wrote the plan.
-    settings: the options it was made with, by name, and the `target` (`{"macs": 0.5}`).
+    settings: the options it was made with, by name, and the `target` (`{"macs": 0.5}`); with a target of time, how it was met (`pace`).
     bypassed: tensors that were replaced by earlier ones, so that whole layers have no purpose (`--depth`).
     nodes_removed: keys (first outputs) of the original's nodes that are gone with them.
     mixed: tensors whose units are principal directions instead of the original's slices (`--mix`).
@@ -231,14 +231,15 @@ def plan_groups(analysis: Analysis, removed: Bools) -> tuple[PlanGroup, ...]:
     for k, part in enumerate(analysis.groups):
         classes = tuple(np.flatnonzero(owner[removable] == k).tolist())
         if (owner == k).any():
-            gone, exact = _units_removed(part, removed), bool(part.exact)
+            gone, exact = units_removed(part, removed), bool(part.exact)
             found.append(
                 PlanGroup(part.id, part.origin, part.kind, part.units, gone, exact, classes, tuple(members[k]))
             )
     return tuple(found)
 
 
-def _units_removed(group: Group, removed: Bools) -> int:
+def units_removed(group: Group, removed: Bools) -> int:
+    """How many steps of a group a removal takes."""
     gone = [int(removed[b].all(axis=1).sum()) // t for b, t in zip(group.blocks, group.per_step, strict=True)]
     return min(gone)
 

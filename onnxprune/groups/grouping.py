@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -98,6 +99,19 @@ class Solution:
             gone[instance_parent[~alive]] = True
             if int(gone.sum()) == before:
                 return gone
+
+    def emptied(self, gone: Bools) -> list[Ids]:
+        """The axes that lose all their classes."""
+        if not self.axes:
+            return []
+        classes, starts = self._ends
+        left = np.logical_or.reduceat(~gone[classes], starts)
+        return [self.axes[k] for k in np.flatnonzero(~left)]
+
+    @cached_property
+    def _ends(self) -> tuple[Ids, Ids]:
+        """All axes in one array, and where each begins."""
+        return np.concatenate(self.axes), np.cumsum([0, *(a.size for a in self.axes[:-1])])
 
     @property
     def removable(self) -> Ids:

@@ -48,6 +48,18 @@ def export_model(graph: gs.Graph, original: ModelProto) -> ModelProto:
     return model
 
 
+def node_writer(original: ModelProto) -> Callable[[gs.Node], NodeProto]:
+    """Writes single nodes of a graph that was imported from `original`, as they are now; what they hold of subgraphs is written as well."""
+    export = _Export(original)
+
+    def written(node: gs.Node) -> NodeProto:
+        proto = NodeProto()
+        export._node(node, node.__dict__.get("origin"), proto)
+        return proto
+
+    return written
+
+
 class _Export:
     """One export; guards which constants have been written, so that each is written once."""
 

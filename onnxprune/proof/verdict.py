@@ -31,14 +31,16 @@ class Verdict:
 class Bolder:
     """The first model of the sequence that did not keep to the limit (`--max-drop`).
 
-    macs: the share of the multiply-accumulates that it was to keep.
+    macs: the share of the multiply-accumulates that it was to keep, or of the time.
     measured: its loss on the samples set aside; null where it is not finite.
     needed: how many samples (or sources) like those would show that it keeps to the limit; null where none would.
+    of: what it is a share of, `MACs` or (with `--cost latency`) `time`.
     """
 
     macs: float
     measured: float
     needed: int | None
+    of: str = "MACs"
 
 
 @dataclass(frozen=True)

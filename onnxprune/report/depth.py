@@ -20,7 +20,7 @@ def depth_of(original: Subject, choice: Choice, mode: str) -> Depth | None:
     for k, bypass in enumerate(bypasses):
         gone = links.gone(bypasses[: k + 1]) - before
         before |= gone
-        macs = original.costs.of_nodes("macs", gone)
+        macs = int(original.costs.of_nodes("macs", gone))
         rows.append(BypassRow(bypass.tensor, bypass.by, len(gone), macs, damages.get(bypass)))
     declined = tuple(
         BypassDeclined(

@@ -11,6 +11,7 @@ from onnxprune.report.values import CalibrationSummary, Decided, Latency, NotJud
 from onnxprune.runtime import Speedup
 
 NAMED = 3  # nodes and tensors in one line
+SAVING = 5  # groups in one line
 VARIANT_COLUMNS = ("bytes", "ms per run", "divergence", "other top-1", "loss")
 
 
@@ -159,13 +160,29 @@ def drop_lines(drop: Drop) -> list[str]:
             if b.needed is None
             else f"about {b.needed:,} would be needed to show that it is allowed"
         )
-        lines.append(f"at {b.macs:g} of the MACs it is {b.measured:.3g}: {needs}")
+        lines.append(f"at {b.macs:g} of the {b.of} it is {b.measured:.3g}: {needs}")
     return lines
 
 
 def counted(count: int, what: str) -> str:
     """A number of something, in the singular where it is one."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def pace_lines(report: Report) -> list[str]:
+    """What was asked of the time, what was expected and measured, and what the most expensive groups save."""
+    p = report.pace
+    if p is None:
+        return []
+    low, high = p.interval
+    measured, known = p.graphs
+    asked = f"{p.asked:.3g}x asked, " if p.asked > 1 else ""
+    lines = [
+        f"{asked}{p.measured:.3g}x measured ({low:.3g} to {high:.3g}), {p.expected:.3g}x expected at first; {p.runner}",
+        f"{counted(p.rounds, 'whole model')} timed, {counted(measured, 'small graph')} ({known:,} were known) in {p.seconds:.1f} s",
+    ]
+    saved = ", ".join(f"{g.group} {g.expected:.3g} ms" for g in p.groups[:SAVING])
+    return [*lines, f"saved most by {saved}"] if saved else lines
 
 
 def tuning_lines(report: Report) -> list[str]:

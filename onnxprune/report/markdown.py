@@ -11,6 +11,7 @@ from onnxprune.report.lines import (
     interface_lines,
     layer_rows,
     number,
+    pace_lines,
     pruned_line,
     repair_lines,
     size_rows,
@@ -39,6 +40,7 @@ def _pruning(report: Report) -> Iterator[str]:
     yield from (f"| {' | '.join(row)} |" for row in summary_rows(report))
     yield from ("", f"Check in ONNX Runtime: {check_line(report)}.")
     yield from (f"- {line}" for line in repair_lines(report))
+    yield from (f"- Timed: {line}." for line in pace_lines(report))
     yield from (f"- Tuned: {line}." for line in tuning_lines(report))
     if report.interface:
         yield from ("", "## Interface", "")
@@ -49,11 +51,16 @@ def _pruning(report: Report) -> Iterator[str]:
         yield "|---|---:|---:|---:|---:|---:|"
         yield from (f"| {' | '.join(row)} |" for row in variant_rows(report))
     yield from _depth(report)
-    yield from ("", "## Groups", "", "| group | kind | where | units | removed | exact |")
-    yield "|---|---|---|---:|---:|---|"
+    times = {} if report.pace is None else {g.group: g for g in report.pace.groups}
+    more = (" ms expected | ms measured |", "---:|---:|") if times else ("", "")
+    yield from ("", "## Groups", "", f"| group | kind | where | units | removed | exact |{more[0]}")
+    yield f"|---|---|---|---:|---:|---|{more[1]}"
     for g in report.groups:
         exact = "yes" if g.exact else "no"
-        yield f"| {g.id} | {g.kind} | {_cell(g.origin)} | {g.units} | {g.removed} | {exact} |"
+        t = times.get(g.id)
+        both = (None, None) if t is None else (t.expected, t.measured)
+        saved = f" {number(both[0])} | {number(both[1])} |" if times else ""
+        yield f"| {g.id} | {g.kind} | {_cell(g.origin)} | {g.units} | {g.removed} | {exact} |{saved}"
     yield from ("", "## Declined", "")
     if not report.declined:
         yield "Nothing: every group of more than one unit can be pruned."

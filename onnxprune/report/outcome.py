@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx
 
@@ -10,6 +11,7 @@ from onnxprune.calibrate.calibration import Calibration
 from onnxprune.choose.budget import Budget
 from onnxprune.choose.layers import Choice
 from onnxprune.choose.options import Options, settings_of
+from onnxprune.choose.pace import Pace
 from onnxprune.choose.subject import Subject
 from onnxprune.cut.bypass import node_keys
 from onnxprune.cut.plan import VERSION, Pair, Plan, Refit, plan_groups
@@ -30,7 +32,7 @@ class Outcome:
     model: the finished model. refit: constants that were fitted anew or trained; digest: of those.
     verdict, repair, tuning, variants, drop, times (of original and result): None or empty where not asked for.
     calibration: what repair and damages were measured with. seconds: by stage.
-    set_aside: how many sources had to be set aside at least, for a limit on the loss.
+    set_aside: how many sources had to be set aside at least, for a limit on the loss. pace: how a target of time was met.
     """
 
     settings: Options
@@ -50,6 +52,7 @@ class Outcome:
     times: Elsewhere | None
     seconds: dict[str, float]
     set_aside: int = 0
+    pace: Pace | None = None
 
 
 def plan_of(outcome: Outcome) -> Plan:
@@ -66,7 +69,7 @@ def plan_of(outcome: Outcome) -> Plan:
         model_sha256=subject.bare.model.sha256,
         groups=plan_groups(subject.bare, removed),
         onnxprune=__version__,
-        settings=settings_of(settings, outcome.budget, outcome.set_aside),
+        settings=settings_of(settings, outcome.budget, outcome.set_aside) | _paced(outcome.pace),
         bypassed=subject.bypasses,
         nodes_removed=_nodes_removed(proto, outcome.model) if settings.depth != "off" else (),
         mixed=subject.mixed,
@@ -76,6 +79,15 @@ def plan_of(outcome: Outcome) -> Plan:
         params=Pair(before.params(), after.params(removed)),
         interface=ports(subject.bare, removed),
     )
+
+
+def _paced(pace: Pace | None) -> dict[str, Any]:
+    """How a target of time was met, as a plan keeps it; groups: expected and measured milliseconds that each saves."""
+    if pace is None:
+        return {}
+    groups = {g.group: [g.expected, g.measured] for g in pace.groups}
+    speeds = {"expected": pace.expected, "measured": pace.measured, "interval": list(pace.interval)}
+    return {"pace": speeds | {"runner": pace.runner, "groups": groups}}
 
 
 def _nodes_removed(original: onnx.ModelProto, pruned: onnx.ModelProto) -> tuple[str, ...]:

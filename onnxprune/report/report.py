@@ -9,6 +9,7 @@ from typing import Any
 
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.coverage import coverage
+from onnxprune.choose.pace import Pace
 from onnxprune.choose.subject import Subject
 from onnxprune.cut.plan import Pair, Plan
 from onnxprune.groups.analysis import Analysis
@@ -59,6 +60,7 @@ class Report:
     depth: layers and nodes (`--depth`).
     latency_ms: milliseconds per run; left out without a benchmark.
     interface: axes of inputs and outputs that got shorter (`--free`).
+    pace: how a target of time was met (`--speedup`, `--latency`).
     """
 
     model_sha256: str
@@ -78,6 +80,7 @@ class Report:
     depth: Depth | None = None
     latency_ms: Latency | None = None
     interface: tuple[Port, ...] = ()
+    pace: Pace | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As in the JSON."""
@@ -122,6 +125,7 @@ def report_of(outcome: Outcome, plan: Plan) -> Report:
         depth=depth_of(outcome.original, outcome.choice, outcome.settings.depth),
         latency_ms=None if outcome.times is None else Latency.of(outcome.times),
         interface=plan.interface,
+        pace=outcome.pace,
     )
 
 

@@ -1,0 +1,373 @@
+"""A model as fast as was asked for: widths (and layers) by the table of times, then the whole model measured, until both agree.
+
+    table -> decide -> rewrite -> time the whole model, in turn with the original -> correct -> decide -> …
+
+Sums of small graphs are not the time of a model: what runs between them is left out, what loads and stores their ends counts twice. So
+every whole model that is timed teaches the sum (`choose/timer.py`), and the next round aims at what is still missing. Times do not depend
+on weights: nothing is repaired on the way, and scores and damages are measured once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from math import inf
+from statistics import median
+
+import numpy as np
+import onnx
+
+from onnxprune import runtime
+from onnxprune.choose.budget import Budget, flag_of
+from onnxprune.choose.channels import decider
+from onnxprune.choose.layers import Choice, chosen
+from onnxprune.choose.options import Options
+from onnxprune.choose.subject import Subject
+from onnxprune.clock import Clock
+from onnxprune.cut.plan import units_removed
+from onnxprune.errors import TargetNotReachableError
+from onnxprune.groups.classes import Bools
+
+TOLERANCE = 0.05
+"""How much faster than asked a model may be, as a share of the time asked for, before a slower one is looked for."""
+
+AIM = 0.98  # of the time asked for
+ROUNDS, DECISIONS = 8, 16  # models that are timed, and decisions (which may repeat one), at most
+CLOSE = 0.002  # sums of pieces that differ by less are one
+REPEATS, SECONDS = 30, 6.0  # of the original and a model in turn
+LOOKS = 6  # decisions with times measured at the widths of the one before
+REMEASURED = 8  # groups, those that save most, whose saving is measured in the whole model
+NAMED = 3  # pieces in a message
+NOTICEABLE = 0.01  # change of the expected time by measured ones that is worth another decision
+
+
+@dataclass(frozen=True)
+class GroupTime:
+    """What the removal from one group saves.
+
+    group: its id.
+    expected: milliseconds by the table of times.
+    measured: milliseconds by which the finished model is slower with this group whole again; null where that was not measured.
+    """
+
+    group: str
+    expected: float
+    measured: float | None
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a target of time was met.
+
+    asked: how many times as fast the model was to be.
+    expected: the same by the table of times, before whole models corrected it.
+    measured: of the model that was chosen, before its weights were repaired: median over the rounds of original / model.
+    interval: from where to where that is certain to 95 %.
+    runner: where it was measured.
+    rounds: whole models that were timed.
+    graphs: small graphs that were timed for it, and how many were known from before.
+    seconds: that the table took.
+    groups: what each group saves, the most first.
+    """
+
+    asked: float
+    expected: float
+    measured: float
+    interval: tuple[float, float]
+    runner: str
+    rounds: int
+    graphs: tuple[int, int]
+    seconds: float
+    groups: tuple[GroupTime, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """choice: what was timed. total: the sum of its pieces. speed: against the original. excess: its time by the one asked for."""
+
+    choice: Choice
+    total: float
+    expected: float
+    speed: runtime.Speedup
+    excess: float
+
+
+class Between:
+    """Sums of pieces between which a model as fast as asked lies: above `fast`, below `slow`."""
+
+    def __init__(self) -> None:
+        self.fast, self.slow = 0.0, inf
+
+    def add(self, total: float, is_fast: bool) -> None:
+        if is_fast:
+            self.fast = max(self.fast, total)
+        else:
+            self.slow = min(self.slow, total)
+
+    def nearest(self, total: float) -> float:
+        """This sum, where it lies between; else one that does."""
+        if self.fast < total < self.slow:
+            return total
+        if self.slow == inf:
+            return self.fast * (1 + TOLERANCE / 2)
+        return (self.fast + self.slow) / 2 if self.fast else self.slow * (1 - TOLERANCE / 2)
+
+    @property
+    def is_closed(self) -> bool:
+        return self.slow < inf and self.slow - self.fast <= CLOSE * self.slow
+
+
+Made = Callable[[Choice], onnx.ModelProto]
+"""What a choice is written as, but for the values of weights."""
+
+
+def paced(
+    original: Subject, budget: Budget, settings: Options, clock: Clock, made: Made, is_quantized: bool = False
+) -> tuple[Choice, Pace]:
+    """The choice that is as fast as asked, at the least damage found. is_quantized: `made` quantizes.
+
+    Raises `TargetNotReachableError` with how far it gets, and `NothingPrunableError`.
+    """
+    with ExitStack() as stack:
+        pacer = Pacer(original, budget, settings, clock, made, stack)
+        best = pacer.search(is_quantized)
+        return best.choice, pacer.pace(best)
+
+
+class Pacer:
+    """Times whole models against the original, and decides by what they teach. stack: closes the original at the end."""
+
+    def __init__(
+        self, original: Subject, budget: Budget, settings: Options, clock: Clock, made: Made, stack: ExitStack
+    ) -> None:
+        timer = original.costs.timer
+        assert timer is not None, "a target of time needs a timer"
+        self.original, self.settings, self.clock, self.made, self.timer = original, settings, clock, made, timer
+        self.flag = f"{flag_of(budget.metric)} {budget.amount:g}"
+        self.model = original.bare.model
+        self.feeds = runtime.with_batch(self.model.proto, original.bare.feeds[0], timer.batch)
+        clock("time layers")
+        timer.share = clock.share
+        self.table = original.costs.times
+        timer.share = lambda done: None
+        self.opened = runtime.opened(timer.runner, self.model, self.feeds, "the original")
+        stack.callback(self.opened.close)
+        self.ms = median(runtime.in_turn([self.opened], REPEATS, timer.warmup, SECONDS / 2)[0].rounds)
+        self.learned = [(self.table.total(None), self.ms)]
+        timer.learn(self.learned)
+        self.goal = budget.goal(self.ms)
+        self.in_ms = budget.metric == "latency"
+        self.trials: list[Trial] = []
+        self._decide: Callable[[Budget], Choice] | None = None
+
+    # -- one whole model
+
+    def measured(self, choice: Choice) -> Trial:
+        """A choice, timed in turn with the original; what it teaches is learned."""
+        self.clock("time the model")
+        model = self.model.beside(self.made(choice))
+        other = runtime.opened(self.timer.runner, model, self.feeds, "the pruned model")
+        try:
+            before, after = runtime.in_turn([self.opened, other], REPEATS, self.timer.warmup, SECONDS, self.clock.share)
+        finally:
+            other.close()
+        speed = runtime.speedup(before.rounds, after.rounds)
+        costs, removed = choice.subject.costs, choice.removed
+        total = costs.times.total(removed)
+        expected = costs.of("latency").total(removed)
+        taken = median(after.rounds) if self.in_ms else self.ms / speed.ratio
+        trial = Trial(choice, total, expected, speed, taken / self.goal)
+        self.trials.append(trial)
+        return trial
+
+    def learn(self, trial: Trial, factor: float) -> None:
+        """factor: of what is done to a model beside the removal (quantization)."""
+        self.learned.append((trial.total, self.ms / trial.speed.ratio / factor))
+        self.timer.learn(self.learned)
+
+    def is_fastest(self, choice: Choice) -> bool:
+        """Of the choices that were timed, is it the fastest, and faster than the original?"""
+        own = next(t for t in self.trials if _is_same(t.choice, choice))
+        return own.speed.ratio > 1 and own.speed.ratio >= max(t.speed.ratio for t in self.trials)
+
+    def trial_of(self, choice: Choice) -> Trial:
+        """A choice as it was timed; now, where it was not."""
+        found = next((t for t in self.trials if _is_same(t.choice, choice)), None)
+        return found or self.measured(choice)
+
+    # -- deciding
+
+    def tried(self, ms: float) -> Choice:
+        """`decide`, with the model that it makes timed once, for what follows."""
+        choice = self.decide(ms)
+        if not any(_is_same(t.choice, choice) for t in self.trials):
+            self.learn(self.measured(choice), 1.0)
+        return choice
+
+    def decide(self, ms: float) -> Choice:
+        """What the table expects to take so long; where it was not sure, measured there and decided again."""
+        target = Budget("latency", max(ms, 1e-6))
+        choice = self._first(target)
+        for _ in range(LOOKS):
+            before = choice.subject.costs.of("latency").total(choice.removed)
+            self.clock("time layers")
+            if not choice.subject.costs.times.exact(choice.removed):
+                break
+            after = choice.subject.costs.of("latency").total(choice.removed)
+            if abs(after - before) <= NOTICEABLE * before:
+                break
+            choice = self._again(choice, target)
+        return choice
+
+    def _first(self, target: Budget) -> Choice:
+        self.clock("allocate")
+        if self._decide is not None:
+            return self._decide(target)
+        if self.settings.depth == "only":
+            return chosen(self.original, target, self.settings, self.clock)
+        if self.settings.depth == "auto":
+            choice = chosen(self.original, target, self.settings, self.clock)
+            self._decide = self._of(choice)
+            return choice
+        self._decide = self._of(Choice(self.original, np.zeros(self.original.bare.solution.count, bool)))
+        return self._decide(target)
+
+    def _again(self, choice: Choice, target: Budget) -> Choice:
+        """Other widths; the layers that were chosen first stay chosen, as trying others means repairing whole models."""
+        return choice if self._decide is None else self._decide(target)
+
+    def _of(self, choice: Choice) -> Callable[[Budget], Choice]:
+        subject = choice.subject
+        if not any(g.removable for g in subject.analysis.groups):
+            return lambda target: choice
+        latency = Budget("latency", 1.0)
+        own = decider(subject.analysis, subject.calibration, latency, self.settings, subject.costs, self.clock)
+
+        def decide(target: Budget) -> Choice:
+            return replace(choice, removed=own(target))
+
+        return decide
+
+    # -- the rounds
+
+    def search(self, is_quantized: bool = False) -> Trial:
+        nothing = np.zeros(self.original.bare.solution.count, bool)
+        whole, factor = Choice(self.original, nothing), 1.0
+        if is_quantized or self.goal >= self.ms:
+            trial = self.measured(whole)
+            factor = trial.speed.ratio**-1 if is_quantized else 1.0
+            if trial.excess <= 1 + TOLERANCE and (self.goal >= self.ms or trial.excess <= 1):
+                return trial  # fast enough as it is
+        between = Between()
+        aim = self.timer.fit.total(AIM * self.goal / factor)
+        for _ in range(DECISIONS):
+            try:
+                choice = self.decide(self.timer.fit(aim))
+            except TargetNotReachableError as problem:
+                return self._narrowest(problem)
+            known = next((t for t in self.trials if _is_same(t.choice, choice)), None)
+            if known is None and len(self.trials) >= ROUNDS:
+                break
+            trial = known or self.measured(choice)
+            if 1 - TOLERANCE <= trial.excess <= 1:
+                return trial
+            if known is None:
+                self.learn(trial, factor)
+            between.add(aim if known is not None else trial.total, trial.excess <= 1)
+            expected = self.timer.fit(trial.total)
+            aim = between.nearest(self.timer.fit.total(AIM * expected / trial.excess))
+            if between.is_closed:
+                break
+        return self._best()
+
+    def _best(self) -> Trial:
+        met = [t for t in self.trials if t.excess <= 1]
+        if met:
+            return max(met, key=lambda t: t.excess)
+        raise self._unreachable(min(self.trials, key=lambda t: t.excess), "")
+
+    def _narrowest(self, problem: TargetNotReachableError) -> Trial:
+        """Where the table knows no widths that are fast enough: the fastest, measured, unless something that is was measured before."""
+        if any(t.excess <= 1 for t in self.trials):
+            return self._best()
+        for _ in range(LOOKS):  # what was expected to be fastest may prove slower where it is measured
+            if problem.reached is None:
+                break
+            try:
+                trial = self.measured(self.decide(problem.reached * (1 + 1e-6)))
+            except TargetNotReachableError as again:
+                problem = again
+                continue
+            if trial.excess <= 1:
+                return trial
+            break
+        if not self.trials:
+            raise problem
+        raise self._unreachable(min(self.trials, key=lambda t: t.excess), str(problem))
+
+    def _unreachable(self, trial: Trial, problem: str) -> TargetNotReachableError:
+        low, high = trial.speed.low, trial.speed.high
+        costs = trial.choice.subject.costs
+        pieces = sorted(costs.of("latency").per_node(trial.choice.removed).items(), key=lambda x: -x[1])
+        left = self.timer.fit(trial.total)
+        nodes = {n.key: n for n in costs.analysis.view.graph.walk()}
+        most = ", ".join(f"{nodes[key]} ({ms / max(left, 1e-12):.0%})" for key, ms in pieces[:NAMED])
+        held = problem[problem.find("What is left is held by") :].split(" Try ")[0] if "held by" in problem else ""
+        return TargetNotReachableError(
+            f"{self.flag} cannot be reached: the fastest model found is {trial.speed.ratio:.2f} times as fast as the original "
+            f"({low:.2f} to {high:.2f}; {self.ms / trial.speed.ratio:.3g} of {self.ms:.3g} ms, {self.timer.runner.name}). Most of its "
+            f"time is left in {most}.{f' {held}' if held else ''} Ask for less"
+            f"{', try --depth auto' if self.settings.depth == 'off' else ''} or --include-inexact."
+        )
+
+    # -- what is told
+
+    def pace(self, best: Trial) -> Pace:
+        return Pace(
+            asked=round(self.ms / self.goal, 4),
+            expected=round(self.ms / max(self.trials[0].expected, 1e-9), 4),
+            measured=round(best.speed.ratio, 4),
+            interval=(round(best.speed.low, 4), round(best.speed.high, 4)),
+            runner=self.timer.runner.name,
+            rounds=len(self.trials),
+            graphs=(self.timer.measured, self.timer.found),
+            seconds=round(self.timer.spent, 3),
+            groups=tuple(self._groups(best)),
+        )
+
+    def _groups(self, best: Trial) -> Sequence[GroupTime]:
+        """Half of what it saves alone, and half of what it saves behind all others: together that is what all save."""
+        costs, removed = best.choice.subject.costs, best.choice.removed
+        cost, sizes = costs.of("latency"), costs.times.sizes
+        counts = {k: n for k, g in enumerate(sizes.groups) if (n := units_removed(g, removed))}
+        whole, least = cost.total(None), cost.total(sizes.removed(counts))
+        found = []
+        for k, n in counts.items():
+            alone = cost.total(sizes.removed({k: n}))
+            others = cost.total(sizes.removed({j: m for j, m in counts.items() if j != k}))
+            found.append((k, (whole - alone + others - least) / 2))
+        found.sort(key=lambda x: -x[1])
+        ids = [sizes.groups[k].id for k, _ in found]
+        if self.settings.depth != "off" or best.choice.subject.bypasses:
+            return [GroupTime(id, round(ms, 6), None) for id, (_, ms) in zip(ids, found, strict=True)]
+        slower = [
+            self._slower(best.choice, sizes.removed({j: m for j, m in counts.items() if j != k}))
+            for k, _ in found[:REMEASURED]
+        ]
+        measured = [*slower, *[None] * (len(found) - len(slower))]
+        return [
+            GroupTime(id, round(ms, 6), None if m is None else round(m, 6))
+            for id, (_, ms), m in zip(ids, found, measured, strict=True)
+        ]
+
+    def _slower(self, choice: Choice, removed: Bools) -> float:
+        """Milliseconds by which less removed makes the model slower, timed in turn."""
+        models = [self.model.beside(self.made(replace(choice, removed=r))) for r in (removed, choice.removed)]
+        with runtime.opened_all(self.timer.runner, models, self.feeds) as opened:
+            more, less = runtime.in_turn(opened, REPEATS // 2, self.timer.warmup, SECONDS / 6)
+        return median(a - b for a, b in zip(more.rounds, less.rounds, strict=True))
+
+
+def _is_same(a: Choice, b: Choice) -> bool:
+    return a.subject.bypasses == b.subject.bypasses and np.array_equal(a.removed, b.removed)
