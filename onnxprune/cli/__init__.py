@@ -19,6 +19,14 @@ def main() -> None:
     give_back_large_blocks()
 
 
-COMMANDS = (prune.prune, sparsify.sparsify, finetune.finetune, *look.COMMANDS, *bench.COMMANDS, profile.profile, costs.costs)
+COMMANDS = (
+    prune.prune,
+    sparsify.sparsify,
+    finetune.finetune,
+    *look.COMMANDS,
+    *bench.COMMANDS,
+    profile.profile,
+    costs.costs,
+)
 for command in COMMANDS:
     main.add_command(command)
