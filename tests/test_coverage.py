@@ -17,11 +17,15 @@ from onnxprune import Budget
 from onnxprune.analyse.observe import analysis_of
 from onnxprune.analyse.scope import Scope
 from onnxprune.calibrate.coverage import coverage
+from onnxprune.calibrate.regions import Span
 from onnxprune.model.load import load
-from onnxprune.report.lines import repair_lines
+from onnxprune.report.lines import coverage_lines, repair_lines
 from onnxprune.report.markdown import markdown
 from onnxprune.report.report import Report
-from tests.oracle import net
+from onnxprune.report.values import CalibrationSummary
+from tests.benchmarks.stripped import load_graph
+from tests.oracle import net, session
+from tests.zoo import feeds, files
 
 SURE = """g (float[N,6] x) => (float[N,6] y) <float[6,16] w, float[16,6] v>
     { a = MatMul(x, w) b = Relu(a) c = MatMul(b, v) s = Constant<value_float = 0.001>() d = Mul(c, s) y = Add(d, x) }"""
@@ -196,3 +200,19 @@ def _with_hidden() -> onnx.ModelProto:
     { a = Conv(x, w) r = Relu(a) b = Conv(r, v) t = Constant<value_float = -50.0>() c = Add(b, t) y = Sigmoid(c)
       p = GlobalAveragePool(r) z = Conv(p, u) }"""
     return net(text)
+
+
+def test_of_many_outputs_of_numbers_the_first_are_said() -> None:
+    made = CalibrationSummary(8, 0, 2, 1, 1, False, 0, spans=tuple(Span(f"y{k}", -k, k) for k in range(6)))
+    lines = coverage_lines(made)
+    assert lines[0] == "'y0': from 0 to 0 on these inputs; of what goes beyond nothing is known"
+    assert len(lines) == 4 and lines[3] == "and 3 more outputs of which only the span is known"
+
+
+def test_the_output_of_a_denoiser() -> None:
+    """Three channels of a picture, as an exporter writes it."""
+    model = load_graph(files()["diffusers__unet__legacy"])
+    runs = [feeds(model, 2, seed) for seed in range(2)]
+    given = session(model)
+    covered, spans = seen(model, *(given.run(None, f)[0] for f in runs))
+    assert not covered and spans["output"][0] < 0 < spans["output"][1]

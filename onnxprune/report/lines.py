@@ -12,6 +12,7 @@ from onnxprune.runtime import OnnxRuntime, Speedup
 
 NAMED = 3  # nodes and tensors in one line
 SAVING = 5  # groups in one line
+SPANS = 3  # outputs whose span is said
 VARIANT_COLUMNS = ("bytes", "ms per run", "divergence", "other top-1", "loss")
 
 
@@ -133,11 +134,12 @@ def coverage_lines(calibration: CalibrationSummary) -> list[str]:
             active = "reached 0.5" if c.above == "half" else "rose clearly from the background"
             what = says.get(c.kind, f"{seen} {active} on these inputs")
             lines.append(f"'{c.tensor}': {what}; what the others need may be lost")
-    for s in calibration.spans:
+    for s in calibration.spans[:SPANS]:
         lines.append(
             f"'{s.tensor}': from {s.low:.3g} to {s.high:.3g} on these inputs; of what goes beyond nothing is known"
         )
-    return lines
+    more = len(calibration.spans) - SPANS
+    return lines + ([f"and {counted(more, 'more output')} of which only the span is known"] if more > 0 else [])
 
 
 def drop_lines(drop: Drop) -> list[str]:
