@@ -28,7 +28,12 @@ README = PAGES["README.md"]
 BLOCK = re.compile(r"(?:^<!-- (?P<note>[^\n]*) -->\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 SHELL = ("bash", "console")
-NOT_RUN = {"docs/accuracy.md": 2, "docs/benchmarks.md": 1, "docs/prune.md": 1}  # blocks that a page marks so
+NOT_RUN = {
+    "docs/accuracy.md": 2,
+    "docs/benchmarks.md": 1,
+    "docs/prune.md": 1,
+    "docs/speed.md": 1,
+}  # blocks that a page marks so
 ONE_PAGE = 110  # lines of the README, at most
 HEAVY = ("docs/fine-tuning.md", "docs/layers.md")  # train, or finish many models
 RUNNABLE = [pytest.param(page, marks=pytest.mark.slow if page in HEAVY else ()) for page in sorted(PAGES)]

@@ -2,7 +2,7 @@
 
 from onnxprune.runtime.alone import Alone, alone
 from onnxprune.runtime.batches import check_batch, samples_in, with_batch
-from onnxprune.runtime.engine import OnnxRuntime
+from onnxprune.runtime.engine import OnnxRuntime, providers
 from onnxprune.runtime.inputs import declared_batch, find_feeds, graph_inputs, rescaled, vary
 from onnxprune.runtime.places import runner_of
 from onnxprune.runtime.probe import Probe, types_of
@@ -47,6 +47,7 @@ __all__ = [
     "load_custom_ops",
     "opened",
     "opened_all",
+    "providers",
     "quantile",
     "quantize",
     "rescaled",

@@ -5,7 +5,7 @@
 
 The command is split as a shell splits words, and run without a shell. What is replaced in its words: `{model}` by the path of a temporary
 .onnx, in which the sizes of the inputs are filled in where they were dynamic, with its external data beside it; `{inputs}` by an .npz of
-the inputs; `{runs}` by how many runs are asked for; `{threads}` by their number. The files are there as long as the model is timed.
+the inputs; `{threads}` by their number. The files are there as long as the model is timed. How often it runs the model is the program's.
 
 Of what the program prints on its standard output, one line counts: the last one that is nothing but numbers (spaces or commas between
 them), or `NAME: NUMBERS ms`; lines whose name says "median" go before others. Several numbers are runs, one each. A unit may be `us`, `ms`
@@ -35,7 +35,7 @@ from onnxprune.model.loaded import Model
 from onnxprune.model.save import save_model
 from onnxprune.runtime.runner import here
 
-PLACES = ("{model}", "{inputs}", "{runs}", "{threads}")
+PLACES = ("{model}", "{inputs}", "{threads}")
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 NUMBERS = rf"{NUMBER}(?:[\s,;]+{NUMBER})*"
 UNITS = {"": 1.0, "us": 1e-3, "µs": 1e-3, "μs": 1e-3, "ms": 1.0, "s": 1e3}
@@ -126,8 +126,7 @@ class Program:
         self._command, self._folder, self._values, self._what = command, folder, values, what
 
     def time(self, runs: int) -> list[float]:
-        values = self._values | {"{runs}": str(runs)}
-        out, err = self._called([_filled(word, values) for word in self._command.words])
+        out, err = self._called([_filled(word, self._values) for word in self._command.words])
         times = times_of(out)
         if times is None:
             raise self._failed("printed no line that is a number of milliseconds", err, out)

@@ -36,9 +36,9 @@ class Opened(Protocol):
     """A model, ready to run on the inputs that it was opened with."""
 
     def time(self, runs: int) -> Sequence[float]:
-        """Run so many times, one after the other: milliseconds of each run, or of fewer numbers that stand for all (such as their mean).
+        """Run so many times, one after the other: milliseconds of each run, or fewer numbers that stand for all, such as their median.
 
-        Every number is above zero. Raises `BadInputError` where the engine fails.
+        Every number is above zero. What warms up by itself may choose how many runs it makes. Raises `BadInputError` where it fails.
         """
         ...
 
