@@ -292,6 +292,7 @@ def test_reports_say_what_each_group_saves() -> None:
     assert "ms expected" in markdown(result.report) and "asked" in markdown(result.report)
 
 
+@pytest.mark.slow
 def test_layers_go_where_that_is_faster() -> None:
     device = Device(8)
     result = onnxprune.prune(DIGITS, Budget("speedup", 1.6), runner=device, depth="auto", data=DATA, check=False)

@@ -1,7 +1,8 @@
 """`python -m onnxprune.bench`: what can be removed from a folder of graphs, and how long it takes.
 
 zoo DIR   every .onnx or .onnx.z of a folder at one ratio: groups, MACs and parameters kept, oracle error, seconds, reasons
-speed     analysis + plan + rewrite of a ResNet-50 and of a 5,000-node graph
+seconds   analysis + plan + rewrite of a ResNet-50 and of a 5,000-node graph
+speed     asked against measured time, and what is lost at equal time, of ten models (tests/benchmarks/speed.py)
 linear    the same for chains of n and 2n nodes
 steps     times of one convolution and one matrix product at every width, as a table and a picture
 """
@@ -136,7 +137,7 @@ def _seconds(model: onnx.ModelProto) -> dict[str, float]:
 
 @main.command()
 @click.option("--repeats", type=int, default=3, show_default=True)
-def speed(repeats: int) -> None:
+def seconds(repeats: int) -> None:
     """Seconds for a ResNet-50 and a 5,000-node graph (median of the repeats)."""
     table = Table("model", "nodes", "total s", "load", "analyse", "score", "allocate", "rewrite", box=None)
     for name, model in (("resnet50", made.resnet50()), ("chain", made.chain(5000))):
@@ -162,6 +163,28 @@ def linear(nodes: int, repeats: int) -> None:
 
 
 main.add_command(steps.main, "steps")
+
+
+@main.command()
+@click.option(
+    "--models",
+    "folders",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    help="Folders of .onnx (with .npz).",
+)
+@click.option("--only", default="", help="Only models whose name contains this.")
+@click.option("--at", "speeds", multiple=True, type=float, help="Speedups to ask for [default: 1.3, 1.5, 2].")
+@click.option(
+    "--rival/--no-rival", default=True, show_default=True, help="Also search the MACs target that is as fast."
+)
+def speed(folders: tuple[Path, ...], only: str, speeds: tuple[float, ...], rival: bool) -> None:
+    """Asked against measured time, beside a MACs target that is as fast (Markdown)."""
+    from tests.benchmarks import speed as table
+
+    real = Path(__file__).resolve().parents[2] / "models" / "real"
+    listed = list(folders) or ([real] if real.exists() else [])
+    table.measure(listed, only, speeds or table.SPEEDS, rival)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,160 @@
+"""Asked against measured time, and what is lost at equal time: python -m onnxprune.bench speed [--models DIR]... [--only NAME]
+
+For every model and each of 1.3, 1.5 and 2 times: the model of `--speedup`, timed again in turn with the original when all is done, and the
+model of a MACs target of which the share is lowered until it is as fast, both on inputs that the pruning has not seen. "Score" is the share of
+those on which the top class is the original's, else 1 - divergence. Where the packages of the extra `peers` are there, onnxsim's
+output is timed beside them. Run it on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+import onnxprune
+from onnxprune import Budget, OnnxPruneError, runtime
+from onnxprune.analyse.observe import feeds_of
+from onnxprune.analyse.scope import Scope
+from onnxprune.model.load import load
+from tests.benchmarks.stripped import SUFFIX, load_graph
+
+ROOT = Path(__file__).resolve().parents[2]
+NETS = ROOT.parent / "shared" / "nets"
+ZOO = ROOT.parent / "shared" / "zoo"
+SPEEDS = (1.3, 1.5, 2.0)
+SHAPES = (
+    "tv__resnet18__legacy",
+    "tv__mobilenet_v3_small__legacy",
+    "timm__deit_tiny_patch16_224__legacy",
+    "tv__densenet121__legacy",
+)
+HEAD = (
+    "| model | asked | by time: measured | within | score | MACs kept | by MACs, as fast: measured | score | MACs kept | onnxsim | seconds |\n"
+    "|---|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|"
+)
+STEPS = 6  # of the bisection for the MACs target that is as fast
+
+
+def models(folders: list[Path], only: str) -> Iterator[tuple[str, Any, Path | None, dict[str, Any] | None]]:
+    """(name, model, calibration inputs, other inputs)."""
+    data = ROOT / "models" / "digits_calib.npz"
+    for name in ("digits", "digits_vit"):
+        if only in name:
+            with np.load(ROOT / "models" / "digits_test.npz") as test:
+                yield name, ROOT / "models" / f"{name}.onnx", data, {"x": test["x"]}
+    if NETS.exists():
+        with np.load(NETS / "digits.npz") as nets, tempfile.TemporaryDirectory() as place:
+            scaled = {k: (nets[k] / 255 * 3 - 1).astype(np.float32).reshape(-1, 1, 32, 32) for k in ("Xtr", "Xte")}
+            for path in sorted(NETS.glob("*.onnx")):
+                if only in path.stem:
+                    name = onnx.load(path, load_external_data=False).graph.input[0].name
+                    given = Path(place) / f"{path.stem}.npz"
+                    np.savez(given, **{name: scaled["Xtr"][:256]})
+                    yield path.stem, path, given, {name: scaled["Xte"][:1000]}
+    for folder in folders:
+        for path in sorted(folder.glob("*.onnx")):
+            if only in path.stem:
+                calib = path.with_suffix(".npz")
+                yield path.stem, path, calib if calib.exists() else None, None
+    for stem in SHAPES:
+        path = ZOO / f"{stem}{SUFFIX}"
+        if path.exists() and only in stem:
+            yield stem, load_graph(path), None, None
+
+
+def score(original: Any, pruned: onnx.ModelProto, others: dict[str, Any] | None) -> float | None:
+    """Share of equal top classes on inputs that nothing has seen."""
+    if others is None:
+        return None
+    sessions = [runtime.Session(m) for m in (load(original), load(pruned))]
+    name = next(iter(runtime.graph_inputs(load(original).proto))).name
+    inputs = {name: next(iter(others.values()))}
+    a, b = (s.run(inputs)[0].argmax(axis=-1) for s in sessions)
+    return float((a == b).mean())
+
+
+def speed_of(original: Any, made: list[onnx.ModelProto]) -> list[runtime.Speedup]:
+    """Of each model against the original, all in turn."""
+    loaded = load(original)
+    feeds = feeds_of(loaded, Scope())[0]
+    times = runtime.latency(runtime.OnnxRuntime(), [loaded, *(loaded.beside(m) for m in made)], feeds, repeats=60)
+    return [runtime.speedup(times[0].rounds, t.rounds) for t in times[1:]]
+
+
+def by_macs(model: Any, data: Path | None, least: float) -> onnxprune.PruneResult | None:
+    """The largest share of the MACs that is at least so fast."""
+    low, high, best = 0.02, 1.0, None
+    for _ in range(STEPS):
+        share = (low + high) / 2
+        try:
+            found = onnxprune.prune(model, Budget("macs", share), data=data, benchmark=False)
+        except OnnxPruneError:
+            low = share
+            continue
+        if speed_of(model, [found.model])[0].ratio >= least:
+            low, best = share, found
+        else:
+            high = share
+    return best
+
+
+def simplified(model: Any) -> onnx.ModelProto | None:
+    try:
+        import onnxsim
+    except ImportError:
+        return None
+    return onnxsim.simplify(load(model).proto)[0]
+
+
+def kept(result: onnxprune.PruneResult) -> str:
+    macs = result.report.cost.macs
+    return "-" if macs is None else f"{macs.after / macs.before:.3f}"
+
+
+def row(name: str, model: Any, data: Path | None, others: dict[str, Any] | None, asked: float, rival: bool) -> str:
+    start = time.perf_counter()
+    try:
+        timed = onnxprune.prune(model, Budget("speedup", asked), data=data, benchmark=False)
+    except OnnxPruneError as refusal:
+        return f"| {name} | {asked:g} | {str(refusal).split(' Most of')[0]} | | | | | | | | {time.perf_counter() - start:.0f} |"
+    seconds = time.perf_counter() - start
+    counted = by_macs(model, data, timed.report.pace.measured) if rival else None
+    others_made = [m for m in (counted and counted.model, simplified(model) if rival else None) if m is not None]
+    speeds = speed_of(model, [timed.model, *others_made])
+    own = speeds[0]
+    within = "yes" if asked * 0.95 <= own.ratio <= asked * 1.05 else "faster" if own.ratio > asked else "NO"
+    cells = [
+        name,
+        f"{asked:g}",
+        f"{own.ratio:.2f} ({own.low:.2f} to {own.high:.2f})",
+        within,
+        _number(score(model, timed.model, others)),
+        kept(timed),
+    ]
+    if counted is not None:
+        cells += [f"{speeds[1].ratio:.2f}", _number(score(model, counted.model, others)), kept(counted)]
+    else:
+        cells += ["-"] * 3
+    sim = len(others_made) > (counted is not None)
+    return f"| {' | '.join([*cells, f'{speeds[-1].ratio:.2f}' if sim else '-', f'{seconds:.0f}'])} |"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def measure(folders: list[Path], only: str, speeds: tuple[float, ...], rival: bool) -> None:
+    print(HEAD)
+    for name, model, data, others in models(folders, only):
+        for asked in speeds:
+            try:
+                print(row(name, model, data, others, asked, rival), flush=True)
+            except OnnxPruneError as problem:
+                print(f"{name} at {asked:g}: {problem}", file=sys.stderr)
