@@ -10,7 +10,7 @@ multiplied by; of weights W W^T over the variance of their outputs),
 
 makes units of principal directions: losing the last m of n of them is the best that rank n - m can do (reduced-rank regression, Izenman
 1975). Which operators may lie between is for their rules to say (`Rule.mixing`). Where several layers read the units (a residual
-stream) there is no closed form; the mean over them lost more than it gained on a MobileNetV2 (0.945 to 0.937), so those stay as they are.
+stream) there is no closed form: C0 and C1 are then the means over them (what that is worth: docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -132,13 +132,16 @@ def _showing(analysis: Analysis, calibration: Calibration, names: Sequence[str])
 
 def _both(analysis: Analysis, calibration: Calibration, block: Block, seen: _Seen) -> tuple[Floats, Floats] | None:
     """C0 and C1 [n, n]; None where something was not calibrated."""
-    if block.layer is None:
+    if not block.layers:
         (a, _), (b, _) = block.product
         first, second = seen.of(block, a), seen.of(block, b)
         return None if first is None or second is None else (first, second)
-    layer, side = block.layer
-    pair = _of_layer(analysis, calibration, block, layer)
-    return pair if pair is None or side == 0 else pair[::-1]
+    pairs = [_of_layer(analysis, calibration, block, layer) for layer in block.layers]
+    known = [pair for pair in pairs if pair is not None]
+    if not known or len(known) < len(pairs):
+        return None
+    inputs, outputs = (np.mean(side, axis=0) for side in zip(*known, strict=True))
+    return (inputs, outputs) if block.side == 0 else (outputs, inputs)
 
 
 def _of_layer(

@@ -69,15 +69,16 @@ class RotatedConstant:
 class Block:
     """Classes [n, k] that may be mixed, the columns all alike: constants that follow, and what the units are multiplied by in the end.
 
-    product: tensors of side 0 and of side 1 that are multiplied with each other, each as (key, where it has the units). Else layer:
-    what reads the units, and their side there. tensors: all that have the units.
+    product: tensors of side 0 and of side 1 that are multiplied with each other, each as (key, where it has the units). Else layers:
+    all that read the units, and `side`, theirs there. tensors: all that have the units.
     """
 
     classes: Ids
     tensors: tuple[str, ...]
     constants: tuple[RotatedConstant, ...]
     product: tuple[tuple[str, Carried], ...]
-    layer: tuple[LinearLayer, int] | None
+    layers: tuple[LinearLayer, ...] = ()
+    side: int = 0
 
 
 def blocks_of(analysis: Analysis, calibration: Calibration) -> list[Block]:
@@ -187,16 +188,19 @@ class _Finder:
         return self._made(self.members[block], walk, constants)
 
     def _made(self, classes: Ids, walk: _Walk, constants: dict[Use, Carried]) -> Block | None:
-        """What the walk found, where every line has a side and there is one end."""
+        """What the walk found, where every line has a side and all ends are layers, or the two sides of one product."""
         sides, tensors = walk.sides, walk.tensors
         ends = [x for pair in walk.products for x in pair] + [layer.x for layer in walk.readers]
         if (
             sides.contradict
-            or len(walk.products) + len(walk.readers) != 1
+            or (len(walk.products), bool(walk.readers)) not in ((1, False), (0, True))
             or not self._own(u for u, _, _ in walk.follow)
         ):
             return None
         if any(len(set(sides.of(tensors[x]))) > 1 for x in ends):
+            return None
+        at_ends = {sides.of(tensors[x.x])[0] for x in walk.readers}
+        if len(at_ends) > 1:
             return None
         followed = []
         for use, reads, x in walk.follow:
@@ -210,7 +214,8 @@ class _Finder:
             tuple(tensors),
             tuple(followed),
             tuple((x, tensors[x]) for x in pair),
-            None if pair else (walk.readers[0], sides.of(tensors[ends[0]])[0]),
+            tuple(walk.readers),
+            max(at_ends, default=0),
         )
 
     @staticmethod
