@@ -194,7 +194,7 @@ MUTANTS = (
     ),
     Mutant(
         "sizes that follow the inputs are not scaled",
-        "cut/rewrite.py",
+        "cut/node_edit.py",
         "        if not follows.any():\n            return",
         "        if True:\n            return",
         ("tests/cases/test_heads_behind_a_dynamic_batch.py",),
