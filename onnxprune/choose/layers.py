@@ -247,7 +247,8 @@ class _Search:
         target = self._relative(subject)
         try:
             removed = nothing
-            if target.goal(own := subject.costs.of(target.cost).total()) < own:
+            own = subject.costs.of(target.cost).total()
+            if not own or target.goal(own) < own:
                 removed = self._decider(subject, target)(target)
         except (TargetNotReachableError, NothingPrunableError):
             return nothing, inf
