@@ -250,8 +250,9 @@ def _unreachable(work: _Work, cost: Cost, budget: Budget, reached: float) -> Tar
     held = list(dict.fromkeys(p.reason for g in work.analysis.groups for p in g.pins if not g.removable))
     why = f" What is left is held by: {held[0]}" if held else ""
     why += (f" and {len(held) - 1} more pins." if len(held) > 1 else ".") if held else ""
+    flag = flag_of(budget.metric) if budget.is_time else f"--{cost.name}"
     found = TargetNotReachableError(
-        f"{flag_of(budget.metric)} {budget.amount:g} cannot be reached: at most down to {reached / total if total else 1.0:.3f} of the "
+        f"{flag} {budget.amount:g} cannot be reached: at most down to {reached / total if total else 1.0:.3f} of the "
         f"original ({reached:.6g} of {total:.6g} {cost.unit}).{why} Try a larger value, --round-to 1 or --include-inexact."
     )
     found.reached = reached
