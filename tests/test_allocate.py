@@ -232,7 +232,7 @@ def test_the_lowest_share_is_true_and_reachable(analysis: Analysis, has_damages:
     damages = {g.id: STEEP[: g.removable + 1] for g in analysis.groups} if has_damages else None
     scores = score(analysis, "l2", 0)
     with pytest.raises(
-        TargetNotReachableError, match=r"^--macs 0\.1 cannot be reached: at most down to (0\.273) .* s\)"
+        TargetNotReachableError, match=r"^--latency 0\.1 cannot be reached: at most down to (0\.273) .* s\)"
     ):
         allocate(analysis, scores, Budget("macs", 0.1), 16, cost, None, damages)
     lowest_share = 3 / 11  # one block of each of the three groups, of 4 + 4 + 3
