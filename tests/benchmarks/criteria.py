@@ -20,7 +20,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -129,10 +129,9 @@ def named(name: str, folder: Path) -> Case:
     return Case(name, path, data, lambda made: scores.score(name, made))
 
 
-def measured(case: Case, names: list[str], targets: list[float], folder: Path) -> list[Cell]:
+def measured(case: Case, names: list[str], targets: list[float], folder: Path) -> Iterator[Cell]:
     """All methods on one model. Where one cannot reach a target, the cell says so."""
     original = case.score(case.path)
-    result = []
     analysis, calibration, costs = None, None, None
     for name in names:
         for target in targets:
@@ -147,14 +146,13 @@ def measured(case: Case, names: list[str], targets: list[float], folder: Path) -
                         costs = CostModel(analysis)
                     model = papers.pruned(analysis, calibration, papers.METHODS[name], costs.of("macs"), target)
             except OnnxPruneError as error:
-                result.append(replace(cell, note=f"{type(error).__name__}: {str(error)[:80]}"))
+                yield replace(cell, note=f"{type(error).__name__}: {str(error)[:80]}")
                 continue
             seconds = time.perf_counter() - start
             file = folder / "pruned.onnx"
             onnx.save(model, file)
             kept = macs(model) / macs(onnx.load(case.path))
-            result.append(replace(cell, score=case.score(file), kept=kept, seconds=round(seconds, 1)))
-    return result
+            yield replace(cell, score=case.score(file), kept=kept, seconds=round(seconds, 1))
 
 
 def macs(model: onnx.ModelProto) -> int:
