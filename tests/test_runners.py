@@ -101,6 +101,14 @@ def test_what_a_time_depends_on_is_in_the_key(tmp_path: Path) -> None:
     assert len({tuple(sorted(key.items())) for key in keys}) == len(keys)
 
 
+def test_what_a_provider_says_is_quoted_without_its_sources() -> None:
+    from onnxprune.runtime.engine import _without_place
+
+    said = "/a/b_state.cc:1053 std::shared_ptr<X> a::b::Create(const c::Options&, const d::Map&) Invalid OpenVINO EP option: foo"
+    assert str(_without_place(RuntimeError(said))) == "Invalid OpenVINO EP option: foo"
+    assert str(_without_place(RuntimeError("No (such) device"))) == "No (such) device"
+
+
 # ---------------------------------------------------------------- an object
 
 

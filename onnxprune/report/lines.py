@@ -8,7 +8,7 @@ from onnxprune.proof.verdict import Drop, Verdict
 from onnxprune.report.report import Report
 from onnxprune.report.sparsity import SparsityReport
 from onnxprune.report.values import CalibrationSummary, Decided, Latency, NotJudged
-from onnxprune.runtime import Speedup
+from onnxprune.runtime import OnnxRuntime, Speedup
 
 NAMED = 3  # nodes and tensors in one line
 SAVING = 5  # groups in one line
@@ -28,7 +28,7 @@ def summary_rows(report: Report) -> list[tuple[str, str, str, str]]:
             rows.append((name, f"{pair.before:,}", f"{pair.after:,}", share))
     if report.latency_ms is not None:
         t = report.latency_ms
-        rows.append(("ms per run", f"{t.before:.3f}", f"{t.after:.3f}", _speed(t)))
+        rows.append(("ms per run", f"{t.before:.3f}", f"{t.after:.3f}", _speed(t) + _where(t)))
         rows += _apart(t)
     return rows
 
@@ -230,12 +230,17 @@ def _speed(t: Latency) -> str:
     return f"{1 / max(t.speedup, 1e-9):.2f}x slower ({1 / max(high, 1e-9):.2f} to {1 / max(low, 1e-9):.2f})"
 
 
+def _where(t: Latency) -> str:
+    """Where both were timed, unless that is one thread of ONNX Runtime's CPU."""
+    return "" if t.runner == OnnxRuntime().name else f"; {t.runner}"
+
+
 def _apart(t: Latency) -> list[tuple[str, str, str, str]]:
-    """Where both were timed, unless that is one thread of ONNX Runtime's CPU, and how far outputs there are from those."""
+    """How far outputs elsewhere are from the CPU's."""
     if t.differences is None:
         return []
     before, after = t.differences
-    return [("from the CPU's", f"{before:.1e}", f"{after:.1e}", f"outputs of {t.runner}, by their scale")]
+    return [("output error", f"{before:.1e}", f"{after:.1e}", "there, against ONNX Runtime on the CPU")]
 
 
 def number(value: float | None) -> str:
@@ -297,6 +302,6 @@ def size_rows(report: SparsityReport) -> list[tuple[str, str, str, str]]:
     rows = [(name, f"{p[0]:,}", f"{p[1]:,}", f"{p[1] / max(p[0], 1):.1%}") for name, p in sizes if p is not None]
     if report.latency_ms is not None:
         t = report.latency_ms
-        rows.append(("ms per run", f"{t.before:.3f}", f"{t.after:.3f}", _speed(t)))
+        rows.append(("ms per run", f"{t.before:.3f}", f"{t.after:.3f}", _speed(t) + _where(t)))
         rows += _apart(t)
     return rows

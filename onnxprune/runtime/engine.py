@@ -6,6 +6,7 @@ OnnxRuntime("openvino", {"device_type": "CPU"}) another provider, with an option
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from onnxprune.runtime.session import VERSION, session_options, share_arena
 
 CPU = "CPUExecutionProvider"
 SUFFIX = "ExecutionProvider"
+PLACE = re.compile(r"^\S+\.(?:cc|cpp|h):\d+ [^()]*(?:\([^()]*\))? ")
 NVIDIA = ("cuda", "tensorrt", "nvtensorrtrtx")
 
 
@@ -109,10 +111,12 @@ class OnnxRuntime:
         wanted = provider_named(self.provider)
         listed = [(wanted, dict(self.options))] if wanted == CPU else [(wanted, dict(self.options)), (CPU, {})]
         try:
-            session = ort.InferenceSession(source, settings, providers=listed)
+            session = ort.InferenceSession(source, settings, providers=listed, enable_fallback=0)
         except Exception as error:  # onnxruntime raises many unrelated types
             if model is None or wanted != CPU:
-                reason = f"ONNX Runtime {VERSION} cannot load {what} on {self._short}: {first_line(error)}"
+                reason = (
+                    f"ONNX Runtime {VERSION} cannot load {what} on {self._short}: {first_line(_without_place(error))}"
+                )
                 raise BadInputError(f"{reason} Check --provider and --provider-option, or choose another.") from None
             raise BadInputError(refusal(model.proto, what, error)) from None
         if (
@@ -122,7 +126,6 @@ class OnnxRuntime:
                 f"ONNX Runtime {VERSION} lists the provider {self._short} but cannot start it here and would run {what} on the CPU;"
                 " check that its libraries and device are there, or choose another --provider."
             )
-        session.disable_fallback()
         outputs = [o.name for o in session.get_outputs()]
 
         def call() -> Sequence[Any]:
@@ -136,6 +139,11 @@ class OnnxRuntime:
                 ) from None
 
         return Calls(call)
+
+
+def _without_place(error: Exception) -> Exception:
+    """An error of a provider, without the line of its source and the function there."""
+    return RuntimeError(PLACE.sub("", str(error).strip()))
 
 
 @cache
