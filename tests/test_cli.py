@@ -926,6 +926,6 @@ def test_functions_do_what_the_command_does(here: Path) -> None:
     with pytest.raises(onnxprune.BadInputError, match="Unknown option 'speed'"):
         onnxprune.prune("m.onnx", onnxprune.Budget("macs", 0.5), speed=3)
     with pytest.raises(onnxprune.BadInputError, match="Unknown target"):
-        onnxprune.Budget("speed", 0.5)  # type: ignore[arg-type]
+        onnxprune.Budget("flops", 0.5)  # type: ignore[arg-type]
     with pytest.raises(onnxprune.BadInputError, match="exactly one"):
         onnxprune.prune("m.onnx", onnxprune.Budget("macs", 0.5), apply=result.plan)
