@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -25,11 +25,14 @@ from onnxprune.choose.allocate import allocate
 from onnxprune.choose.budget import AUTO, Budget
 from onnxprune.choose.costs import CostModel
 from onnxprune.choose.importance import Ordering, importance_of, scores_of
+from onnxprune.choose.keep_axes import Scores
 from onnxprune.choose.options import Options
+from onnxprune.choose.order import Order
 from onnxprune.choose.sensitivity import cautious, judge, sense
 from onnxprune.choose.surgeon import ranked
 from onnxprune.clock import Clock
 from onnxprune.cut.bypass import Bypass
+from onnxprune.cut.plan import units_removed
 from onnxprune.cut.rewrite import Rewriter
 from onnxprune.errors import TargetNotReachableError
 from onnxprune.groups.analysis import Analysis
@@ -114,6 +117,44 @@ def share_of_all(analysis: Analysis, costs: CostModel, given: Sequence[Feeds]) -
     return min(1.0, *(most / max(1.0, much * one) for most, one in each))
 
 
+class Decider:
+    """What to remove, as a function of the target.
+
+    damages: per group id, `[steps + 1]`, as `allocate` takes them; None without calibration.
+    """
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        settings: Options,
+        costs: CostModel,
+        scores: Scores,
+        orders: Mapping[str, Order] | None,
+        damages: Mapping[str, Scores] | None,
+    ) -> None:
+        self.analysis, self.settings, self.costs = analysis, settings, costs
+        self.scores, self.orders, self.damages = scores, orders, damages
+
+    def __call__(self, target: Budget, round_to: int | None = None) -> Bools:
+        """round_to: where the options give none; by default `AUTO`."""
+        first = (AUTO if round_to is None else round_to) if self.settings.round_to is None else self.settings.round_to
+        cost = None if target.metric == "ratio" else self.costs.of(target.cost)
+        for finer in (first, 1):  # rounding is a default, the target is not
+            try:
+                return allocate(self.analysis, self.scores, target, finer, cost, self.orders, self.damages).removed
+            except TargetNotReachableError:
+                if round_to is not None or self.settings.round_to is not None or finer == 1:
+                    raise
+        raise AssertionError
+
+    def damage(self, removed: Bools) -> float | None:
+        """What was measured of each group alone, added up; None without calibration."""
+        if self.damages is None:
+            return None
+        pruned = [g for g in self.analysis.groups if g.removable]
+        return float(sum(self.damages[g.id][units_removed(g, removed)] for g in pruned))
+
+
 def decider(
     analysis: Analysis,
     calibration: Calibration | None,
@@ -121,11 +162,10 @@ def decider(
     settings: Options,
     costs: CostModel,
     clock: Clock,
-) -> Callable[[Budget], Bools]:
-    """Everything that deciding needs, measured once: what to remove as a function of the target."""
+) -> Decider:
+    """Measures, once, everything that deciding needs."""
     importance = importance_of(settings.importance)
     scores = scores_of(importance, analysis, calibration, settings.seed)
-    round_to = (1 if budget.is_time else AUTO) if settings.round_to is None else settings.round_to
     orders = damages = None
     if calibration is not None:
         orders = (
@@ -138,18 +178,7 @@ def decider(
             damages = sense(analysis, calibration, orders, Rewriter(analysis), costs, progress=clock.share)
             damages = cautious(damages) if calibration.made_up else damages
     clock("allocate")
-
-    def decide(target: Budget) -> Bools:
-        cost = None if target.metric == "ratio" else costs.of(target.cost)
-        for finer in (round_to, 1):  # rounding is a default, the target is not
-            try:
-                return allocate(analysis, scores, target, finer, cost, orders, damages).removed
-            except TargetNotReachableError:
-                if settings.round_to is not None or finer == 1:
-                    raise
-        raise AssertionError
-
-    return decide
+    return Decider(analysis, settings, costs, scores, orders, damages)
 
 
 def repaired(

@@ -5,11 +5,15 @@
 Sums of small graphs are not the time of a model: what runs between them is left out, what loads and stores their ends counts twice. So
 every whole model that is timed teaches the sum (`choose/timer.py`), and the next round aims at what is still missing. Times do not depend
 on weights: nothing is repaired on the way, and scores and damages are measured once.
+
+The small graphs do not show everything: a width that suits a layer alone may cost its neighbours, as tensors are laid out in blocks of
+channels from one layer to the next. So the first model has widths that suit blocks (`AUTO`), and others challenge it: any widths, and
+those that a target of multiply-accumulates would take. One that is as fast in the whole model with less damage takes its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import inf
@@ -19,26 +23,25 @@ import numpy as np
 import onnx
 
 from onnxprune import runtime
-from onnxprune.choose.budget import Budget, flag_of
+from onnxprune.choose.budget import AUTO, Budget, flag_of
 from onnxprune.choose.channels import decider
 from onnxprune.choose.layers import Choice, chosen
 from onnxprune.choose.options import Options
 from onnxprune.choose.subject import Subject
+from onnxprune.choose.trials import TOLERANCE, Between, Trial, is_same, least_harm
 from onnxprune.clock import Clock
 from onnxprune.cut.plan import units_removed
-from onnxprune.errors import TargetNotReachableError
+from onnxprune.errors import NothingPrunableError, TargetNotReachableError
 from onnxprune.groups.classes import Bools
-
-TOLERANCE = 0.05
-"""How much faster than asked a model may be, as a share of the time asked for, before a slower one is looked for."""
 
 AIM = 0.98  # of the time asked for
 ROUNDS, DECISIONS = 8, 16  # models that are timed, and decisions (which may repeat one), at most
-CLOSE = 0.002  # sums of pieces that differ by less are one
 REPEATS, SECONDS = 30, 6.0  # of the original and a model in turn
 LOOKS = 6  # decisions with times measured at the widths of the one before
 REMEASURED = 8  # groups, those that save most, whose saving is measured in the whole model
 NAMED = 3  # pieces in a message
+CHALLENGES, HALVINGS = 4, 6  # whole models of one kind that are timed to beat the best, and steps to the next one
+BETTER = 0.98  # of the damage of the best: what a challenger must promise
 NOTICEABLE = 0.01  # change of the expected time by measured ones that is worth another decision
 
 
@@ -82,45 +85,6 @@ class Pace:
     groups: tuple[GroupTime, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class Trial:
-    """choice: what was timed. total: the sum of its pieces. speed: against the original. excess: its time by the one asked for.
-    rounds: milliseconds of the original and of it.
-    """
-
-    choice: Choice
-    total: float
-    expected: float
-    speed: runtime.Speedup
-    excess: float
-    rounds: tuple[tuple[float, ...], tuple[float, ...]]
-
-
-class Between:
-    """Sums of pieces between which a model as fast as asked lies: above `fast`, below `slow`."""
-
-    def __init__(self) -> None:
-        self.fast, self.slow = 0.0, inf
-
-    def add(self, total: float, is_fast: bool) -> None:
-        if is_fast:
-            self.fast = max(self.fast, total)
-        else:
-            self.slow = min(self.slow, total)
-
-    def nearest(self, total: float) -> float:
-        """This sum, where it lies between; else one that does."""
-        if self.fast < total < self.slow:
-            return total
-        if self.slow == inf:
-            return self.fast * (1 + TOLERANCE / 2)
-        return (self.fast + self.slow) / 2 if self.fast else self.slow * (1 - TOLERANCE / 2)
-
-    @property
-    def is_closed(self) -> bool:
-        return self.slow < inf and self.slow - self.fast <= CLOSE * self.slow
-
-
 Made = Callable[[Choice], onnx.ModelProto]
 """What a choice is written as, but for the values of weights."""
 
@@ -159,11 +123,14 @@ class Pacer:
         self.ms = median(runtime.in_turn([self.opened], REPEATS, timer.warmup, SECONDS / 2)[0].rounds)
         self.learned = [(self.table.total(None), self.ms)]
         timer.learn(self.learned)
+        self.round_to = AUTO
         self.goal = budget.goal(self.ms)
         self.in_ms = budget.metric == "latency"
         self.trials: list[Trial] = []
+        self.problem = ""  # what the table said where it knew no widths that are fast enough
         self.expected: float | None = None  # milliseconds of the first choice, before whole models corrected the table
-        self._decide: Callable[[Budget], Choice] | None = None
+        self._decide: Callable[[Budget, int], Choice] | None = None
+        self._damage: Callable[[Choice], float | None] = lambda choice: None
 
     # -- one whole model
 
@@ -185,7 +152,7 @@ class Pacer:
         total = costs.times.total(removed)
         expected = costs.of("latency").total(removed) if known is None else known.expected
         taken = median(rounds[1]) if self.in_ms else self.ms / speed.ratio
-        trial = Trial(choice, total, expected, speed, taken / self.goal, rounds)
+        trial = Trial(choice, total, expected, speed, taken / self.goal, rounds, self._damage(choice))
         self.trials.append(trial)
         return trial
 
@@ -196,20 +163,26 @@ class Pacer:
 
     def is_fastest(self, choice: Choice) -> bool:
         """Of the choices that were timed, is it the fastest, and faster than the original?"""
-        own = next(t for t in self.trials if _is_same(t.choice, choice))
+        own = next(t for t in self.trials if is_same(t.choice, choice))
         return own.speed.ratio > 1 and own.speed.ratio >= max(t.speed.ratio for t in self.trials)
 
     def trial_of(self, choice: Choice) -> Trial:
         """A choice as it was timed; now, where it was not."""
-        found = next((t for t in self.trials if _is_same(t.choice, choice)), None)
+        found = next((t for t in self.trials if is_same(t.choice, choice)), None)
         return found or self.measured(choice)
 
     # -- deciding
 
     def tried(self, ms: float) -> Choice:
         """`decide`, with the model that it makes timed once, for what follows."""
-        choice = self.decide(ms)
-        if not any(_is_same(t.choice, choice) for t in self.trials):
+        try:
+            choice = self.decide(ms)
+        except TargetNotReachableError:
+            if self.round_to == 1:
+                raise
+            self.round_to = 1
+            choice = self.decide(ms)
+        if not any(is_same(t.choice, choice) for t in self.trials):
             self.learn(self.measured(choice), 1.0)
         return choice
 
@@ -231,7 +204,7 @@ class Pacer:
     def _first(self, target: Budget) -> Choice:
         self.clock("allocate")
         if self._decide is not None:
-            return self._decide(target)
+            return self._decide(target, self.round_to)
         if self.settings.depth == "only":
             return chosen(self.original, target, self.settings, self.clock)
         if self.settings.depth == "auto":
@@ -239,21 +212,22 @@ class Pacer:
             self._decide = self._of(choice)
             return choice
         self._decide = self._of(Choice(self.original, np.zeros(self.original.bare.solution.count, bool)))
-        return self._decide(target)
+        return self._decide(target, self.round_to)
 
     def _again(self, choice: Choice, target: Budget) -> Choice:
         """Other widths; the layers that were chosen first stay chosen, as trying others means repairing whole models."""
-        return choice if self._decide is None else self._decide(target)
+        return choice if self._decide is None else self._decide(target, self.round_to)
 
-    def _of(self, choice: Choice) -> Callable[[Budget], Choice]:
+    def _of(self, choice: Choice) -> Callable[[Budget, int], Choice]:
         subject = choice.subject
         if not any(g.removable for g in subject.analysis.groups):
-            return lambda target: choice
+            return lambda target, round_to: choice
         latency = Budget("latency", 1.0)
         own = decider(subject.analysis, subject.calibration, latency, self.settings, subject.costs, self.clock)
+        self._damage = lambda found: own.damage(found.removed) if found.subject is subject else None
 
-        def decide(target: Budget) -> Choice:
-            return replace(choice, removed=own(target))
+        def decide(target: Budget, round_to: int) -> Choice:
+            return replace(choice, removed=own(target, round_to))
 
         return decide
 
@@ -265,42 +239,103 @@ class Pacer:
         if is_quantized or self.goal >= self.ms:
             trial = self.measured(whole)
             factor = trial.speed.ratio**-1 if is_quantized else 1.0
-            if trial.excess <= 1 + TOLERANCE and (self.goal >= self.ms or trial.excess <= 1):
+            if trial.excess <= 1 + TOLERANCE and (self.goal >= self.ms or trial.is_fast):
                 return trial  # fast enough as it is
+        best = self._rounds(factor)
+        if best is None:  # in blocks there is none
+            self.round_to = 1
+            best = self._rounds(factor)
+        if best is None:
+            raise self._unreachable(min(self.trials, key=lambda t: t.excess), self.problem)
+        for ask, mildest in self._challengers(best):
+            best = self._challenged(best, ask, mildest)
+        return best
+
+    def _rounds(self, factor: float) -> Trial | None:
+        """A model as fast as asked; None where there is none. factor: of what quantization does to the time."""
+        own: list[Trial] = []
         between = Between()
         aim = self.timer.fit.total(AIM * self.goal / factor)
         for _ in range(DECISIONS):
             try:
                 choice = self.decide(self.timer.fit(aim))
             except TargetNotReachableError as problem:
-                return self._narrowest(problem)
-            known = next((t for t in self.trials if _is_same(t.choice, choice)), None)
-            if known is None and len(self.trials) >= ROUNDS:
+                return self._narrowest(problem, own)
+            known = next((t for t in self.trials if is_same(t.choice, choice)), None)
+            if known is None and len(own) >= ROUNDS:
                 break
             trial = known or self.measured(choice)
             self.expected = self.expected or trial.expected * factor
-            if known is None and is_met(trial):  # once more: of many that are nearly so fast, one is lucky
+            if known is None and trial.is_met:  # once more: of many that are nearly so fast, one is lucky
                 trial = self.measured(choice, trial)
-            if is_met(trial):
+            if trial.is_met:
                 return trial
+            own.append(trial)
             if known is None:
                 self.learn(trial, factor)
-            between.add(aim if known is not None else trial.total, trial.excess <= 1)
+            between.add(aim if known is not None else trial.total, trial.is_fast)
             expected = self.timer.fit(trial.total)
             aim = between.nearest(self.timer.fit.total(AIM * expected / trial.excess))
             if between.is_closed:
                 break
         return self._best()
 
-    def _best(self) -> Trial:
-        met = [t for t in self.trials if t.excess <= 1]
-        if met:
-            return max(met, key=lambda t: t.excess)
-        raise self._unreachable(min(self.trials, key=lambda t: t.excess), "")
+    def _best(self) -> Trial | None:
+        met = [t for t in self.trials if t.is_fast]
+        return least_harm(met) if met else None
 
-    def _narrowest(self, problem: TargetNotReachableError) -> Trial:
+    # -- challengers
+
+    def _challengers(self, best: Trial) -> Iterator[tuple[Callable[[float], Choice], float]]:
+        """Other ways to choose widths, by a share of which less is bolder, and the mildest share."""
+        decide = self._decide
+        if decide is None or best.damage is None or self.timer.runner.warms_up:
+            return
+        ms, cost = self.timer.fit(best.total), best.choice.subject.costs
+        own, all_macs = cost.macs(), max(1, self.original.costs.macs())
+        if self.settings.round_to is None and self.round_to != 1:
+            yield lambda share: decide(Budget("latency", max(share * ms, 1e-6)), 1), 2.0
+        if own:
+            yield lambda share: decide(Budget("macs", min(1.0, share * all_macs / own)), AUTO), own / all_macs
+
+    def _challenged(self, best: Trial, ask: Callable[[float], Choice], mildest: float) -> Trial:
+        """The best, or what beats it: as fast as asked with less damage, in the whole model. ask: a choice by a share."""
+        fast, slow = 0.0, mildest
+        for _ in range(CHALLENGES):
+            assert best.damage is not None
+            choice = self._boldest_within(BETTER * best.damage, ask, fast, slow)
+            if choice is None or any(is_same(t.choice, choice[0]) for t in self.trials):
+                return best
+            trial = self.measured(choice[0])
+            if trial.is_fast:
+                trial = self.measured(choice[0], trial)
+            if not trial.is_fast:
+                return best
+            best, fast = trial, choice[1]
+        return best
+
+    def _boldest_within(
+        self, damage: float, ask: Callable[[float], Choice], low: float, high: float
+    ) -> tuple[Choice, float] | None:
+        """The choice by the least share of which no more damage is expected, and the share."""
+        self.clock("allocate")
+        found = None
+        for _ in range(HALVINGS):
+            share = (low + high) / 2
+            try:
+                choice = ask(share)
+                expected = self._damage(choice)
+            except (TargetNotReachableError, NothingPrunableError):
+                expected = inf
+            if expected is not None and expected <= damage:
+                found, high = (choice, share), share
+            else:
+                low = share
+        return found
+
+    def _narrowest(self, problem: TargetNotReachableError, own: list[Trial]) -> Trial | None:
         """Where the table knows no widths that are fast enough: the fastest, measured, unless something that is was measured before."""
-        if any(t.excess <= 1 for t in self.trials):
+        if any(t.is_fast for t in self.trials):
             return self._best()
         for _ in range(LOOKS):  # what was expected to be fastest may prove slower where it is measured
             if problem.reached is None:
@@ -310,12 +345,14 @@ class Pacer:
             except TargetNotReachableError as again:
                 problem = again
                 continue
-            if trial.excess <= 1:
+            own.append(trial)
+            if trial.is_fast:
                 return trial
             break
         if not self.trials:
             raise problem
-        raise self._unreachable(min(self.trials, key=lambda t: t.excess), str(problem))
+        self.problem = str(problem)
+        return None
 
     def _unreachable(self, trial: Trial, problem: str) -> TargetNotReachableError:
         low, high = trial.speed.low, trial.speed.high
@@ -378,12 +415,3 @@ class Pacer:
         with runtime.opened_all(self.timer.runner, models, self.feeds) as opened:
             more, less = runtime.in_turn(opened, REPEATS // 2, self.timer.warmup, SECONDS / 6)
         return median(a - b for a, b in zip(more.rounds, less.rounds, strict=True))
-
-
-def is_met(trial: Trial) -> bool:
-    """Is it as fast as asked, and not much faster?"""
-    return 1 - TOLERANCE <= trial.excess <= 1
-
-
-def _is_same(a: Choice, b: Choice) -> bool:
-    return a.subject.bypasses == b.subject.bypasses and np.array_equal(a.removed, b.removed)

@@ -1,0 +1,78 @@
+"""Whole models that were timed on the way to a target of time, and which sum of pieces to try next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+
+from onnxprune import runtime
+from onnxprune.choose.layers import Choice
+
+TOLERANCE = 0.05
+"""How much faster than asked a model may be, as a share of the time asked for, before a slower one is looked for."""
+
+CLOSE = 0.002  # sums of pieces that differ by less are one
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """choice: what was timed. total: the sum of its pieces. speed: against the original. excess: its time by the one asked for.
+    rounds: milliseconds of the original and of it. damage: what is expected of it; None where that was not measured.
+    """
+
+    choice: Choice
+    total: float
+    expected: float
+    speed: runtime.Speedup
+    excess: float
+    rounds: tuple[tuple[float, ...], tuple[float, ...]]
+    damage: float | None = None
+
+    @property
+    def is_fast(self) -> bool:
+        """Is it as fast as asked?"""
+        return self.excess <= 1
+
+    @property
+    def is_met(self) -> bool:
+        """Is it as fast as asked, and not much faster?"""
+        return 1 - TOLERANCE <= self.excess <= 1
+
+
+class Between:
+    """Sums of pieces between which a model as fast as asked lies: above `fast`, below `slow`."""
+
+    def __init__(self) -> None:
+        self.fast, self.slow = 0.0, inf
+
+    def add(self, total: float, is_fast: bool) -> None:
+        if is_fast:
+            self.fast = max(self.fast, total)
+        else:
+            self.slow = min(self.slow, total)
+
+    def nearest(self, total: float) -> float:
+        """This sum, where it lies between; else one that does."""
+        if self.fast < total < self.slow:
+            return total
+        if self.slow == inf:
+            return self.fast * (1 + TOLERANCE / 2)
+        return (self.fast + self.slow) / 2 if self.fast else self.slow * (1 - TOLERANCE / 2)
+
+    @property
+    def is_closed(self) -> bool:
+        return self.slow < inf and self.slow - self.fast <= CLOSE * self.slow
+
+
+def least_harm(trials: list[Trial]) -> Trial:
+    """Of models that are fast enough, the one of which least damage is expected; where that is unknown, the slowest."""
+    known = [t for t in trials if t.damage is not None]
+    if known:
+        return min(known, key=lambda t: (t.damage, -t.excess))
+    return max(trials, key=lambda t: t.excess)
+
+
+def is_same(a: Choice, b: Choice) -> bool:
+    return a.subject.bypasses == b.subject.bypasses and np.array_equal(a.removed, b.removed)
