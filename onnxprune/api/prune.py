@@ -24,7 +24,7 @@ from onnxprune.choose.field import both
 from onnxprune.choose.layers import Choice, chosen
 from onnxprune.choose.max_drop import aside_for, audited, boldest, is_drop
 from onnxprune.choose.options import Options, completed, replayed
-from onnxprune.choose.pace import Pace, Pacer, paced
+from onnxprune.choose.pace import Pace, Pacer, check_faster, paced
 from onnxprune.choose.place import Place
 from onnxprune.choose.subject import Subject, whole
 from onnxprune.choose.timer import Timer
@@ -249,6 +249,8 @@ def _carried_out(
     clock("benchmark")
     models = (original.bare.model, original.bare.model.beside(pruned))
     times = watch.timed(models, original.bare.feeds[0], clock.share) if settings.benchmark else None
+    if times is not None and budget is not None and budget.is_time and (choice.removed.any() or subject.bypasses):
+        check_faster(budget, runtime.speedup(*(t.rounds for t in times.times)))
     clock.stop()
     return Outcome(
         settings=settings,

@@ -190,14 +190,16 @@ def repaired(
     clock: Clock,
     bypasses: Sequence[Bypass] = (),
 ) -> tuple[onnx.ModelProto, Repair]:
-    """The repaired model; the cut one where the repair does not help on held-out samples."""
-    recover = settings.recover or "lsq"
-    found = compensate(
-        analysis, removed, cut, calibration, recover, seed=settings.seed, progress=clock.share, bypasses=bypasses
-    )
-    if not calibration.judged.tensors:  # each layer was fitted better on held-out samples, and more is not known
-        return found.model, found.repair
-    before, after = (judge(calibration, analysis.model.beside(m)) for m in (cut, found.model))
-    if not after < before:
-        return cut, replace(found.repair, changed=(), before=before, after=before)
-    return found.model, replace(found.repair, before=before, after=after)
+    """The repaired model: fitted weights and biases; where those do not help on held-out samples, biases alone; else the cut model."""
+    before: float | None = None
+    for recover in ("lsq", "bias") if settings.recover in (None, "lsq") else (settings.recover,):
+        found = compensate(
+            analysis, removed, cut, calibration, recover, seed=settings.seed, progress=clock.share, bypasses=bypasses
+        )
+        if not calibration.judged.tensors:  # each layer was fitted better on held-out samples, and more is not known
+            return found.model, found.repair
+        before = judge(calibration, analysis.model.beside(cut)) if before is None else before
+        after = judge(calibration, analysis.model.beside(found.model))
+        if after < before:
+            return found.model, replace(found.repair, before=before, after=after)
+    return cut, replace(found.repair, changed=(), before=before, after=before)

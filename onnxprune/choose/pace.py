@@ -415,3 +415,12 @@ class Pacer:
         with runtime.opened_all(self.timer.runner, models, self.feeds) as opened:
             more, less = runtime.in_turn(opened, REPEATS // 2, self.timer.warmup, SECONDS / 6)
         return median(a - b for a, b in zip(more.rounds, less.rounds, strict=True))
+
+
+def check_faster(budget: Budget, found: runtime.Speedup) -> None:
+    """Raise `TargetNotReachableError` where the finished model, with its final weights, is certainly slower than the original."""
+    if found.high < 1:
+        raise TargetNotReachableError(
+            f"{flag_of(budget.metric)} {budget.amount:g} was not kept: the finished model is {found.ratio:.2f} times as fast as the "
+            f"original ({found.low:.2f} to {found.high:.2f}), so it is slower. Time it where nothing else runs."
+        )

@@ -36,7 +36,7 @@ from onnxprune.report.values import (
     decided,
     not_judged,
 )
-from onnxprune.report.warnings import warnings
+from onnxprune.report.warnings import missed, warnings
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ def report_of(outcome: Outcome, plan: Plan) -> Report:
                 outcome.tuning,
                 asked=outcome.settings.samples is not None,
             )
+            + missed(outcome)
         ),
         check=outcome.verdict,
         calibration=None if calibration is None else _calibration(analysis, calibration, subject),

@@ -14,6 +14,7 @@ from onnxprune.analyse.samples import Samples
 from onnxprune.analyse.sources import GROUPS
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.choose.budget import FLOOR
+from onnxprune.choose.trials import TOLERANCE
 from onnxprune.groups.analysis import Analysis
 from onnxprune.model.bodies import OPSETS, body_of, can_watch
 from onnxprune.model.branches import subgraphs
@@ -24,7 +25,9 @@ from onnxprune.model.tensors import is_external, read
 from onnxprune.ops import failures, is_quantized
 from onnxprune.proof.unsigned import saturates_here
 from onnxprune.repair.fits import Repair
+from onnxprune.report.outcome import Outcome
 from onnxprune.report.values import Tuned
+from onnxprune.runtime import speedup
 
 NO_DATA = "no inputs were given, so made-up ones were used; judge the result on your own data, or give some with --data FILE.npz"
 BELOW = (
@@ -42,6 +45,19 @@ FAR = 1.0  # divergence from which on a result is called far from the original
 MANY = 0.1  # share of held-out samples that may be near copies
 SPARSE = 0.3  # share of zeros from which on filling them is worth a word
 SMALL = 1 << 28  # bytes of a model whose zeros are counted
+
+
+def missed(outcome: Outcome) -> list[str]:
+    """Is the finished model certainly slower than was asked for, by more than is tolerated?"""
+    if outcome.pace is None or outcome.times is None or outcome.budget is None or not outcome.budget.is_time:
+        return []
+    found = speedup(*(t.rounds for t in outcome.times.times))
+    if found.high >= (1 - TOLERANCE) * outcome.pace.asked:
+        return []
+    return [
+        f"the finished model is {found.ratio:.2f} times as fast ({found.low:.2f} to {found.high:.2f}), not {outcome.pace.asked:g} as was "
+        "asked for and as it was on the way; time it again where nothing else runs (onnxprune bench)"
+    ]
 
 
 def warnings(
