@@ -108,5 +108,24 @@ class Refusing(Device):
         return super().open(model, feeds, what)
 
 
+class Layouts(Device):
+    """A device whose models, but not single layers, pay for tensors between two convolutions whose channels fill no blocks of 8.
+
+    price: milliseconds of an element of such a tensor.
+    """
+
+    warms_up = False
+
+    def __init__(self, price: float) -> None:
+        super().__init__(block=1)
+        self.price = price
+
+    def milliseconds(self, proto: onnx.ModelProto, feeds: Feeds) -> float:
+        layers = [n for n in proto.graph.node if n.op_type == "Conv"]
+        weights = {t.name: t.dims for t in proto.graph.initializer}
+        odd = [n for n in layers if weights[n.input[1]][0] % 8]
+        return super().milliseconds(proto, feeds) + (len(layers) > 1) * self.price * len(odd)
+
+
 def random_feeds(**shapes: tuple[int, ...]) -> Feeds:
     return {k: np.random.default_rng(0).normal(size=v).astype(np.float32) for k, v in shapes.items()}

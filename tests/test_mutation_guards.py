@@ -159,6 +159,15 @@ def test_a_repair_that_does_not_help_is_not_kept(monkeypatch: pytest.MonkeyPatch
     left, repair = kept()
     assert left.SerializeToString() == cut.SerializeToString() and repair.changed == ()
 
+    def weights_overdone(*given: Any, **options: Any) -> Repaired:
+        return (overdone if given[4] == "lsq" else compensate)(*given, **options)
+
+    monkeypatch.setattr(channels, "compensate", weights_overdone)
+    left, repair = kept()  # biases alone, where that is what helps
+    assert (
+        repair.recover == "bias" and repair.changed and repair.after == judge(calibration, Model(left)) < repair.before
+    )
+
 
 def test_samples_to_judge_with_are_not_fitted_on() -> None:
     feeds = [{"x": np.full((1, 8), k, np.float32)} for k in range(32)]

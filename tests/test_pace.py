@@ -7,7 +7,9 @@ guessed and not measured, a model that is written though it is too slow.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 import onnxprune
-from onnxprune import BadInputError, Budget, TargetNotReachableError
+from onnxprune import BadInputError, Budget, TargetNotReachableError, runtime
 from onnxprune.analyse.observe import analysis_of
 from onnxprune.analyse.scope import Scope
 from onnxprune.choose.costs import CostModel
@@ -29,7 +31,7 @@ from onnxprune.cut.rewrite import rewrite
 from onnxprune.groups.analysis import Analysis
 from onnxprune.model.load import load
 from onnxprune.report.markdown import markdown
-from tests.made_up_device import Device, Refusing
+from tests.made_up_device import Device, Layouts, Refusing
 from tests.zoo import SHARED, load_graph
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,7 +131,38 @@ def test_less_is_lost_than_at_a_share_of_the_macs_that_is_as_fast() -> None:
     assert ratio(counted, device, net) < ratio(timed, device, net)
 
 
+def test_widths_that_cost_their_neighbours_are_left_alone() -> None:
+    """No layer shows by itself what a width costs between two of them; the whole model does."""
+    result = onnxprune.prune(DIGITS, Budget("speedup", 1.5), runner=Layouts(0.2), data=DATA, check=False, mix=False)
+    assert any(g.removed for g in result.report.groups)
+    assert all((g.units - g.removed) % 8 == 0 for g in result.report.groups)
+    assert result.report.pace.measured >= 1.5
+
+
+def test_any_widths_win_where_they_cost_nothing() -> None:
+    how = {"data": DATA, "check": False, "mix": False}
+    free = onnxprune.prune(DIGITS, Budget("speedup", 1.5), runner=Layouts(0.0), **how)
+    blocks = onnxprune.prune(DIGITS, Budget("speedup", 1.5), runner=Layouts(0.0), round_to=8, **how)
+    assert any((g.units - g.removed) % 8 for g in free.report.groups)
+    assert free.report.pace.measured >= 1.5 <= blocks.report.pace.measured
+
+
 # ---------------------------------------------------------------- refusals
+
+
+def test_a_finished_model_that_is_slower_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the last benchmark says, with the final weights, counts."""
+    turned = runtime.in_turn
+
+    def slower(opened: Any, *args: Any, **how: Any) -> Any:
+        before, after = turned(opened, *args, **how)
+        return before, replace(after, rounds=tuple(1.5 * ms for ms in before.rounds))
+
+    monkeypatch.setattr("onnxprune.proof.elsewhere.runtime.in_turn", slower)
+    monkeypatch.setattr("onnxprune.choose.pace.runtime", SimpleNamespace(**vars(runtime) | {"in_turn": turned}))
+    with pytest.raises(TargetNotReachableError, match=r"was not kept: the finished model is 0\.67 times as fast"):
+        onnxprune.prune(DIGITS, Budget("speedup", 1.3), runner=Device(8), output=tmp_path / "o.onnx", **QUICK)
+    assert not (tmp_path / "o.onnx").exists()
 
 
 def test_unreachable_says_how_far_it_gets_and_writes_nothing(tmp_path: Path) -> None:
