@@ -105,9 +105,9 @@ class _Files:
             inputs += [self.folder / entry.model, *self.data_of(entry)]
             for place in self.outputs_of(entry):
                 outputs[f"models.{k}.outputs ({len(outputs)}):"] = place
-            for place in entry.outputs.reports:
+            for report in entry.outputs.reports:
                 try:
-                    renderer_for(place)
+                    renderer_for(report)
                 except BadInputError as problem:
                     raise BadInputError(f"{self.path}: models.{k}.outputs: {str(problem).removeprefix('--')}") from None
         check_outputs(outputs, inputs)

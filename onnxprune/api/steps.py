@@ -57,7 +57,7 @@ class Steps:
     def __init__(self, entry: Entry, original: LoadedModel, folder: Path, stage: Path, progress: Progress) -> None:
         self.entry, self.original, self.folder, self.stage = entry, original, folder, stage
         self.progress = progress
-        self.place = {} if entry.timing is None else entry.timing.given()
+        self.place: dict[str, Any] = {} if entry.timing is None else entry.timing.given()
         self.data = None if entry.data is None else folder / entry.data
         self.shapes: dict[str, Any] = {}
         assert original.path is not None

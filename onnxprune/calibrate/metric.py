@@ -68,9 +68,9 @@ def stacked(parts: list[dict[str, Array]]) -> dict[str, Array]:
 
 
 def called(score: Score, name: str, outputs: Sequence[str], found: Outputs, data: dict[str, Array]) -> float:
-    stacked = stacked([dict(zip(outputs, (np.asarray(x) for x in f), strict=True)) for f in found])
+    answers = stacked([dict(zip(outputs, (np.asarray(x) for x in f), strict=True)) for f in found])
     try:
-        value: Any = score(stacked, data)
+        value: Any = score(answers, data)
         return float(value)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise BadInputError(f"--metric {name} failed: {type(error).__name__}: {error}.") from None

@@ -36,7 +36,7 @@ def run(*, config: Path, sets: tuple[str, ...], force: bool, as_json: bool, quie
     Exit codes: 0 published or up to date, 2 bad input, 3 target out of reach, 4 a gate or the proof failed, 5 nothing to prune.
     """
     from onnxprune.api.run import run as carry_out
-    from onnxprune.pipeline.record import annotations, summary
+    from onnxprune.pipeline.record import summary, workflow_commands
 
     with progress(quiet or as_json) as told:
         report = carry_out(config, sets=sets, force=force, progress=told)
@@ -48,7 +48,7 @@ def run(*, config: Path, sets: tuple[str, ...], force: bool, as_json: bool, quie
         if not ran.is_good:
             ERR.print(f"onnxprune: {ran.name}: {ran.line}", markup=False)
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        for line in annotations(report):
+        for line in workflow_commands(report):
             click.echo(line, err=as_json)
         if page := os.environ.get("GITHUB_STEP_SUMMARY"):
             with open(page, "a", encoding="utf-8") as file:

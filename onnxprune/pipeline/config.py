@@ -1,4 +1,4 @@
-"""What a config may say: models, steps, gates and outputs, as pydantic models; the options of the steps come from the lists that commands use.
+"""What a config may say: models, steps, gates and outputs, as pydantic models; options of steps come from the commands' own lists.
 
 A further option of a command is a further key of its step, with the same meaning, and is in the JSON Schema at once.
 """
@@ -64,7 +64,7 @@ class Strict(BaseModel):
 
 
 def _of_options(
-    name: str, doc: str, lists: Sequence[tuple[type, str | None]], more: Mapping[str, Any] = {}
+    name: str, doc: str, lists: Sequence[tuple[type, str | None]], more: Mapping[str, Any] = MappingProxyType({})
 ) -> type[Strict]:
     """A model of lists of options. lists: with the command whose options are meant. more: further keys."""
     made: dict[str, Any] = dict(more)
@@ -170,7 +170,7 @@ class Gates(Strict):
     )
     metric: str = Field(
         default="kl",
-        description="What max_drop limits: kl, cosine or top1 compare with the original's outputs; MODULE:FUNCTION scores outputs and labels.",
+        description="What max_drop limits: kl, cosine or top1 (against the original), or MODULE:FUNCTION, which scores outputs and labels.",
     )
     min_agreement: float | None = Field(
         default=None, ge=0, le=1, description="At least this share of the answers (top classes) is the original's."
@@ -285,8 +285,8 @@ def config_of(document: Document) -> Config:
         compares = [g for g in ("max_drop", "min_agreement", "fidelity") if getattr(entry.gates, g) is not None]
         if compares and entry.data is None and entry.gates.data is None:
             raise BadInputError(
-                f"{document.where(('models', k, 'gates', compares[0]))}: the gate {compares[0]} compares answers: give inputs, with 'data:' in "
-                "the model or in its gates."
+                f"{document.where(('models', k, 'gates', compares[0]))}: the gate {compares[0]} compares answers: "
+                "give inputs, with 'data:' in the model or in its gates."
             )
     return config
 

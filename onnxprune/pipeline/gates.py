@@ -82,9 +82,9 @@ def judge_gates(
         text = f"{drop:.4g} lost ({gates.metric}) on {compared.count:,} samples, at most {gates.max_drop:g} wanted"
         found.append(_gate("max_drop", gates.max_drop, drop, drop <= gates.max_drop, text))
     if gates.min_agreement is not None:
-        share = compared.agreement()
-        text = f"{share:.4g} of the answers on {compared.count:,} samples are the original's, at least {gates.min_agreement:g} wanted"
-        found.append(_gate("min_agreement", gates.min_agreement, share, share >= gates.min_agreement, text))
+        equal = compared.agreement()
+        text = f"{equal:.4g} of the answers on {compared.count:,} samples are the original's, at least {gates.min_agreement:g} wanted"
+        found.append(_gate("min_agreement", gates.min_agreement, equal, equal >= gates.min_agreement, text))
     if gates.fidelity is not None:
         cosine = compared.fidelity()
         text = f"cosine similarity {cosine:.4g} to the original's outputs on {compared.count:,} samples, at least {gates.fidelity:g} wanted"

@@ -120,7 +120,7 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def annotations(report: RunReport) -> Iterator[str]:
+def workflow_commands(report: RunReport) -> Iterator[str]:
     """GitHub's workflow commands: an error for every gate that failed, and for every model that could not be made."""
     for ran in report.models:
         if ran.is_good:
