@@ -7,7 +7,7 @@
 
 `prune` removes channels, heads and neurons; `sparsify` sets weights to zero; `finetune` trains what is left; `prune_during_training`
 does both in turns; `inspect` shows what can go, `verify` checks a result, `bench` times models, `profile`
-says where their time goes. `Options` lists the keyword arguments of
+says where their time goes; `run` carries out a config with gates, and `init` writes one. `Options` lists the keyword arguments of
 `prune`, each with its default and meaning; the others have lists of their own. Every error is an `OnnxPruneError`.
 """
 
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from onnxprune.api.bench import bench
     from onnxprune.api.finetune import FinetuneResult, finetune
     from onnxprune.api.gradual import GradualResult, prune_during_training
+    from onnxprune.api.init import init
     from onnxprune.api.inspect import inspect
     from onnxprune.api.profile import profile
     from onnxprune.api.prune import PruneResult, prune
+    from onnxprune.api.run import run
     from onnxprune.api.sparsify import SparsifyResult, sparsify
     from onnxprune.api.verify import verify
     from onnxprune.choose.budget import Budget
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     )
     from onnxprune.ops import register, unregister
     from onnxprune.ops.base import Rule
+    from onnxprune.pipeline.record import RunReport
     from onnxprune.proof.verdict import Verdict
     from onnxprune.report.profile import ProfileReport
     from onnxprune.report.renderer import Renderer
@@ -58,9 +61,11 @@ PLACES = {  # where each name is; it is imported when it is first used, so that 
     "onnxprune.api.bench": ("bench",),
     "onnxprune.api.finetune": ("FinetuneResult", "finetune"),
     "onnxprune.api.gradual": ("GradualResult", "prune_during_training"),
+    "onnxprune.api.init": ("init",),
     "onnxprune.api.inspect": ("inspect",),
     "onnxprune.api.profile": ("profile",),
     "onnxprune.api.prune": ("PruneResult", "prune"),
+    "onnxprune.api.run": ("run",),
     "onnxprune.api.sparsify": ("SparsifyResult", "sparsify"),
     "onnxprune.api.verify": ("verify",),
     "onnxprune.choose.budget": ("Budget",),
@@ -81,6 +86,7 @@ PLACES = {  # where each name is; it is imported when it is first used, so that 
     ),
     "onnxprune.ops": ("register", "unregister"),
     "onnxprune.ops.base": ("Rule",),
+    "onnxprune.pipeline.record": ("RunReport",),
     "onnxprune.proof.verdict": ("Verdict",),
     "onnxprune.report.profile": ("ProfileReport",),
     "onnxprune.report.renderer": ("Renderer",),
@@ -110,6 +116,7 @@ __all__ = [
     "Renderer",
     "Report",
     "Rule",
+    "RunReport",
     "Runner",
     "SparsifyOptions",
     "SparsifyResult",
@@ -121,11 +128,13 @@ __all__ = [
     "__version__",
     "bench",
     "finetune",
+    "init",
     "inspect",
     "profile",
     "prune",
     "prune_during_training",
     "register",
+    "run",
     "sparsify",
     "unregister",
     "verify",

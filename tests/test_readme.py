@@ -1,7 +1,8 @@
 """What the README and the pages of `docs/` show is what happens: code runs, quotations are in the files, links lead somewhere.
 
 Every page runs in a folder of its own, with `models/` and `tests/zoo/`; its blocks run in the order of the page, so that a later one may
-read what an earlier one has written. A block after `<!-- not run: REASON -->` is left out; after `<!-- from PATH -->` it quotes a file.
+read what an earlier one has written. A block after `<!-- not run: REASON -->` is left out; after `<!-- from PATH -->` it quotes a file,
+and after `<!-- as PATH -->` it is written to one.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ SHELL = ("bash", "console")
 NOT_RUN = {
     "docs/accuracy.md": 2,
     "docs/benchmarks.md": 1,
+    "docs/pipeline.md": 4,
     "docs/prune.md": 1,
     "docs/speed.md": 1,
 }  # blocks that a page marks so
@@ -47,7 +49,7 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        return not self.note.startswith(("not run: ", "from "))
+        return not self.note.startswith(("not run: ", "from ", "as "))
 
 
 def blocks(text: str) -> list[Block]:
@@ -97,6 +99,8 @@ def run(arguments: list[str], folder: Path) -> str:
 def test_every_command_and_every_python_block_runs(page: str, folder: Path) -> None:
     """In order."""
     for block in blocks(PAGES[page]):
+        if block.note.startswith("as "):
+            (folder / block.note.removeprefix("as ")).write_text(block.text, encoding="utf-8")
         if block.is_run and block.kind in SHELL:
             for command in commands(block):
                 run(command, folder)
@@ -122,7 +126,7 @@ def test_fences_are_understood(page: str) -> None:
     """No block escapes the pattern above, and every kind is one that is run, quoted or plain output."""
     found = blocks(PAGES[page])
     assert PAGES[page].count("```") == 2 * len(found)
-    assert {block.kind for block in found} <= {"python", "text", *SHELL}
+    assert {block.kind for block in found} <= {"python", "text", "yaml", "groovy", *SHELL}
 
 
 def test_quotations_are_in_the_files() -> None:

@@ -41,8 +41,8 @@ def metric_of(name: str, calibration: Calibration, portions: Sequence[int]) -> M
 def score_of(name: str, calibration: Calibration, portions: Sequence[int]) -> Callable[[Outputs], float]:
     """The user's score on these portions, of what a model gives for `calibration.judged.names`."""
     function, samples, judged = load_score(name), calibration.samples, calibration.judged
-    data = _stacked([samples.feeds[k] | (samples.labels[k] if samples.labels else {}) for k in portions])
-    return lambda found: _call(function, name, judged.outputs, judged.of_outputs(found), data)
+    data = stacked([samples.feeds[k] | (samples.labels[k] if samples.labels else {}) for k in portions])
+    return lambda found: called(function, name, judged.outputs, judged.of_outputs(found), data)
 
 
 def load_score(name: str) -> Score:
@@ -62,15 +62,15 @@ def load_score(name: str) -> Score:
     return found  # type: ignore[no-any-return]
 
 
-def _stacked(parts: list[dict[str, Array]]) -> dict[str, Array]:
+def stacked(parts: list[dict[str, Array]]) -> dict[str, Array]:
     """Arrays of several portions, one behind the other; those without a batch axis once."""
     return {n: np.concatenate([p[n] for p in parts]) if parts[0][n].ndim else parts[0][n] for n in parts[0]}
 
 
-def _call(score: Score, name: str, outputs: Sequence[str], found: Outputs, data: dict[str, Array]) -> float:
-    stacked = _stacked([dict(zip(outputs, (np.asarray(x) for x in f), strict=True)) for f in found])
+def called(score: Score, name: str, outputs: Sequence[str], found: Outputs, data: dict[str, Array]) -> float:
+    answers = stacked([dict(zip(outputs, (np.asarray(x) for x in f), strict=True)) for f in found])
     try:
-        value: Any = score(stacked, data)
+        value: Any = score(answers, data)
         return float(value)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise BadInputError(f"--metric {name} failed: {type(error).__name__}: {error}.") from None

@@ -1,13 +1,13 @@
 """The command line: arguments to options to pipeline, and exit codes.
 
-0 done; 2 usage or bad input; 3 target not reachable; 4 verification failed; 5 nothing prunable. Only 0 writes anything.
+0 done; 2 usage or bad input; 3 target not reachable; 4 verification or a gate failed; 5 nothing prunable. Only 0 writes a model.
 """
 
 from __future__ import annotations
 
 import click
 
-from onnxprune.cli import bench, costs, finetune, look, profile, prune, sparsify
+from onnxprune.cli import bench, costs, finetune, look, profile, prune, run, sparsify
 from onnxprune.cli.allocation import give_back_large_blocks
 from onnxprune.version import __version__
 
@@ -27,6 +27,7 @@ COMMANDS = (
     *bench.COMMANDS,
     profile.profile,
     costs.costs,
+    *run.COMMANDS,
 )
 for command in COMMANDS:
     main.add_command(command)
