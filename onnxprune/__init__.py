@@ -22,6 +22,7 @@ from onnxprune.version import __version__
 
 if TYPE_CHECKING:
     from onnxprune.api.bench import bench
+    from onnxprune.api.data import DataReport, data
     from onnxprune.api.finetune import FinetuneResult, finetune
     from onnxprune.api.gradual import GradualResult, prune_during_training
     from onnxprune.api.init import init
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         VerificationError,
     )
+    from onnxprune.inputs.options import DataOptions
     from onnxprune.ops import register, unregister
     from onnxprune.ops.base import Rule
     from onnxprune.pipeline.record import RunReport
@@ -55,10 +57,12 @@ if TYPE_CHECKING:
     from onnxprune.report.renderer import Renderer
     from onnxprune.report.report import Report
     from onnxprune.report.sparsity import SparsityReport
+    from onnxprune.runtime.record import record
     from onnxprune.runtime.runner import Runner
 
 PLACES = {  # where each name is; it is imported when it is first used, so that `import onnxprune` is quick
     "onnxprune.api.bench": ("bench",),
+    "onnxprune.api.data": ("DataReport", "data"),
     "onnxprune.api.finetune": ("FinetuneResult", "finetune"),
     "onnxprune.api.gradual": ("GradualResult", "prune_during_training"),
     "onnxprune.api.init": ("init",),
@@ -76,6 +80,7 @@ PLACES = {  # where each name is; it is imported when it is first used, so that 
     "onnxprune.choose.place": ("Place",),
     "onnxprune.choose.sparsify_options": ("BenchOptions", "SparsifyOptions"),
     "onnxprune.cut.plan": ("Plan",),
+    "onnxprune.inputs.options": ("DataOptions",),
     "onnxprune.errors": (
         "BadInputError",
         "NothingPrunableError",
@@ -92,6 +97,7 @@ PLACES = {  # where each name is; it is imported when it is first used, so that 
     "onnxprune.report.renderer": ("Renderer",),
     "onnxprune.report.report": ("Report",),
     "onnxprune.report.sparsity": ("SparsityReport",),
+    "onnxprune.runtime.record": ("record",),
     "onnxprune.runtime.runner": ("Runner",),
 }
 _HOME = {name: place for place, names in PLACES.items() for name in names}
@@ -101,6 +107,8 @@ __all__ = [
     "BenchOptions",
     "Budget",
     "Cost",
+    "DataOptions",
+    "DataReport",
     "FinetuneOptions",
     "FinetuneResult",
     "GradualOptions",
@@ -127,12 +135,14 @@ __all__ = [
     "VerificationError",
     "__version__",
     "bench",
+    "data",
     "finetune",
     "init",
     "inspect",
     "profile",
     "prune",
     "prune_during_training",
+    "record",
     "register",
     "run",
     "sparsify",

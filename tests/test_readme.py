@@ -32,6 +32,7 @@ SHELL = ("bash", "console")
 NOT_RUN = {
     "docs/accuracy.md": 2,
     "docs/benchmarks.md": 1,
+    "docs/data.md": 2,
     "docs/pipeline.md": 4,
     "docs/prune.md": 1,
     "docs/speed.md": 1,

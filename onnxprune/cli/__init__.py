@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from onnxprune.cli import bench, costs, finetune, look, profile, prune, run, sparsify
+from onnxprune.cli import bench, costs, data, finetune, look, profile, prune, run, sparsify
 from onnxprune.cli.allocation import give_back_large_blocks
 from onnxprune.version import __version__
 
@@ -28,6 +28,8 @@ COMMANDS = (
     profile.profile,
     costs.costs,
     *run.COMMANDS,
+    data.data,
+    data.record,
 )
 for command in COMMANDS:
     main.add_command(command)
