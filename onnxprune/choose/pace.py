@@ -40,7 +40,7 @@ REPEATS, SECONDS = 30, 6.0  # of the original and a model in turn
 LOOKS = 6  # decisions with times measured at the widths of the one before
 REMEASURED = 8  # groups, those that save most, whose saving is measured in the whole model
 NAMED = 3  # pieces in a message
-CHALLENGES, HALVINGS = 4, 6  # whole models of one kind that are timed to beat the best, and steps to the next one
+CHALLENGES, HALVINGS = 5, 6  # whole models of one kind that are timed to beat the best, and steps to the next one
 BETTER = 0.98  # of the damage of the best: what a challenger must promise
 NOTICEABLE = 0.01  # change of the expected time by measured ones that is worth another decision
 
@@ -300,26 +300,45 @@ class Pacer:
 
     def _challenged(self, best: Trial, ask: Callable[[float], Choice], mildest: float) -> Trial:
         """The best, or what beats it: as fast as asked with less damage, in the whole model. ask: a choice by a share."""
+        assert best.damage is not None
+        found = self._boldest_within(BETTER * best.damage, ask, mildest)
         fast, slow = 0.0, mildest
         for _ in range(CHALLENGES):
-            assert best.damage is not None
-            choice = self._boldest_within(BETTER * best.damage, ask, fast, slow)
-            if choice is None or any(is_same(t.choice, choice[0]) for t in self.trials):
-                return best
-            trial = self.measured(choice[0])
+            if found is None:
+                break
+            choice, share = found
+            if any(is_same(t.choice, choice) for t in self.trials):
+                break
+            trial = self.measured(choice)
             if trial.is_fast:
-                trial = self.measured(choice[0], trial)
-            if not trial.is_fast:
-                return best
-            best, fast = trial, choice[1]
+                trial = self.measured(choice, trial)
+            if trial.is_fast:
+                best, fast = trial, share
+            elif not fast:  # the boldest that is milder than the best is too slow
+                break
+            else:
+                slow = share
+            if trial.is_met:
+                break
+            found = self._milder((fast + slow) / 2, best, ask)
         return best
 
+    def _milder(self, share: float, best: Trial, ask: Callable[[float], Choice]) -> tuple[Choice, float] | None:
+        """The choice by a share, if less damage is expected of it."""
+        self.clock("allocate")
+        try:
+            choice = ask(share)
+        except (TargetNotReachableError, NothingPrunableError):
+            return None
+        damage = self._damage(choice)
+        return (choice, share) if damage is not None and best.damage is not None and damage < best.damage else None
+
     def _boldest_within(
-        self, damage: float, ask: Callable[[float], Choice], low: float, high: float
+        self, damage: float, ask: Callable[[float], Choice], mildest: float
     ) -> tuple[Choice, float] | None:
         """The choice by the least share of which no more damage is expected, and the share."""
         self.clock("allocate")
-        found = None
+        found, low, high = None, 0.0, mildest
         for _ in range(HALVINGS):
             share = (low + high) / 2
             try:
