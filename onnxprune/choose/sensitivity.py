@@ -186,9 +186,21 @@ def judge(
     """Damage of a model on held-out samples. metric: of `calibration.judged.names`; by default the divergence of what it is judged by."""
     chosen = _held(calibration) if chosen is None else chosen
     metric = metric or calibration.judged.by_tensors(divergence)
+    return judged(calibration, model, [(metric, chosen)], optimized)[0]
+
+
+def judged(
+    calibration: Calibration,
+    model: Model,
+    metrics: Sequence[tuple[Metric, Sequence[int] | None]],
+    optimized: bool = True,
+) -> list[float]:
+    """What each metric says on its runs (by default those of `judge`), in one pass over all of them."""
+    wanted = [(metric, _held(calibration) if chosen is None else chosen) for metric, chosen in metrics]
     answers = calibration.judged.session(model, "the pruned model", optimized=optimized)
-    feeds = calibration.samples.feeds
-    return metric([calibration.outputs[k] for k in chosen], [answers(feeds[k]) for k in chosen])
+    feeds, known = calibration.samples.feeds, calibration.outputs
+    found = {k: answers(feeds[k]) for k in sorted({k for _, chosen in wanted for k in chosen})}
+    return [metric([known[k] for k in chosen], [found[k] for k in chosen]) for metric, chosen in wanted]
 
 
 def _held(calibration: Calibration) -> list[int]:
