@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -151,10 +152,8 @@ def _row(
     if sizes != [[x.shape for x in row] for row in judged.of_outputs(outputs)]:
         note = "; ".join(filter(None, (note, "its outputs have other sizes than the first model's")))
     agreement = None
-    try:
+    with suppress(BadInputError):
         agreement = 1 - judged.by_tensors(disagreement)(reference, outputs)
-    except BadInputError:
-        pass
     return Compared(
         model=name,
         bytes=model.size_bytes,

@@ -1,4 +1,4 @@
-"""A trade-off on one page: load -> analyse -> calibrate -> damages -> decide for every target -> points (`prune`, each) -> time -> report."""
+"""A trade-off on one page: load -> analyse -> calibrate -> damages -> decide for every target -> points (`prune` each) -> time."""
 
 from __future__ import annotations
 
@@ -139,14 +139,8 @@ def explore(
     result = ExploreResult(told, plans, tuple(protos[k] for k in order), loaded)
     if how.pick is not None:
         result = replace(result, picked=result.pick(how.pick))
-    _write(
-        result,
-        [results[k].values["plan"] for k in order],
-        output,
-        models,
-        plan,
-        {} if report is None or renderer is None else {Path(report): renderer.render(told)},
-    )
+    texts = {} if report is None or renderer is None else {Path(report): renderer.render(told)}
+    _write(result, [results[k].values["plan"] for k in order], output, models, plan, texts)
     return result
 
 

@@ -82,7 +82,7 @@ def _named(name: str) -> tuple[str, str]:
 
 def shared_of(value: Any, settings: Options) -> Shared:
     """For jobs; see `prepare`."""
-    rules = tuple(dict((id(rule), rule) for rule in ops.REGISTERED.values()).values())
+    rules = tuple({id(rule): rule for rule in ops.REGISTERED.values()}.values())
     libraries = tuple(str(Path(x).resolve()) for x in settings.custom_ops)
     return Shared(value, (prepare, (rules, libraries, str(Path.cwd()))))
 

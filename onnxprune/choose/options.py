@@ -77,8 +77,8 @@ class Options:
     metric: str = option(
         "kl",
         _metric,
-        "What --max-drop limits, on samples set aside, and --then-quantize and explore report, on held-out ones: kl, cosine or top1 compare with the"
-        " original's outputs;"
+        "What --max-drop limits, on samples set aside, and --then-quantize and explore report, on held-out ones: kl, cosine or top1"
+        " compare with the original's outputs;"
         " MODULE:FUNCTION scores outputs and labels, larger is better.",
         cli={"metavar": "kl|cosine|top1|MODULE:FUNCTION"},
         commands=(*CUT, "compare"),

@@ -98,8 +98,9 @@ def paced(
     is_quantized: bool = False,
     known: Decider | None = None,
 ) -> tuple[Choice, Pace]:
-    """The choice that is as fast as asked, at the least damage found. is_quantized: `made` quantizes. known: damages of the original's groups,
-    where they have been measured.
+    """The choice that is as fast as asked, at the least damage found. is_quantized: `made` quantizes.
+
+    known: damages of the original's groups, where they have been measured.
 
     Raises `TargetNotReachableError` with how far it gets, and `NothingPrunableError`.
     """

@@ -54,7 +54,7 @@ class Shared:
     @cached_property
     def packed(self) -> bytes:
         """Raises `BadInputError` where something cannot leave this process."""
-        from joblib.externals import cloudpickle
+        import cloudpickle
 
         try:
             return bytes(cloudpickle.dumps((self.prepare, cloudpickle.dumps(self.value))))
