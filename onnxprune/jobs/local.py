@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,9 @@ from onnxprune.jobs.opened import perform
 
 THREADS = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
 """What says how many threads OpenBLAS takes, as it reads them: the first that is set counts."""
+
+
+START = 4.0
 
 
 class WorkerLostError(OnnxPruneError):
@@ -47,13 +51,24 @@ class Here:
 
 
 class Processes:
-    """count: so many processes of this machine, which stay for the next jobs."""
+    """count: so many processes of this machine, which stay for the next jobs. start: seconds that starting them takes.
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.name = f"{count} processes"
+    The first job runs here; the others do, too, where they are so short that starting processes would take longer.
+    """
+
+    def __init__(self, count: int, start: float = START) -> None:
+        self.count, self.start = count, start
+        self.name = f"up to {count} processes"
 
     def run(self, work: Work, shared: Shared, jobs: Sequence[Job]) -> Iterator[tuple[int, Result]]:
+        begin = time.perf_counter()
+        yield from Here().run(work, shared, jobs[:1])
+        spared = (time.perf_counter() - begin) * (len(jobs) - 1) * (1 - 1 / self.count)
+        there = self._spread if spared > self.start else Here().run
+        for k, found in there(work, shared, jobs[1:]):
+            yield k + 1, found
+
+    def _spread(self, work: Work, shared: Shared, jobs: Sequence[Job]) -> Iterator[tuple[int, Result]]:
         from joblib import Parallel, delayed, parallel_config
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 

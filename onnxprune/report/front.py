@@ -14,7 +14,7 @@ MODEL_COLUMNS = ("model", "bytes", "MACs", "parameters", "ms per run", "speedup"
 
 def point_rows(report: ExploreReport) -> list[tuple[str, ...]]:
     """As `POINT_COLUMNS`; sizes as shares of the original's."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for p in report.points:
         speed = "-"
         if p.latency_ms is not None:
@@ -39,7 +39,7 @@ def point_rows(report: ExploreReport) -> list[tuple[str, ...]]:
 def model_rows(found: Comparison) -> list[tuple[str, ...]]:
     """As `MODEL_COLUMNS`."""
     first = found.models[0]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for m in found.models:
         speed = "-"
         if m.speedup is not None and m.interval is not None and m is not first:
