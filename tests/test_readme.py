@@ -31,6 +31,7 @@ SHELL = ("bash", "console")
 NOT_RUN = {
     "docs/accuracy.md": 2,
     "docs/benchmarks.md": 1,
+    "docs/cluster.md": 1,
     "docs/prune.md": 1,
     "docs/speed.md": 1,
 }  # blocks that a page marks so

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.choose.budget import Budget
-from onnxprune.choose.checks import optional, whole_number
+from onnxprune.choose.checks import file, optional, whole_number
 from onnxprune.choose.field import documented, option
 from onnxprune.errors import BadInputError, quoted
 
@@ -37,6 +37,12 @@ def _text(flag: str, value: Any) -> str:
         raise BadInputError(f"{flag} takes a number or a condition such as {EXAMPLES}, not {quoted(str(value))}.")
     parsed(str(value), flag)
     return str(value)
+
+
+def _address(flag: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise BadInputError(f"{flag} takes the address of a Dask scheduler, such as tcp://10.0.0.5:8786.")
+    return value
 
 
 def _at(flag: str, value: Any) -> tuple[Budget, ...]:
@@ -160,14 +166,14 @@ class ExploreOptions:
     )
     cluster: str | None = option(
         None,
-        optional(lambda flag, value: str(value)),
+        optional(_address),
         "Work on this Dask cluster instead, such as tcp://10.0.0.5:8786; needs onnxprune[cluster].",
         cli={"metavar": "ADDRESS"},
         by_default="none",
     )
     checkpoint: str | Path | None = option(
         None,
-        optional(lambda flag, value: Path(value)),
+        optional(file),
         "Keep results in this folder, and go on from those that are there.",
         cli={"path": True, "metavar": "DIR"},
         by_default="none",

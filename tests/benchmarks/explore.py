@@ -82,9 +82,9 @@ def workers(model: Path, data: Path, points: int, repeats: int) -> None:
                 tempfile.TemporaryDirectory() as folder,
             ):
                 made.wait_for_workers(count)
-                warm = dict(data=data, cluster=made.scheduler_address)
-                onnxprune.explore(model, points=count, **warm)  # type: ignore[arg-type]
-                told = onnxprune.explore(model, points=points, checkpoint=folder, **warm).report  # type: ignore[arg-type]
+                there = made.scheduler_address
+                onnxprune.explore(model, points=count, data=data, cluster=there)  # what workers import is there then
+                told = onnxprune.explore(model, points=points, data=data, cluster=there, checkpoint=folder).report
                 took.append(told.seconds["sense"] + told.seconds["points"])
         found.append(took[0] / (2 * took[1]))
         click.echo(f"one worker {took[0]:.2f} s, two {took[1]:.2f} s: efficiency {found[-1]:.2f}")
