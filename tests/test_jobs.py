@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from onnxprune import BadInputError
+from onnxprune.errors import WorkerLostError
 from onnxprune.jobs import Checkpoint, Job, Jobs, Result, Shared, host, place_of
 from onnxprune.jobs.job import key_of
-from onnxprune.jobs.local import Here, Processes, WorkerLostError, blas_threads
+from onnxprune.jobs.local import Here, Processes, blas_threads
 from onnxprune.jobs.opened import opened
 
 MARK = "ONNXPRUNE_TEST_MARK"

@@ -14,8 +14,8 @@ import pytest
 
 import onnxprune
 from onnxprune import BadInputError, Budget, Options, cli
-from onnxprune.choose.field import default_of, flag_of, options
 from onnxprune.choose.explore_options import ExploreOptions
+from onnxprune.choose.field import default_of, flag_of, options
 from onnxprune.choose.finetune_options import FinetuneOptions, GradualOptions
 from onnxprune.choose.options import replayed, settings_of
 from onnxprune.choose.place import Place

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import os
+import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -32,7 +34,7 @@ from onnxprune.cut.plan import Pair, Plan
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.errors import BadInputError, TargetNotReachableError
 from onnxprune.jobs import Checkpoint, Jobs, Result, host, place_of
-from onnxprune.model.files import check_outputs, staged
+from onnxprune.model.files import check_outputs, folder_of, staged
 from onnxprune.model.load import Source, load
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.model.save import save_result
@@ -249,19 +251,22 @@ def _write(
     texts: dict[Path, str],
 ) -> None:
     """All of it, or nothing."""
-    saves: list[Callable[[], None]] = []
     if result.picked is not None:
-        point = result.picked
         if plan is not None:
-            texts[Path(plan)] = plans[point.number - 1]
-        if output is not None:
-            saves.append(lambda: result.save(point, output))
-    elif output is not None:
-        folder = Path(output)
+            texts[Path(plan)] = plans[result.picked.number - 1]
+        with staged(texts):
+            if output is not None:
+                result.save(result.picked, output)
+        return
+    if output is None:
+        with staged(texts):
+            return
+    folder = Path(output)
+    with folder_of(folder / "plans"), tempfile.TemporaryDirectory(dir=folder, prefix=".onnxprune-") as temporary:
         for p, text in zip(result.report.points, plans, strict=True):
-            texts[folder / result.file_name(p, ".plan.json")] = text
+            (Path(temporary) / result.file_name(p, ".plan.json")).write_text(text, encoding="utf-8")
             if models:
-                saves.append(lambda p=p: result.save(p, folder / result.file_name(p, ".onnx")))  # type: ignore[misc]
-    with staged(texts):
-        for save in saves:
-            save()
+                result.save(p, Path(temporary) / result.file_name(p, ".onnx"))
+        with staged(texts):
+            for path in sorted(Path(temporary).iterdir()):
+                os.replace(path, folder / path.name)

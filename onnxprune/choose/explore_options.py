@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from onnxprune.choose.budget import Budget
 from onnxprune.choose.checks import file, optional, whole_number
 from onnxprune.choose.field import documented, option
@@ -79,7 +77,8 @@ def parse_targets(texts: Iterable[str]) -> tuple[Budget, ...]:
 def usual_targets(points: int, has_data: bool) -> tuple[Budget, ...]:
     """Shares of the MACs from `MILDEST` down, evenly."""
     low = BOLDEST if has_data else BOLDEST_UNSEEN
-    return tuple(Budget("macs", round(float(x), 4)) for x in np.linspace(MILDEST, low, points))
+    step = (MILDEST - low) / max(1, points - 1)
+    return tuple(Budget("macs", round(MILDEST - k * step, 4)) for k in range(points))
 
 
 @dataclass(frozen=True)

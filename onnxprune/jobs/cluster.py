@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import metadata
 from typing import Any
 
-from onnxprune.errors import BadInputError
+from onnxprune.errors import BadInputError, WorkerLostError
 from onnxprune.jobs.job import Job, Result, Shared, Work
-from onnxprune.jobs.local import WorkerLostError
 from onnxprune.jobs.opened import perform
 from onnxprune.version import __version__
 
@@ -115,11 +115,9 @@ class Cluster:
         }
         try:
             for future in as_completed(list(futures)):
-                if future.status == "cancelled" or future.status == "lost":
-                    continue
                 try:
                     found = future.result()
-                except KilledWorker:
+                except (KilledWorker, CancelledError):
                     continue
                 yield futures[future], found
         finally:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from onnxprune.errors import OnnxPruneError
+from onnxprune.errors import WorkerLostError
 from onnxprune.jobs import host
 from onnxprune.jobs.job import Job, Result, Shared, Work
 from onnxprune.jobs.opened import perform
@@ -19,12 +19,6 @@ THREADS = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
 
 
 START = 4.0
-
-
-class WorkerLostError(OnnxPruneError):
-    """A process that ran a job has ended, mostly for want of memory."""
-
-    exit_code = 2
 
 
 def cores() -> int:
