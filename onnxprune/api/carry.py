@@ -45,8 +45,7 @@ def carried_out(
     bolder: Bolder | None = None,
 ) -> Outcome:
     """Cut, proved, repaired and measured."""
-    subject, removed, finish = choice.subject, choice.removed, finisher(settings, loaded)
-    calibration = subject.against
+    subject, removed, calibration = choice.subject, choice.removed, choice.subject.against
     for known in (original.calibration, original.against, subject.calibration, calibration):
         if known is not None:
             known.moments.clear()  # decided: their memory is needed for what follows
@@ -55,7 +54,7 @@ def carried_out(
     clock("verify")
     verdict: Verdict | None = None
     if settings.check:
-        finished = loaded.beside(finish(bare))
+        finished = loaded.beside(finisher(settings, loaded)(bare))
         verdict = proved(
             subject.bare,
             removed,
