@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import onnxprune
-from onnxprune import BadInputError, Budget, TargetNotReachableError
+from onnxprune import BadInputError, Budget, Options, TargetNotReachableError, ops
 from onnxprune.api import points as points_module
 from onnxprune.api.pick import check_pick, picked
 from onnxprune.calibrate.recall import Recall
@@ -21,6 +21,8 @@ from onnxprune.choose.explore_options import parse_targets, parsed, usual_target
 from onnxprune.cli import main
 from onnxprune.cut.plan import Pair
 from onnxprune.jobs.local import Processes
+from onnxprune.jobs.opened import opened
+from onnxprune.ops.base import Rule
 from onnxprune.proof.verdict import Verdict
 from onnxprune.report.explore import Point, sorted_points
 from onnxprune.report.front import picture
@@ -105,6 +107,17 @@ def test_another_option_finds_nothing_in_the_checkpoint(explored: tuple[onnxprun
 def test_the_report_follows_its_schema(explored: tuple[onnxprune.ExploreResult, Path]) -> None:
     told = json.loads((explored[1] / "r.json").read_text())
     assert faults("explore-report", told) == [] and len(told["points"]) == 2
+
+
+def test_rules_of_ones_own_travel_with_what_is_shared() -> None:
+    rule = Rule(("explored.domain::Same",), "pointwise", lambda ctx: [ctx.maps(0)])
+    with ops.registered(rule):
+        shared = points_module.shared_of({"a": 1}, Options())
+        packed = shared.packed
+    try:
+        assert opened(shared.digest, lambda: packed) == {"a": 1} and ("explored.domain", "Same") in ops.REGISTERED
+    finally:
+        ops.unregister("explored.domain::Same")
 
 
 def test_a_score_of_ones_own_is_the_drop() -> None:
