@@ -102,6 +102,7 @@ def test_a_checkpoint_spares_what_is_there(
 def test_another_option_finds_nothing_in_the_checkpoint(explored: tuple[onnxprune.ExploreResult, Path]) -> None:
     found = onnxprune.explore(DIGITS, at=AT[:1], checkpoint=explored[1] / "kept", **(QUICK | {"seed": 1}))
     assert found.report.reused == 0 and found.report.computed > 1
+    assert found.report.unused == len(list((explored[1] / "kept").glob("*.json"))) - found.report.computed > 0
 
 
 def test_the_report_follows_its_schema(explored: tuple[onnxprune.ExploreResult, Path]) -> None:

@@ -102,6 +102,7 @@ def explore(
     metric, settings = settings.metric, replace(settings, metric="kl", benchmark=benchmark)
     targets = how.at or usual_targets(how.points, settings.data is not None)
     checkpoint = None if how.checkpoint is None else Checkpoint(how.checkpoint)
+    had = 0 if checkpoint is None else checkpoint.count
     clock = Clock(progress)
     runtime.load_custom_ops(settings.custom_ops)
     watch = Stopwatch(place.made(), place.batch, place.warmup)
@@ -136,6 +137,7 @@ def explore(
         reused=jobs.found,
         seconds={k: round(v, 3) for k, v in clock.seconds.items()},
         unreached=unreached,
+        unused=None if checkpoint is None else had - jobs.found,
     )
     plans = tuple(Plan.from_json(results[k].values["plan"]) for k in order)
     result = ExploreResult(told, plans, tuple(protos[k] for k in order), loaded)

@@ -78,6 +78,7 @@ class ExploreReport:
     where: the jobs ran.
     computed: jobs (sensitivities of groups, and points) that ran.
     reused: jobs whose results were in the checkpoint.
+    unused: further results in the checkpoint: of other models, options, targets or versions; left out without one.
     seconds: of wall time, by stage.
     unreached: targets that ask for too much.
     """
@@ -90,6 +91,7 @@ class ExploreReport:
     reused: int
     seconds: dict[str, float]
     unreached: tuple[Unreached, ...] = ()
+    unused: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As in the JSON."""

@@ -98,7 +98,9 @@ def picture(points: Sequence[Point]) -> list[str]:
 def lines_of(report: ExploreReport) -> Iterator[str]:
     """What is to be said beside the table."""
     yield f"{len(report.points)} proved models, drop by {report.metric} on held-out samples"
-    yield f"jobs: {report.computed} computed, {report.reused} from the checkpoint; {report.where}"
+    kept = "" if report.unused is None else f", {report.reused} from the checkpoint"
+    others = f" ({report.unused} more there are of other models, options, targets or versions)" if report.unused else ""
+    yield f"jobs: {report.computed} computed{kept}{others}; {report.where}"
     for missed in report.unreached:
         yield f"not reached: {', '.join(f'{k} {v:g}' for k, v in missed.target.items())}: {missed.reason}"
     for text in dict.fromkeys(w for p in report.points for w in p.warnings):
