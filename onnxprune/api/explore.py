@@ -113,17 +113,8 @@ def explore(
         clock("load")
         loaded = load(model)
         check_outputs(files, loaded.data_files)
-        timed = next((t for t in targets if t.is_time), None)
-        settings = completed(settings, timed or targets[0])
-        ready(settings)
-        key = ground_key(loaded, settings, metric)
-        original = begun(loaded, settings, timed or targets[0], None, watch, clock)
-        asked, unreached = _decided(loaded, original, targets, settings, clock, jobs, key)
-        base = ground(loaded, original, settings, metric)
-        if original.calibration is not None:
-            original.calibration.moments.clear()
-        clock("points")
-        results = points_of(jobs, key, base, asked, clock.share)
+        found = _explored(loaded, settings, targets, metric, watch, clock, jobs)
+    original, asked, results, unreached = found
     protos = [onnx.ModelProto.FromString(r.model or b"") for r in results]
     latencies = _timed(original, protos, watch, clock) if benchmark else [None] * len(protos)
     clock.stop()
@@ -146,6 +137,29 @@ def explore(
     texts = {} if report is None or renderer is None else {Path(report): renderer.render(told)}
     _write(result, [results[k].values["plan"] for k in order], output, models, plan, texts)
     return result
+
+
+def _explored(
+    loaded: LoadedModel,
+    settings: Options,
+    targets: Sequence[Budget],
+    metric: str,
+    watch: Stopwatch,
+    clock: Clock,
+    jobs: Jobs,
+) -> tuple[Subject, list[Asked], list[Result], tuple[Unreached, ...]]:
+    """The original, and a result for every target that can be reached. What targets share is measured once."""
+    timed = next((t for t in targets if t.is_time), None)
+    settings = completed(settings, timed or targets[0])
+    ready(settings)
+    key = ground_key(loaded, settings, metric)
+    original = begun(loaded, settings, timed or targets[0], None, watch, clock)
+    asked, unreached = _decided(loaded, original, targets, settings, clock, jobs, key)
+    base = ground(loaded, original, settings, metric)
+    if original.calibration is not None:
+        original.calibration.moments.clear()
+    clock("points")
+    return original, asked, points_of(jobs, key, base, asked, clock.share), unreached
 
 
 def _check(
