@@ -171,5 +171,8 @@ def test_without_dask_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_checkpoint_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadInputError, match="--checkpoint"):
-        Checkpoint(tmp_path / "file")
+    for place in ("file", "file/within"):
+        with pytest.raises(BadInputError, match="--checkpoint"):
+            Checkpoint(tmp_path / place)
+    Checkpoint(tmp_path / "new")
+    assert not (tmp_path / "new").exists(), "made before there is a result"

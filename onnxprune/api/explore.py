@@ -35,6 +35,7 @@ from onnxprune.cut.rewrite import rewrite
 from onnxprune.errors import BadInputError, TargetNotReachableError
 from onnxprune.jobs import Checkpoint, Jobs, Result, host, place_of
 from onnxprune.model.files import check_outputs, folder_of, staged
+from onnxprune.model.interface import marked
 from onnxprune.model.load import Source, load
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.model.save import save_result
@@ -116,7 +117,8 @@ def explore(
         found = _explored(loaded, settings, targets, metric, watch, clock, jobs)
     original, asked, results, unreached = found
     protos = [onnx.ModelProto.FromString(r.model or b"") for r in results]
-    latencies = _timed(original, protos, watch, clock) if benchmark else [None] * len(protos)
+    plans = [Plan.from_json(r.values["plan"]) for r in results]
+    latencies = _timed(original, protos, plans, watch, clock) if benchmark else [None] * len(protos)
     clock.stop()
     order, points = sorted_points([_point(loaded, *x) for x in zip(asked, results, latencies, strict=True)])
     told = ExploreReport(
@@ -130,8 +132,7 @@ def explore(
         unreached=unreached,
         unused=None if checkpoint is None else had - jobs.found,
     )
-    plans = tuple(Plan.from_json(results[k].values["plan"]) for k in order)
-    result = ExploreResult(told, plans, tuple(protos[k] for k in order), loaded)
+    result = ExploreResult(told, tuple(plans[k] for k in order), tuple(protos[k] for k in order), loaded)
     if how.pick is not None:
         result = replace(result, picked=result.pick(how.pick))
     texts = {} if report is None or renderer is None else {Path(report): renderer.render(told)}
@@ -223,14 +224,15 @@ def _one(
 
 
 def _timed(
-    original: Subject, protos: Sequence[onnx.ModelProto], watch: Stopwatch, clock: Clock
+    original: Subject, protos: Sequence[onnx.ModelProto], plans: Sequence[Plan], watch: Stopwatch, clock: Clock
 ) -> list[Latency | None]:
     """Each point in turn with the original, when nothing else runs."""
     clock("benchmark")
     model, found = original.bare.model, []
-    for k, proto in enumerate(protos):
+    for k, (proto, plan) in enumerate(zip(protos, plans, strict=True)):
+        other = model.beside(marked(proto, plan.interface))
         with host.alone():
-            found.append(Latency.of(watch.timed((model, model.beside(proto)), original.bare.feeds[0])))
+            found.append(Latency.of(watch.timed((model, other), original.bare.feeds[0])))
         clock.share((k + 1) / len(protos))
     return list(found)
 

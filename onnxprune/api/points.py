@@ -29,6 +29,7 @@ from onnxprune.jobs import Job, Jobs, Result, Shared
 from onnxprune.jobs.cluster import versions
 from onnxprune.jobs.job import key_of
 from onnxprune.jobs.local import blas_threads
+from onnxprune.model.interface import marked
 from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.model.save import stored_bytes
 from onnxprune.model.typed_json import plain
@@ -173,7 +174,7 @@ def point_job(base: Ground, asked: Asked) -> Result:
     told = warnings(
         base.original.bare, outcome.model, outcome.calibration, repair, kept, asked=bool(base.settings.samples)
     )
-    found = held_out(outcome.calibration, base.loaded.beside(outcome.model), base.metric)
+    found = held_out(outcome.calibration, base.loaded.beside(marked(outcome.model, plan.interface)), base.metric)
     values = found | {
         "plan": plan.to_json(),
         "bytes": stored_bytes(outcome.model),

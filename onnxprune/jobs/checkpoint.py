@@ -20,18 +20,14 @@ FORMAT = 1
 
 
 class Checkpoint:
-    """folder: made where it is missing. Raises `BadInputError` where it cannot be written."""
+    """folder: made with the first result, where it is missing. Raises `BadInputError` where that cannot be."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
-            raise BadInputError(
-                f"--checkpoint {folder} cannot be made: {problem.strerror}; choose another folder."
-            ) from None
-        if not os.access(self.folder, os.W_OK):
-            raise BadInputError(f"--checkpoint {folder} cannot be written; choose another folder.")
+        there = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            what = "cannot be written" if there.is_dir() else f"cannot be a folder, as {there} is a file"
+            raise BadInputError(f"--checkpoint {folder} {what}; choose another folder.")
 
     @property
     def count(self) -> int:
@@ -53,6 +49,7 @@ class Checkpoint:
 
     def put(self, key: str, result: Result) -> None:
         """Write a result, whole or not at all; the model first."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         digest = None
         if result.model is not None:
             digest = hashlib.sha256(result.model).hexdigest()
