@@ -27,6 +27,7 @@ from onnxprune.proof.verdict import Verdict
 from onnxprune.report.explore import Point, sorted_points
 from onnxprune.report.front import picture
 from onnxprune.report.values import Latency
+from tests.test_free import CACHE, samples, step
 from tests.test_schemas import faults
 
 DIGITS, DATA = "models/digits.onnx", "models/digits_calib.npz"
@@ -144,6 +145,17 @@ def test_times_are_of_every_point_and_can_be_picked_by(tmp_path: Path) -> None:
     assert all(p.latency_ms is not None for p in found.report.points)
     assert found.picked is not None and found.picked.number == 2
     assert hashlib.sha256(out.read_bytes()).hexdigest() == found.picked.model_sha256
+
+
+def test_a_point_whose_inputs_shrink_is_fed_what_it_takes(tmp_path: Path) -> None:
+    model = step()
+    data = samples(tmp_path / "x.npz", model)
+    given: dict[str, Any] = {"data": data, "free": CACHE, "round_to": 1}
+    found = onnxprune.explore(model, at=[Budget("macs", 0.6)], benchmark=True, jobs=1, **given)
+    alone = onnxprune.prune(model, Budget("macs", 0.6), benchmark=False, **given)
+    assert found.plans == (alone.plan,) and alone.plan.interface and alone.report.repair is not None
+    (point,) = found.report.points
+    assert point.divergence == alone.report.repair.damage.after and point.latency_ms is not None
 
 
 def test_the_command_line_picks_and_writes(tmp_path: Path) -> None:
