@@ -56,7 +56,7 @@ def local() -> Iterator[Any]:
     """A scheduler and two worker processes, which nannies start anew when they are killed."""
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as made:
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as made:
         made.wait_for_workers(2)
         yield made
 
@@ -172,7 +172,7 @@ def test_a_cluster_without_workers() -> None:
     from distributed import LocalCluster
 
     with (
-        LocalCluster(n_workers=0, processes=True, dashboard_address=None) as empty,
+        LocalCluster(n_workers=0, processes=True, dashboard_address=":0") as empty,
         pytest.raises(BadInputError, match="has no workers"),
     ):
         Cluster(empty.scheduler_address)

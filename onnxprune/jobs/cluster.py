@@ -114,7 +114,7 @@ class Cluster:
             for k, job in jobs.items()
         }
         try:
-            for future in as_completed(list(futures)):
+            for future in as_completed(list(futures), loop=self.client.loop):
                 try:
                     found = future.result()
                 except (KilledWorker, CancelledError):

@@ -78,7 +78,7 @@ def workers(model: Path, data: Path, points: int, repeats: int) -> None:
         took = []
         for count in (1, 2):
             with (
-                LocalCluster(n_workers=count, threads_per_worker=1, processes=True, dashboard_address=None) as made,
+                LocalCluster(n_workers=count, threads_per_worker=1, processes=True, dashboard_address=":0") as made,
                 tempfile.TemporaryDirectory() as folder,
             ):
                 made.wait_for_workers(count)
