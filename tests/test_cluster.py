@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 import onnxprune
 from onnxprune import BadInputError
-from onnxprune.jobs import Checkpoint, Job, Result, Shared, cluster
+from onnxprune.jobs import Checkpoint, Job, Jobs, Result, Shared, cluster
 from onnxprune.jobs.cluster import Cluster, _same, versions
 from onnxprune.jobs.job import key_of
 
@@ -49,6 +50,12 @@ def noted(folder: str, argument: tuple[int, float]) -> Result:
 
 def jobs_of(count: int, seconds: float) -> list[Job]:
     return [Job(key_of("noted", k, os.getpid(), seconds), (k, seconds), str(k)) for k in range(count)]
+
+
+@pytest.fixture
+def place(local: Any) -> Iterator[Cluster]:
+    with closing(Cluster(local.scheduler_address)) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +92,8 @@ def when(condition: Callable[[], bool], then: Callable[[], None]) -> threading.T
 
 
 @pytest.mark.slow
-def test_jobs_of_a_killed_worker_run_again_and_no_others(local: Any, tmp_path: Path) -> None:
-    place = Cluster(local.scheduler_address)
+def test_jobs_of_a_killed_worker_run_again_and_no_others(local: Any, place: Cluster, tmp_path: Path) -> None:
     kept = Checkpoint(tmp_path / "kept")
-    from onnxprune.jobs import Jobs
-
     marks = tmp_path / "marks"
     marks.mkdir()
     killer = when(lambda: kept.count >= 2, lambda: kill_a_worker(local.scheduler_address))
@@ -105,13 +109,10 @@ def test_jobs_of_a_killed_worker_run_again_and_no_others(local: Any, tmp_path: P
     again = Jobs(place, kept)
     assert again(noted, Shared(str(marks)), jobs_of(10, 0.4)) == found
     assert (again.computed, again.found) == (0, 10) and len(list(marks.iterdir())) == len(times)
-    place.close()
 
 
 @pytest.mark.slow
-def test_all_workers_lost_with_what_they_shared(local: Any, tmp_path: Path) -> None:
-    place = Cluster(local.scheduler_address)
-
+def test_all_workers_lost_with_what_they_shared(local: Any, place: Cluster, tmp_path: Path) -> None:
     def both() -> None:
         from distributed import Client
 
@@ -124,7 +125,6 @@ def test_all_workers_lost_with_what_they_shared(local: Any, tmp_path: Path) -> N
     found = dict(place.run(noted, Shared(str(tmp_path)), jobs_of(8, 0.5)))
     killer.join()
     assert sorted(found) == list(range(8))
-    place.close()
 
 
 @pytest.mark.slow
