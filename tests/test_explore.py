@@ -243,7 +243,7 @@ def test_what_is_no_condition_is_refused(text: str, told: str) -> None:
 
 def test_conditions_on_times_need_times() -> None:
     with pytest.raises(BadInputError, match="--benchmark"):
-        check_pick("speedup>=1.5", False)
+        check_pick("speedup>=1.5", False, 4)
     with pytest.raises(BadInputError, match="no drop was measured"):
         picked([replace(p, drop=None) for p in POINTS], "drop<=1")
 
@@ -266,6 +266,7 @@ def test_targets_of_the_command_line() -> None:
     "options, told",
     [
         ({"models": True}, "-o DIR"),
+        ({"pick": "9", "output": "x.onnx"}, "from 1 to 8"),
         ({"plan": "p.json"}, "--pick"),
         ({"pick": "1", "models": True, "output": "x.onnx"}, "--models"),
         ({"output": "pyproject.toml"}, "is a file"),

@@ -63,7 +63,7 @@ class ExploreResult:
 
     def pick(self, text: str) -> Point:
         """The point of a number ("3"), or the best that keeps conditions ("drop<=0.01"). Raises as `--pick` does."""
-        check_pick(text, any(p.latency_ms for p in self.report.points))
+        check_pick(text, any(p.latency_ms for p in self.report.points), len(self.report.points))
         return picked(self.report.points, text)
 
     def save(self, point: Point, path: str | PathLike[str]) -> None:
@@ -96,12 +96,12 @@ def explore(
     Raises as `prune` does; `TargetNotReachableError` where no target is reached, or no point keeps what `pick` asks for.
     """
     how, settings, place = several((ExploreOptions, Options, Place), options, "explore")
-    _check(how, output, models, plan, benchmark)
+    targets = how.at or usual_targets(how.points, settings.data is not None)
+    _check(how, output, models, plan, benchmark, len(targets))
     files = {"-o": output if how.pick is not None else None, "--plan": plan, "--report": report}
     check_outputs(files, (model, settings.data))
     renderer = None if report is None else renderer_for(report)
     metric, settings = settings.metric, replace(settings, metric="kl", benchmark=benchmark)
-    targets = how.at or usual_targets(how.points, settings.data is not None)
     checkpoint = None if how.checkpoint is None else Checkpoint(how.checkpoint)
     had = 0 if checkpoint is None else checkpoint.count
     clock = Clock(progress)
@@ -164,10 +164,10 @@ def _explored(
 
 
 def _check(
-    how: ExploreOptions, output: str | PathLike[str] | None, models: bool, plan: object, benchmark: bool
+    how: ExploreOptions, output: str | PathLike[str] | None, models: bool, plan: object, benchmark: bool, count: int
 ) -> None:
     if how.pick is not None:
-        check_pick(how.pick, benchmark)
+        check_pick(how.pick, benchmark, count)
         if models:
             raise BadInputError("--models goes with a folder, not with --pick; leave out one of them.")
         return

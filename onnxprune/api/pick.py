@@ -41,10 +41,9 @@ def picked(points: Sequence[Point], text: str) -> Point:
 
     Raises `BadInputError`, and `TargetNotReachableError` where no point keeps them, with the nearest.
     """
+    check_pick(text, True, len(points))
     asked = parsed(text)
     if isinstance(asked, int):
-        if not 1 <= asked <= len(points):
-            raise BadInputError(f"--pick {asked}: there is no such point; they are numbered from 1 to {len(points)}.")
         return points[asked - 1]
     found = [p for p in points if all(c.holds(_value(p, c)) for c in asked)]
     if not found:
@@ -59,9 +58,11 @@ def picked(points: Sequence[Point], text: str) -> Point:
     return min(found, key=lambda p: (p.macs.after, p.bytes.after))
 
 
-def check_pick(text: str, is_timed: bool) -> None:
-    """Raise `BadInputError` for conditions on times where none are measured."""
+def check_pick(text: str, is_timed: bool, count: int) -> None:
+    """Raise `BadInputError` for conditions on times where none are measured, and for a number beyond the count of points."""
     asked = parsed(text)
+    if isinstance(asked, int) and not 1 <= asked <= count:
+        raise BadInputError(f"--pick {asked}: there is no such point; they are numbered from 1 to {count}.")
     names = () if isinstance(asked, int) else tuple(c.name for c in asked)
     if not is_timed and {"speedup", "latency"} & {*names}:
         raise BadInputError(f"--pick '{text}' is about times; give --benchmark, so that they are measured.")
