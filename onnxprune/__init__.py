@@ -6,8 +6,9 @@
     result = onnxprune.prune("model.onnx", Budget("macs", 0.5), data="inputs.npz", output="small.onnx")
 
 `prune` removes channels, heads and neurons; `sparsify` sets weights to zero; `finetune` trains what is left; `prune_during_training`
-does both in turns; `inspect` shows what can go, `verify` checks a result, `bench` times models, `profile`
-says where their time goes; `run` carries out a config with gates, and `init` writes one. `Options` lists the keyword arguments of
+does both in turns; `explore` prunes to several sizes, `compare` puts models side by side; `inspect` shows what can go, `verify` checks
+a result, `bench` times models, `profile` says where their time goes; `data` and `record` make inputs; `run` carries out a config with
+gates, and `init` writes one. `Options` lists the keyword arguments of
 `prune`, each with its default and meaning; the others have lists of their own. Every error is an `OnnxPruneError`.
 """
 
@@ -22,7 +23,9 @@ from onnxprune.version import __version__
 
 if TYPE_CHECKING:
     from onnxprune.api.bench import bench
+    from onnxprune.api.compare import compare
     from onnxprune.api.data import DataReport, data
+    from onnxprune.api.explore import ExploreResult, explore
     from onnxprune.api.finetune import FinetuneResult, finetune
     from onnxprune.api.gradual import GradualResult, prune_during_training
     from onnxprune.api.init import init
@@ -34,11 +37,12 @@ if TYPE_CHECKING:
     from onnxprune.api.verify import verify
     from onnxprune.choose.budget import Budget
     from onnxprune.choose.cost import Cost
+    from onnxprune.choose.explore_options import ExploreOptions
     from onnxprune.choose.finetune_options import FinetuneOptions, GradualOptions
     from onnxprune.choose.importance import Importance
     from onnxprune.choose.options import Options
     from onnxprune.choose.place import Place
-    from onnxprune.choose.sparsify_options import BenchOptions, SparsifyOptions
+    from onnxprune.choose.sparsify_options import BenchOptions, CompareOptions, SparsifyOptions
     from onnxprune.cut.plan import Plan
     from onnxprune.errors import (
         BadInputError,
@@ -53,6 +57,8 @@ if TYPE_CHECKING:
     from onnxprune.ops.base import Rule
     from onnxprune.pipeline.record import RunReport
     from onnxprune.proof.verdict import Verdict
+    from onnxprune.report.comparison import Comparison
+    from onnxprune.report.explore import ExploreReport
     from onnxprune.report.profile import ProfileReport
     from onnxprune.report.renderer import Renderer
     from onnxprune.report.report import Report
@@ -63,6 +69,8 @@ if TYPE_CHECKING:
 PLACES = {  # where each name is; it is imported when it is first used, so that `import onnxprune` is quick
     "onnxprune.api.bench": ("bench",),
     "onnxprune.api.data": ("DataReport", "data"),
+    "onnxprune.api.compare": ("compare",),
+    "onnxprune.api.explore": ("ExploreResult", "explore"),
     "onnxprune.api.finetune": ("FinetuneResult", "finetune"),
     "onnxprune.api.gradual": ("GradualResult", "prune_during_training"),
     "onnxprune.api.init": ("init",),
@@ -74,11 +82,12 @@ PLACES = {  # where each name is; it is imported when it is first used, so that 
     "onnxprune.api.verify": ("verify",),
     "onnxprune.choose.budget": ("Budget",),
     "onnxprune.choose.cost": ("Cost",),
+    "onnxprune.choose.explore_options": ("ExploreOptions",),
     "onnxprune.choose.finetune_options": ("FinetuneOptions", "GradualOptions"),
     "onnxprune.choose.importance": ("Importance",),
     "onnxprune.choose.options": ("Options",),
     "onnxprune.choose.place": ("Place",),
-    "onnxprune.choose.sparsify_options": ("BenchOptions", "SparsifyOptions"),
+    "onnxprune.choose.sparsify_options": ("BenchOptions", "CompareOptions", "SparsifyOptions"),
     "onnxprune.cut.plan": ("Plan",),
     "onnxprune.inputs.options": ("DataOptions",),
     "onnxprune.errors": (
@@ -93,6 +102,8 @@ PLACES = {  # where each name is; it is imported when it is first used, so that 
     "onnxprune.ops.base": ("Rule",),
     "onnxprune.pipeline.record": ("RunReport",),
     "onnxprune.proof.verdict": ("Verdict",),
+    "onnxprune.report.comparison": ("Comparison",),
+    "onnxprune.report.explore": ("ExploreReport",),
     "onnxprune.report.profile": ("ProfileReport",),
     "onnxprune.report.renderer": ("Renderer",),
     "onnxprune.report.report": ("Report",),
@@ -106,9 +117,14 @@ __all__ = [
     "BadInputError",
     "BenchOptions",
     "Budget",
+    "CompareOptions",
+    "Comparison",
     "Cost",
     "DataOptions",
     "DataReport",
+    "ExploreOptions",
+    "ExploreReport",
+    "ExploreResult",
     "FinetuneOptions",
     "FinetuneResult",
     "GradualOptions",
@@ -135,7 +151,9 @@ __all__ = [
     "VerificationError",
     "__version__",
     "bench",
+    "compare",
     "data",
+    "explore",
     "finetune",
     "init",
     "inspect",

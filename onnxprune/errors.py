@@ -36,6 +36,12 @@ class VerificationError(OnnxPruneError):
     exit_code = 4
 
 
+class WorkerLostError(OnnxPruneError):
+    """A process or machine that did a part of the work has ended, mostly for want of memory; nothing but a checkpoint is written."""
+
+    exit_code = 2
+
+
 class RuleError(OnnxPruneError):
     """The rule of an operator failed where going on would give a wrong model; nothing is written."""
 

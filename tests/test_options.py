@@ -14,15 +14,16 @@ import pytest
 
 import onnxprune
 from onnxprune import BadInputError, Budget, Options, cli
+from onnxprune.choose.explore_options import ExploreOptions
 from onnxprune.choose.field import default_of, flag_of, options
 from onnxprune.choose.finetune_options import FinetuneOptions, GradualOptions
 from onnxprune.choose.options import replayed, settings_of
 from onnxprune.choose.place import Place
-from onnxprune.choose.sparsify_options import BenchOptions, SparsifyOptions
+from onnxprune.choose.sparsify_options import BenchOptions, CompareOptions, SparsifyOptions
 from tests.oracle import net
 
 NOWHERE = "there/is/no/model.onnx"  # what is said of an option comes before what is said of the model
-LISTS = (Options, Place, FinetuneOptions, GradualOptions, SparsifyOptions, BenchOptions)
+LISTS = (Options, Place, FinetuneOptions, GradualOptions, SparsifyOptions, BenchOptions, CompareOptions, ExploreOptions)
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"samples": "many"}, "--samples must be a whole number, 1 or more, not 'many'."),
     ({"samples": True}, "--samples must be a whole number, 1 or more, not True."),
@@ -129,6 +130,7 @@ def test_the_command_line_has_every_field_of_the_list() -> None:
         "finetune": (FinetuneOptions,),
         "sparsify": (SparsifyOptions, Options, Place),
     }
+    commands |= {"explore": (ExploreOptions, Options, Place), "compare": (CompareOptions, Options, Place)}
     commands |= {"bench": (BenchOptions, Place, Options), "inspect": (Options,), "verify": (Options,)}
     for name, lists in commands.items():
         parameters = {p.name: p for p in cli.main.commands[name].params}

@@ -34,6 +34,7 @@ NOT_RUN = {
     "docs/benchmarks.md": 1,
     "docs/data.md": 2,
     "docs/pipeline.md": 4,
+    "docs/cluster.md": 1,
     "docs/prune.md": 1,
     "docs/speed.md": 1,
 }  # blocks that a page marks so

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -592,7 +591,7 @@ def test_the_curve_goes_through_what_was_measured() -> None:
 def test_sense_measures_each_group_alone() -> None:
     model = net(TINY)
     analysis, calibration, orders = operated(model, drawn(model, 8))
-    (damage,) = sense(analysis, calibration, orders, partial(rewrite, analysis), CostModel(analysis)).values()
+    (damage,) = sense(analysis, calibration, orders, CostModel(analysis)).values()
     (order,) = orders.values()
     found = channels_of(analysis, "h", 1, order)
     held = [f for f, h in zip(calibration.samples.feeds, calibration.samples.held, strict=True) if h]

@@ -7,24 +7,24 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import onnx
 
 from onnxprune import runtime
 from onnxprune.analyse.observe import analysis_of
 from onnxprune.analyse.sources import Aside
-from onnxprune.api.quantize import quantize, quantized
+from onnxprune.api.carry import carried_out
+from onnxprune.api.quantize import quantized
 from onnxprune.api.replay import finisher, read_plan, repeated
-from onnxprune.api.tune import Untuned, ready, tuned_by
-from onnxprune.calibrate.calibration import Calibration
+from onnxprune.api.tune import ready
 from onnxprune.choose.budget import Budget, budget_of, usual
-from onnxprune.choose.channels import decider, repaired
+from onnxprune.choose.channels import decider
 from onnxprune.choose.field import both
 from onnxprune.choose.layers import Choice, chosen
-from onnxprune.choose.max_drop import aside_for, audited, boldest, is_drop
+from onnxprune.choose.max_drop import aside_for, boldest, is_drop
 from onnxprune.choose.options import Options, completed, replayed
-from onnxprune.choose.pace import Pace, Pacer, check_faster, paced
+from onnxprune.choose.pace import Pace, Pacer, paced
 from onnxprune.choose.place import Place
 from onnxprune.choose.subject import Subject, whole
 from onnxprune.choose.timer import Timer
@@ -33,20 +33,15 @@ from onnxprune.cut.plan import Plan, own_plan
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.errors import BadInputError
 from onnxprune.model.files import check_outputs, staged
-from onnxprune.model.interface import unmarked
 from onnxprune.model.load import Source, load
 from onnxprune.model.loaded import LoadedModel
-from onnxprune.model.patch import constants_at, digest_of, inputs_at, with_constants
 from onnxprune.model.save import save_result
 from onnxprune.ops import is_quantized
 from onnxprune.proof.elsewhere import Stopwatch
-from onnxprune.proof.prove import check_well_formed, proved
-from onnxprune.proof.verdict import Bolder, Verdict
-from onnxprune.repair.fits import Repair
-from onnxprune.report.outcome import Outcome, plan_of
+from onnxprune.proof.verdict import Bolder
+from onnxprune.report.outcome import plan_of
 from onnxprune.report.renderer import renderer_for
 from onnxprune.report.report import Report, report_of
-from onnxprune.report.values import Tuned, Variant
 
 
 @dataclass(frozen=True)
@@ -108,17 +103,10 @@ def prune(
     check_outputs(files, loaded.data_files)
     if settings.then_quantize is not None and is_quantized(loaded.proto.graph):
         raise BadInputError("The model is quantized already; leave out --then-quantize, it stays so.")
-    clock("analyse")
     replay = None if apply is None else read_plan(apply)
     settings = completed(settings if replay is None else replayed(settings, replay), budget)
     aside = _aside(settings, budget, replay)
-    ready(settings, loaded)
-    analysis = analysis_of(loaded, settings.scope, share=clock.share)
-    is_timed = budget is not None and (budget.is_time or (is_drop(budget) and settings.cost == "latency"))
-    if settings.benchmark or settings.then_quantize is not None or is_timed:
-        watch.check(loaded, analysis.feeds[0])
-    timer = Timer(watch.runner, batch=watch.batch, warmup=watch.warmup) if is_timed else None
-    original = whole(analysis, settings, clock, aside, timer)
+    original = begun(loaded, settings, budget, aside, watch, clock)
     clock("score")
     bolder = pace = None
     if replay is not None:
@@ -126,7 +114,7 @@ def prune(
     else:
         assert budget is not None
         choice, bolder, pace = _decided(loaded, original, budget, settings, clock)
-    outcome = _carried_out(
+    outcome = carried_out(
         loaded, original, choice, budget, replay, settings=settings, clock=clock, watch=watch, bolder=bolder
     )
     outcome = replace(outcome, set_aside=0 if aside is None else aside.least, pace=pace)
@@ -144,6 +132,25 @@ def prune(
 
 
 # ---------------------------------------------------------------- what to remove
+
+
+def begun(
+    loaded: LoadedModel,
+    settings: Options,
+    budget: Budget | None,
+    aside: Aside | None,
+    watch: Stopwatch,
+    clock: Clock,
+) -> Subject:
+    """The model analysed and calibrated, which no target changes; `budget` says whether time has to be measured for it."""
+    clock("analyse")
+    ready(settings, loaded)
+    analysis = analysis_of(loaded, settings.scope, share=clock.share)
+    is_timed = budget is not None and (budget.is_time or (is_drop(budget) and settings.cost == "latency"))
+    if settings.benchmark or settings.then_quantize is not None or is_timed:
+        watch.check(loaded, analysis.feeds[0])
+    timer = Timer(watch.runner, batch=watch.batch, warmup=watch.warmup) if is_timed else None
+    return whole(analysis, settings, clock, aside, timer)
 
 
 def _aside(settings: Options, budget: Budget | None, replay: Plan | None) -> Aside | None:
@@ -194,125 +201,3 @@ def _applied(original: Subject, plan: Plan, source: object, settings: Options, c
             f"{what} cuts principal directions of units, and here these are of other tensors; give the same --data and --recover."
         )
     return repeated(original, plan, what, settings, clock)
-
-
-# ---------------------------------------------------------------- removing it
-
-
-def _carried_out(
-    loaded: LoadedModel,
-    original: Subject,
-    choice: Choice,
-    budget: Budget | None,
-    replay: Plan | None,
-    *,
-    settings: Options,
-    clock: Clock,
-    watch: Stopwatch,
-    bolder: Bolder | None = None,
-) -> Outcome:
-    """Cut, proved, repaired and measured."""
-    subject, removed, finish = choice.subject, choice.removed, finisher(settings, loaded)
-    calibration = subject.against
-    for known in (original.calibration, original.against, subject.calibration, calibration):
-        if known is not None:
-            known.moments.clear()  # decided: their memory is needed for what follows
-    clock("rewrite")
-    bare = rewrite(subject.bare, removed)
-    clock("verify")
-    verdict: Verdict | None = None
-    if settings.check:
-        finished = loaded.beside(finish(bare))
-        verdict = proved(
-            subject.bare,
-            removed,
-            finished,
-            settings.seed,
-            original=loaded,
-            bypasses=subject.bypasses,
-            share=clock.share,
-        )
-    clock("compensate")
-    pruned, repair, tuning, refit = _finished(loaded, choice, bare, calibration, settings=settings, clock=clock)
-    check_well_formed(loaded, loaded.beside(pruned))
-    digest = digest_of(constants_at(loaded.beside(pruned), refit))
-    variants: tuple[Variant, ...] = ()
-    if settings.then_quantize is not None:
-        assert calibration is not None
-        clock("quantize")
-        pruned, variants = quantize(original.bare, pruned, calibration, settings, watch)
-    drop = None
-    if budget is not None and is_drop(budget):
-        assert original.calibration is not None
-        clock("audit")
-        drop = audited(original.bare, original.calibration, pruned, budget, settings, bolder)
-    clock("benchmark")
-    models = (original.bare.model, original.bare.model.beside(pruned))
-    times = watch.timed(models, original.bare.feeds[0], clock.share) if settings.benchmark else None
-    if times is not None and budget is not None and budget.is_time and (choice.removed.any() or subject.bypasses):
-        check_faster(budget, runtime.speedup(*(t.rounds for t in times.times)))
-    clock.stop()
-    return Outcome(
-        settings=settings,
-        budget=budget,
-        replay=replay,
-        original=original,
-        choice=choice,
-        model=unmarked(pruned),
-        refit=refit,
-        digest=digest,
-        verdict=verdict,
-        calibration=calibration,
-        repair=repair,
-        tuning=tuning,
-        variants=variants,
-        drop=drop,
-        times=times,
-        seconds=clock.seconds,
-    )
-
-
-Places: TypeAlias = tuple[tuple[str, int], ...]
-
-
-def _finished(
-    loaded: LoadedModel,
-    choice: Choice,
-    bare: onnx.ModelProto,
-    calibration: Calibration | None,
-    *,
-    settings: Options,
-    clock: Clock,
-) -> tuple[onnx.ModelProto, Repair | None, Tuned | None, Places]:
-    """`bare` (cut, nothing else changed), repaired and tuned; what both did; which constants of the finished model are others."""
-    pruned, repair, places = _compensated(choice, bare, calibration, settings, clock)
-    tuned: Tuned | None = None
-    finish = finisher(settings, loaded)
-    if settings.tunes:
-        assert calibration is not None
-        clock("tune")
-        given = Untuned(loaded, choice, bare, pruned, places, calibration)
-        pruned, places, tuned = tuned_by(given, settings, finish, clock)
-    pruned = finish(pruned)
-    left = inputs_at(pruned, places)
-    return pruned, repair, tuned, tuple(p for p in places if p in left)
-
-
-def _compensated(
-    choice: Choice,
-    bare: onnx.ModelProto,
-    calibration: Calibration | None,
-    settings: Options,
-    clock: Clock,
-) -> tuple[onnx.ModelProto, Repair | None, Places]:
-    """`bare` (cut, nothing else changed) with other constants; what the repair did; where those constants are."""
-    subject, removed, repair = choice.subject, choice.removed, None
-    pruned = rewrite(subject.analysis, removed) if subject.changed else bare
-    if calibration is not None and settings.recover != "none":
-        pruned, repair = repaired(subject.analysis, removed, pruned, calibration, settings, clock, subject.bypasses)
-    refit = repair.changed if repair else ()
-    if subject.changed:
-        places = dict.fromkeys((*subject.changed, *refit))
-        values = constants_at(subject.bare.model.beside(pruned), places)
-        pruned, refit = with_constants(bare, values), tuple(p for p in places if p in values)
-    return pruned, repair, refit

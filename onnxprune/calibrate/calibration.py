@@ -10,6 +10,7 @@ import onnx
 from onnxprune.analyse.samples import Samples
 from onnxprune.calibrate.judging import Judged
 from onnxprune.calibrate.moments import Moments
+from onnxprune.calibrate.recall import NOTHING, Recall
 from onnxprune.groups.observation import Array
 from onnxprune.model.routing import Routing
 from onnxprune.ops.layer import LinearLayer
@@ -27,6 +28,7 @@ class Calibration:
     passes: how often the samples were run through the model. tapped: tensors that were read out for the moments.
     made_up: there were no inputs of the user's, so the samples were drawn.
     constants: value of a constant of `flat`, by name.
+    recall: what the original computed for one repair, for the next one; by default nothing is remembered.
     """
 
     flat: onnx.ModelProto
@@ -41,3 +43,4 @@ class Calibration:
     made_up: bool
     constants: Callable[[str], Array] = field(repr=False)
     judged: Judged
+    recall: Recall = field(default=NOTHING, repr=False, compare=False)

@@ -40,6 +40,10 @@ class Leader:
     tensors: tuple[str, ...]
     _seen: dict[int, tuple[Feeds, Feeds]] = field(default_factory=dict, repr=False)
 
+    def __getstate__(self) -> dict[str, object]:
+        """For another process: what it decided was found by where the feeds lay in this one."""
+        return {"model": self.model, "tensors": self.tensors, "_seen": {}}
+
     @cached_property
     def _part(self) -> ModelProto:
         return making(self.model.proto, self.tensors)

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune.analyse.samples import Samples
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.damage import METRICS, NAMED, Metric, Outputs
+from onnxprune.calibrate.judging import Judged
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array
 
@@ -40,7 +42,12 @@ def metric_of(name: str, calibration: Calibration, portions: Sequence[int]) -> M
 
 def score_of(name: str, calibration: Calibration, portions: Sequence[int]) -> Callable[[Outputs], float]:
     """The user's score on these portions, of what a model gives for `calibration.judged.names`."""
-    function, samples, judged = load_score(name), calibration.samples, calibration.judged
+    return scorer(name, calibration.samples, calibration.judged, portions)
+
+
+def scorer(name: str, samples: Samples, judged: Judged, portions: Sequence[int]) -> Callable[[Outputs], float]:
+    """The same, of what a model gives for `judged.names`."""
+    function = load_score(name)
     data = stacked([samples.feeds[k] | (samples.labels[k] if samples.labels else {}) for k in portions])
     return lambda found: called(function, name, judged.outputs, judged.of_outputs(found), data)
 

@@ -24,6 +24,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
+from onnxprune.calibrate.recall import NOTHING, Recall
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds
 from onnxprune.model.bodies import body_of, path_of
@@ -70,9 +71,16 @@ class _Part:
 class Stepwise:
     """See the module. `model` must be flat where it matters (`calibrate/routes.py`); it is left alone."""
 
-    def __init__(self, model: Model, samples: list[Feeds], routing: Routing = STRAIGHT, memory: int = MEMORY) -> None:
+    def __init__(
+        self,
+        model: Model,
+        samples: list[Feeds],
+        routing: Routing = STRAIGHT,
+        memory: int = MEMORY,
+        recall: Recall = NOTHING,
+    ) -> None:
         proto, self.folder, self.routing = model.proto, model.folder, routing
-        self.memory = memory
+        self.memory, self.recall = memory, recall
         self._shell = shell(proto)
         self.nodes = [_copy(n) for n in proto.graph.node]
         self.initializers = {t.name: t for t in proto.graph.initializer}
@@ -242,7 +250,8 @@ class Stepwise:
         inputs = {n for k in ran for n in self.reads[k]}
         fed = [n for n in inputs if n in self._kept]
         feeds = ({n: self._load(self._kept[n][i]) for n in fed} for i in range(self.count))
-        for i, results in enumerate(self._run(set(ran), outputs, feeds)):
+        run = self.recall.runs((frozenset(ran), tuple(outputs)), lambda: self._run(set(ran), outputs, feeds))
+        for i, results in enumerate(run):
             for k, name in enumerate(outputs):
                 self._kept.setdefault(name, [None] * self.count)[i] = self._store(name, i, results[k])
         for name in inputs | set(outputs):

@@ -28,12 +28,11 @@ from onnxprune.choose.importance import Ordering, importance_of, scores_of
 from onnxprune.choose.keep_axes import Scores
 from onnxprune.choose.options import Options
 from onnxprune.choose.order import Order
-from onnxprune.choose.sensitivity import cautious, judge, sense
+from onnxprune.choose.sensitivity import Trials, cautious, judge, sense
 from onnxprune.choose.surgeon import ranked
 from onnxprune.clock import Clock
 from onnxprune.cut.bypass import Bypass
 from onnxprune.cut.plan import units_removed
-from onnxprune.cut.rewrite import Rewriter
 from onnxprune.errors import TargetNotReachableError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
@@ -162,8 +161,9 @@ def decider(
     settings: Options,
     costs: CostModel,
     clock: Clock,
+    trials: Trials | None = None,
 ) -> Decider:
-    """Measures, once, everything that deciding needs."""
+    """Measures, once, everything that deciding needs. trials: as `sense` takes them."""
     importance = importance_of(settings.importance)
     scores = scores_of(importance, analysis, calibration, settings.seed)
     orders = damages = None
@@ -175,7 +175,7 @@ def decider(
         )
         if budget.metric != "ratio" and calibration.judged.tensors:
             clock("sense")
-            damages = sense(analysis, calibration, orders, Rewriter(analysis), costs, progress=clock.share)
+            damages = sense(analysis, calibration, orders, costs, progress=clock.share, trials=trials)
             damages = cautious(damages) if calibration.made_up else damages
     clock("allocate")
     return Decider(analysis, settings, costs, scores, orders, damages)

@@ -107,6 +107,10 @@ class CostModel:
                     self.cuts.setdefault(source, []).append(found[1])
         self.stored = {key: _Found(ways) for key, ways in self.cuts.items()}
 
+    def __reduce__(self) -> tuple[type[CostModel], tuple[Analysis]]:
+        """For another process, which times nothing."""
+        return CostModel, (self.analysis,)
+
     def of(self, metric: str) -> Cost:
         """The cost that a target is about: `macs`, `params`, `size`, or `latency` where there is a timer."""
         if metric == LATENCY:

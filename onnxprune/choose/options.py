@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 RECOVER = ("lsq", "bias", "none")
 PRUNE = ("prune",)
+CUT = ("prune", "explore")
 DEPTHS = ("off", "auto", "only")
 QUANTIZED = ("int8",)
 COSTS = ("macs", "latency")
@@ -76,11 +77,11 @@ class Options:
     metric: str = option(
         "kl",
         _metric,
-        "What --max-drop limits, on samples set aside, and --then-quantize reports, on held-out ones: kl, cosine or top1 compare with the"
-        " original's outputs;"
+        "What --max-drop limits, on samples set aside, and --then-quantize and explore report, on held-out ones: kl, cosine or top1"
+        " compare with the original's outputs;"
         " MODULE:FUNCTION scores outputs and labels, larger is better.",
         cli={"metavar": "kl|cosine|top1|MODULE:FUNCTION"},
-        commands=PRUNE,
+        commands=(*CUT, "compare"),
     )
     cost: str = option(
         "macs",
@@ -98,7 +99,7 @@ class Options:
         "Judge the model by this tensor instead of its outputs.",
         cli={"multiple": True, "metavar": "TENSOR"},
         by_default="its outputs; where those hold no floats or their size depends on values, what they follow from",
-        commands=("prune", "sparsify"),
+        commands=("prune", "explore", "compare", "sparsify"),
     )
     round_to: int | None = option(
         None,
@@ -107,7 +108,7 @@ class Options:
         cli={"type": int},
         by_default="8; 1 = off",
         decided=True,
-        commands=PRUNE,
+        commands=CUT,
     )
     importance: str | Importance | None = option(
         None,
@@ -119,7 +120,7 @@ class Options:
         decided=True,
         stored=True,
         replay=lambda given, stored: "l2",  # nothing is decided any more, so nothing is calibrated for it
-        commands=PRUNE,
+        commands=CUT,
     )
     recover: str | None = option(
         None,
@@ -129,7 +130,7 @@ class Options:
         by_default="lsq; none with --ratio and no --data",
         stored=True,
         replay=lambda given, stored: given or ("none" if stored is None else str(stored)),
-        commands=PRUNE,
+        commands=CUT,
     )
     then_quantize: str | None = option(
         None,
@@ -178,7 +179,7 @@ class Options:
         decided=True,
         stored=True,
         replay=lambda given, stored: None if stored else False,
-        commands=PRUNE,
+        commands=CUT,
     )
     samples: int | None = option(
         None,
@@ -186,7 +187,7 @@ class Options:
         "Use at most so many samples of --data, the first ones.",
         cli={"type": int},
         by_default="all, unless that would take much longer than ten minutes, or too much room",
-        commands=("prune", "sparsify"),
+        commands=("prune", "explore", "compare", "sparsify"),
         decided=True,
         stored=True,
         replay=_of_plan(int),
@@ -197,7 +198,7 @@ class Options:
         "Only weights whose node or tensor name matches.",
         cli={"multiple": True, "metavar": "GLOB"},
         by_default="all",
-        commands=("prune", "sparsify", "inspect", "profile"),
+        commands=("prune", "explore", "sparsify", "inspect", "profile"),
         decided=True,
         stored=True,
         replay=_of_plan(_names),
@@ -208,7 +209,7 @@ class Options:
         "Leave nodes or tensors with these names alone.",
         cli={"multiple": True, "metavar": "GLOB"},
         by_default="none",
-        commands=("prune", "sparsify", "inspect", "profile"),
+        commands=("prune", "explore", "sparsify", "inspect", "profile"),
         decided=True,
         stored=True,
         replay=_of_plan(_names),
@@ -219,7 +220,7 @@ class Options:
         "Let the axes of inputs and outputs with these names shrink; IN=OUT also ties an input to the output that the next step is fed.",
         cli={"multiple": True, "metavar": "GLOB"},
         by_default="none",
-        commands=("prune", "inspect", "profile"),
+        commands=("prune", "explore", "inspect", "profile"),
         decided=True,
         stored=True,
         replay=_of_plan(_names),
@@ -228,7 +229,7 @@ class Options:
         False,
         switch,
         "Also prune axes that LayerNorm and its kin normalise over; the result then only resembles the masked original.",
-        commands=("prune", "inspect", "profile"),
+        commands=("prune", "explore", "inspect", "profile"),
         decided=True,
         stored=True,
         replay=_of_plan(bool),
@@ -240,7 +241,7 @@ class Options:
         flag="--input-shape",
         cli={"multiple": True, "metavar": "NAME:D,D,…", "read": parse_shapes},
         by_default="sizes that the model runs on",
-        commands=("prune", "sparsify", "inspect", "verify", "bench", "profile"),
+        commands=("prune", "explore", "compare", "sparsify", "inspect", "verify", "bench", "profile"),
         stored=True,
         replay=_or_of_plan(_sizes),
     )
@@ -250,17 +251,17 @@ class Options:
         "Inputs to observe, calibrate and repair with: a .npz file with arrays named like the inputs, or a folder of them.",
         cli={"path": True, "metavar": "FILE.npz|DIR"},
         by_default="made-up inputs",
-        commands=("prune", "sparsify", "inspect", "verify", "bench", "profile"),
+        commands=("prune", "explore", "compare", "sparsify", "inspect", "verify", "bench", "profile"),
     )
     custom_ops: tuple[str | Path, ...] = custom_ops_option(
-        ("prune", "sparsify", "inspect", "verify", "bench", "profile")
+        ("prune", "explore", "compare", "sparsify", "inspect", "verify", "bench", "profile")
     )
     seed: int = option(
         0,
         whole_number(0),
         "Seed of everything random.",
         cli={"type": int},
-        commands=("prune", "sparsify", "inspect", "verify", "bench", "profile"),
+        commands=("prune", "explore", "compare", "sparsify", "inspect", "verify", "bench", "profile"),
         stored=True,
         replay=_or_of_plan(int),
     )

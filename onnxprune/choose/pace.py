@@ -24,7 +24,7 @@ import onnx
 
 from onnxprune import runtime
 from onnxprune.choose.budget import AUTO, Budget, flag_of
-from onnxprune.choose.channels import decider
+from onnxprune.choose.channels import Decider, decider
 from onnxprune.choose.layers import Choice, chosen
 from onnxprune.choose.options import Options
 from onnxprune.choose.subject import Subject
@@ -90,14 +90,23 @@ Made = Callable[[Choice], onnx.ModelProto]
 
 
 def paced(
-    original: Subject, budget: Budget, settings: Options, clock: Clock, made: Made, is_quantized: bool = False
+    original: Subject,
+    budget: Budget,
+    settings: Options,
+    clock: Clock,
+    made: Made,
+    is_quantized: bool = False,
+    known: Decider | None = None,
 ) -> tuple[Choice, Pace]:
     """The choice that is as fast as asked, at the least damage found. is_quantized: `made` quantizes.
+
+    known: damages of the original's groups, where they have been measured.
 
     Raises `TargetNotReachableError` with how far it gets, and `NothingPrunableError`.
     """
     with ExitStack() as stack:
         pacer = Pacer(original, budget, settings, clock, made, stack)
+        pacer.known = known
         best = pacer.search(is_quantized)
         return best.choice, pacer.pace(best)
 
@@ -129,6 +138,7 @@ class Pacer:
         self.trials: list[Trial] = []
         self.problem = ""  # what the table said where it knew no widths that are fast enough
         self.expected: float | None = None  # milliseconds of the first choice, before whole models corrected the table
+        self.known: Decider | None = None  # of the original
         self._decide: Callable[[Budget, int], Choice] | None = None
         self._damage: Callable[[Choice], float | None] = lambda choice: None
 
@@ -223,7 +233,9 @@ class Pacer:
         if not any(g.removable for g in subject.analysis.groups):
             return lambda target, round_to: choice
         latency = Budget("latency", 1.0)
-        own = decider(subject.analysis, subject.calibration, latency, self.settings, subject.costs, self.clock)
+        own = self.known if subject is self.original else None
+        if own is None:
+            own = decider(subject.analysis, subject.calibration, latency, self.settings, subject.costs, self.clock)
         self._damage = lambda found: own.damage(found.removed) if found.subject is subject else None
 
         def decide(target: Budget, round_to: int) -> Choice:

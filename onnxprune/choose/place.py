@@ -13,8 +13,8 @@ from onnxprune.errors import BadInputError, quoted
 if TYPE_CHECKING:
     from onnxprune.runtime import Runner
 
-TIMED = ("prune", "sparsify", "profile")
-ELSEWHERE = ("prune", "sparsify", "bench")
+TIMED = ("prune", "explore", "sparsify", "profile", "compare")
+ELSEWHERE = ("prune", "explore", "sparsify", "bench", "compare")
 
 
 def _name(flag: str, value: Any) -> str:

@@ -11,20 +11,24 @@ surgeon's error curve.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from math import prod
+from typing import Any
 
 import numpy as np
-import onnx
 
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.damage import Metric, divergence
 from onnxprune.choose.costs import CostModel
 from onnxprune.choose.keep_axes import keep_axes
 from onnxprune.choose.order import Order
+from onnxprune.cut.rewrite import Rewriter
 from onnxprune.groups.analysis import Analysis, compress
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.maps import Maps
 from onnxprune.groups.observation import Array
+from onnxprune.groups.units import Ids
 from onnxprune.model.loaded import Model
 from onnxprune.model.patch import with_constants
 from onnxprune.ops.layer import LinearLayer
@@ -40,34 +44,81 @@ OPENED = 2e6  # multiply-accumulates in whose time a session takes up one node, 
 SAVED = 0.3  # ... which spares about so much of every run
 
 
-Rewriting = Callable[[Bools], onnx.ModelProto]
-
-
 def sense(
     analysis: Analysis,
     calibration: Calibration,
     orders: Mapping[str, Order],
-    cut: Rewriting,
     costs: CostModel,
     metric: Metric | None = None,
     progress: Callable[[float], None] = lambda share: None,
+    trials: Trials | None = None,
 ) -> dict[str, Floats]:
-    """Damage per group after 0, 1, ... steps. `cut(removed)` gives the pruned model (`cut/rewrite.py`)."""
+    """Damage per group after 0, 1, ... steps. trials: carries them out, where they do not run here one after the other."""
     levels, chosen = affordable(analysis, calibration, costs, len(orders))
     runs = sum(work(analysis, calibration, costs, k) for k in chosen)
-    trial = Trial(analysis, calibration, cut, metric, chosen, SAVED * runs > OPENED * len(calibration.flat.graph.node))
-    result: dict[str, Floats] = {}
-    for k, (name, order) in enumerate(orders.items()):
-        counts = sorted({max(1, round(share * len(order.classes))) for share in levels})
-        found = []
-        rank = np.zeros(analysis.solution.count)
-        for place, classes in enumerate(order.classes):
+    optimized = SAVED * runs > OPENED * len(calibration.flat.graph.node)
+    sensing = Sensing(analysis, calibration, metric, tuple(chosen), optimized)
+    asked = [
+        Narrowing(order.classes, tuple(sorted({max(1, round(share * len(order.classes))) for share in levels})))
+        for order in orders.values()
+    ]
+    found = (trials or in_turn)(sensing, asked, progress)
+    return {
+        name: curve(order.error, a.counts, damages)
+        for (name, order), a, damages in zip(orders.items(), asked, found, strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """One group alone at a few widths. classes: those of each step, in the order in which they go; counts: steps to try."""
+
+    classes: tuple[Ids, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sensing:
+    """What trials need. chosen: runs to judge by. optimized: is it worth that ONNX Runtime optimizes what is tried?"""
+
+    analysis: Analysis
+    calibration: Calibration
+    metric: Metric | None
+    chosen: tuple[int, ...]
+    optimized: bool
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_rewriter"}
+
+    @cached_property
+    def _rewriter(self) -> Rewriter:
+        return Rewriter(self.analysis)
+
+    def __call__(self, asked: Narrowing) -> list[float]:
+        """The damage at each width, with the closed-form repair."""
+        rank = np.zeros(self.analysis.solution.count)
+        for place, classes in enumerate(asked.classes):
             rank[classes] = place
-        for n in counts:
-            found.append(trial(keep_axes(analysis, order.classes[:n], rank)))
-        result[name] = curve(order.error, counts, found)
-        progress((k + 1) / len(orders))
-    return result
+        return [self.damage(keep_axes(self.analysis, asked.classes[:n], rank)) for n in asked.counts]
+
+    def damage(self, removed: Bools) -> float:
+        """Of a removal (bool per class), with the closed-form repair."""
+        changes = closed_form(self.analysis, self.calibration, removed)
+        model = with_constants(self._rewriter(removed), changes)
+        return judge(self.calibration, self.analysis.model.beside(model), self.metric, self.chosen, self.optimized)
+
+
+Trials = Callable[[Sensing, Sequence[Narrowing], Callable[[float], None]], list[list[float]]]
+"""Damages of several groups, in their order; the last argument is told how much is done."""
+
+
+def in_turn(sensing: Sensing, asked: Sequence[Narrowing], progress: Callable[[float], None]) -> list[list[float]]:
+    """Here, one group after the other."""
+    found = []
+    for k, one in enumerate(asked):
+        found.append(sensing(one))
+        progress((k + 1) / len(asked))
+    return found
 
 
 def affordable(
@@ -125,27 +176,6 @@ def curve(error: Floats, counts: Sequence[int], found: Sequence[float]) -> Float
     return np.concatenate([[0.0], np.maximum.accumulate(np.exp(np.minimum(inside, 50.0)))])
 
 
-class Trial:
-    """Damage of a removal (bool per class), with the closed-form repair. chosen: runs to judge by. optimized: is that worth it?"""
-
-    def __init__(
-        self,
-        analysis: Analysis,
-        calibration: Calibration,
-        cut: Rewriting,
-        metric: Metric | None,
-        chosen: Sequence[int],
-        optimized: bool,
-    ) -> None:
-        self.analysis, self.calibration, self.cut, self.metric = analysis, calibration, cut, metric
-        self.chosen, self.optimized = chosen, optimized
-
-    def __call__(self, removed: Bools) -> float:
-        changes = closed_form(self.analysis, self.calibration, removed)
-        model = with_constants(self.cut(removed), changes)
-        return judge(self.calibration, self.analysis.model.beside(model), self.metric, self.chosen, self.optimized)
-
-
 def judge(
     calibration: Calibration,
     model: Model,
@@ -156,9 +186,21 @@ def judge(
     """Damage of a model on held-out samples. metric: of `calibration.judged.names`; by default the divergence of what it is judged by."""
     chosen = _held(calibration) if chosen is None else chosen
     metric = metric or calibration.judged.by_tensors(divergence)
+    return judged(calibration, model, [(metric, chosen)], optimized)[0]
+
+
+def judged(
+    calibration: Calibration,
+    model: Model,
+    metrics: Sequence[tuple[Metric, Sequence[int] | None]],
+    optimized: bool = True,
+) -> list[float]:
+    """What each metric says on its runs (by default those of `judge`), in one pass over all of them."""
+    wanted = [(metric, _held(calibration) if chosen is None else chosen) for metric, chosen in metrics]
     answers = calibration.judged.session(model, "the pruned model", optimized=optimized)
-    feeds = calibration.samples.feeds
-    return metric([calibration.outputs[k] for k in chosen], [answers(feeds[k]) for k in chosen])
+    feeds, known = calibration.samples.feeds, calibration.outputs
+    found = {k: answers(feeds[k]) for k in sorted({k for _, chosen in wanted for k in chosen})}
+    return [metric([known[k] for k in chosen], [found[k] for k in chosen]) for metric, chosen in wanted]
 
 
 def _held(calibration: Calibration) -> list[int]:

@@ -102,3 +102,20 @@ class ProfileOptions:
         "Stop by then, after three runs at least.",
         cli={"type": float},
     )
+
+
+@documented
+@dataclass(frozen=True)
+class CompareOptions:
+    """How models are timed beside each other."""
+
+    benchmark: bool = option(
+        True, switch, "Time the models, in turn.", flag="--benchmark/--no-benchmark", by_default="benchmark"
+    )
+    runs: int = option(30, whole_number(1), "Rounds at most, each of which runs every model.", cli={"type": int})
+    seconds: float = option(
+        10.0,
+        number(0, above=True, span="above zero"),
+        "Stop by then, after three rounds at least.",
+        cli={"type": float},
+    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from onnxprune.cli import bench, costs, data, finetune, look, profile, prune, run, sparsify
+from onnxprune.cli import bench, costs, data, explore, finetune, look, profile, prune, run, sparsify
 from onnxprune.cli.allocation import give_back_large_blocks
 from onnxprune.version import __version__
 
@@ -21,6 +21,7 @@ def main() -> None:
 
 COMMANDS = (
     prune.prune,
+    *explore.COMMANDS,
     sparsify.sparsify,
     finetune.finetune,
     *look.COMMANDS,

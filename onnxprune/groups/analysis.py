@@ -12,7 +12,8 @@ from onnxprune.groups.grouping import Group, Solution
 from onnxprune.groups.maps import Facet, Maps, Shape, clusters, repeated, varying
 from onnxprune.groups.observation import Array, Feeds, Observation
 from onnxprune.groups.units import Ids
-from onnxprune.model.graph import View
+from onnxprune.model.graph import View, view
+from onnxprune.model.importer import import_graph
 from onnxprune.model.loaded import LoadedModel
 
 Use = tuple[str, int]
@@ -48,6 +49,13 @@ class Analysis:
     unknown: tuple[str, ...] = ()
     crashed: tuple[str, ...] = ()
     layouts: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which imports the graph anew: its tensors refer to each other weakly."""
+        return self.__dict__ | {"view": self.view.opsets, "layouts": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"view": view(import_graph(state["model"]), state["view"])})
 
     @property
     def groups(self) -> tuple[Group, ...]:

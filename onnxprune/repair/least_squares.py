@@ -120,7 +120,12 @@ class _Repairs:
         )
         watched = watching(self.flat, given), watching(judged.led(calibration.flat), wanted)
         self.new = Stepwise(analysis.model.beside(watched[0]), samples, guarded(routing, given))
-        self.old = Stepwise(analysis.model.beside(watched[1]), samples, guarded(calibration.routing, wanted))
+        self.old = Stepwise(
+            analysis.model.beside(watched[1]),
+            samples,
+            guarded(calibration.routing, wanted),
+            recall=calibration.recall,
+        )
 
         def shape(key: str) -> tuple[int, ...] | None:
             if self.new.is_constant(key):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from onnxprune.report import front
+from onnxprune.report.comparison import Comparison
+from onnxprune.report.explore import ExploreReport
 from onnxprune.report.lines import (
     VARIANT_COLUMNS,
     check_line,
@@ -26,10 +29,13 @@ from onnxprune.report.report import Report
 from onnxprune.report.sparsity import SparsityReport
 
 
-def markdown(report: Report | SparsityReport | ProfileReport) -> str:
+def markdown(report: Report | SparsityReport | ProfileReport | ExploreReport | Comparison) -> str:
     """The whole file."""
+    lines: Iterable[str]
     if isinstance(report, ProfileReport):
         lines = markdown_of(report)
+    elif isinstance(report, ExploreReport | Comparison):
+        lines = front.markdown_of(report)
     else:
         lines = _pruning(report) if isinstance(report, Report) else _sparsity(report)
     return "\n".join(lines) + "\n"

@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from onnxprune.errors import BadInputError
 
 if TYPE_CHECKING:
+    from onnxprune.report.comparison import Comparison
+    from onnxprune.report.explore import ExploreReport
     from onnxprune.report.profile import ProfileReport
     from onnxprune.report.report import Report
     from onnxprune.report.sparsity import SparsityReport
 
-AnyReport: TypeAlias = "Report | SparsityReport | ProfileReport"
+AnyReport: TypeAlias = "Report | SparsityReport | ProfileReport | ExploreReport | Comparison"
 
 
 class Renderer(Protocol):
@@ -41,7 +43,7 @@ class Renderer(Protocol):
     def suffix(self) -> str: ...
 
     def render(self, report: AnyReport) -> str:
-        """The whole file. report: of `prune`, `sparsify` or `profile`."""
+        """The whole file. report: of `prune`, `explore`, `compare`, `sparsify` or `profile`."""
         ...
 
 

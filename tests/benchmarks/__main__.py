@@ -4,6 +4,7 @@ zoo DIR   every .onnx or .onnx.z of a folder at one ratio: groups, MACs and para
 seconds   analysis + plan + rewrite of a ResNet-50 and of a 5,000-node graph
 speed     asked against measured time, and what is lost at equal time, of ten models (tests/benchmarks/speed.py)
 linear    the same for chains of n and 2n nodes
+explore   what 8 sizes cost beside one prune; workers: how well two Dask workers share the work (tests/benchmarks/explore.py)
 steps     times of one convolution and one matrix product at every width, as a table and a picture
 """
 
@@ -26,7 +27,7 @@ from onnxprune.choose.budget import Budget
 from onnxprune.errors import OnnxPruneError
 from onnxprune.report.report import Report
 from onnxprune.version import __version__
-from tests.benchmarks import made, steps
+from tests.benchmarks import explore, made, steps
 from tests.benchmarks.stripped import SUFFIX, load_graph
 
 OUT = Console(highlight=False, soft_wrap=True, width=200)
@@ -163,6 +164,8 @@ def linear(nodes: int, repeats: int) -> None:
 
 
 main.add_command(steps.main, "steps")
+main.add_command(explore.explore, "explore")
+main.add_command(explore.workers, "workers")
 
 
 @main.command()

@@ -1,0 +1,151 @@
+"""Jobs on a Dask cluster.
+
+`distributed` directly, not joblib's backend for it: here a job is named by the hash of what it depends on, so that the cluster itself
+runs none twice, what is shared is sent again where the workers that had it are gone, and versions are compared first.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
+from functools import partial
+from importlib import metadata
+from typing import Any
+
+from onnxprune.errors import BadInputError, WorkerLostError
+from onnxprune.jobs.job import Job, Result, Shared, Work
+from onnxprune.jobs.opened import perform
+from onnxprune.version import __version__
+
+PATIENCE = 10.0
+"""Seconds to wait for the scheduler."""
+ROUNDS = 4
+"""How often jobs are sent whose workers were lost with what they had been given."""
+SAME = ("onnxprune", "onnxruntime", "onnx", "numpy", "scipy")
+
+
+def versions() -> dict[str, str]:
+    """Of what results depend on, in this process."""
+    found = {"onnxprune": __version__, "python": platform.python_version()}
+    for name in SAME[1:]:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def blas_threads() -> int:
+    """Threads of a matrix product of this process, as the libraries themselves say."""
+    from threadpoolctl import threadpool_info
+
+    return max((int(x["num_threads"]) for x in threadpool_info() if x["user_api"] == "blas"), default=1)
+
+
+class Cluster:
+    """address: of a running scheduler, such as `tcp://10.0.0.5:8786`.
+
+    Raises `BadInputError` where it is not reached within `PATIENCE`, has no workers, or workers with other versions.
+    """
+
+    def __init__(self, address: str, patience: float = PATIENCE) -> None:
+        try:
+            import distributed
+            import threadpoolctl  # noqa: F401
+        except ImportError:
+            raise BadInputError("--cluster needs Dask; install it with: pip install 'onnxprune[cluster]'.") from None
+        self.address, self.name = address, f"cluster {address}"
+        try:
+            self.client: Any = distributed.Client(address, timeout=patience, set_as_default=False)
+        except (OSError, ValueError) as problem:
+            reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+            raise BadInputError(
+                f"--cluster {address} was not reached within {patience:g} s ({reason}); start it with 'dask scheduler' and 'dask worker "
+                f"{address}', or check the address."
+            ) from None
+        try:
+            self._check_workers()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Leave the cluster as it is."""
+        with suppress(Exception):
+            self.client.close(timeout=5)
+
+    def _check_workers(self) -> None:
+        if not self.client.scheduler_info(n_workers=-1)["workers"]:
+            raise BadInputError(
+                f"--cluster {self.address} has no workers; start one with 'dask worker {self.address} --nthreads 1'."
+            )
+        own = versions()
+        found = self.client.run(versions, on_error="return")
+        for worker, theirs in found.items():
+            if isinstance(theirs, BaseException):
+                raise BadInputError(
+                    f"The worker {worker} has no onnxprune {__version__} ({type(theirs).__name__}: {theirs}); install the same there."
+                )
+            _same(theirs, own, worker)
+
+    def run(self, work: Work, shared: Shared, jobs: Sequence[Job]) -> Iterator[tuple[int, Result]]:
+        left = dict(enumerate(jobs))
+        for _ in range(ROUNDS):
+            for k, found in self._round(work, shared, left):
+                del left[k]
+                yield k, found
+            if not left:
+                return
+        raise WorkerLostError(
+            f"Workers of {self.name} were lost again and again before {len(left)} jobs were done, mostly because memory was short. "
+            "With --checkpoint, what was done is kept."
+        )
+
+    def _round(self, work: Work, shared: Shared, jobs: dict[int, Job]) -> Iterator[tuple[int, Result]]:
+        """Those that were done; jobs whose worker took what is shared with it are left for the next round."""
+        from distributed import as_completed
+        from distributed.scheduler import KilledWorker
+
+        # `shared` is sent once to each worker; it is named by its content, so a second command need not send it
+        data = self.client.scatter([shared.packed], broadcast=True, hash=True)[0]
+        how = (versions(), blas_threads())
+        futures = {
+            self.client.submit(_there, data, shared.digest, work, job.argument, how, key=f"onnxprune-{job.key}"): k
+            for k, job in jobs.items()
+        }
+        try:
+            for future in as_completed(list(futures), loop=self.client.loop):
+                try:
+                    found = future.result()
+                except (KilledWorker, CancelledError):
+                    continue
+                yield futures[future], found
+        finally:
+            self.client.cancel([f for f in futures if not f.done()], force=False)
+            for future in futures:
+                future.release()
+
+
+def _same(theirs: dict[str, str], own: dict[str, str], worker: str) -> None:
+    for name in SAME:
+        if theirs.get(name) != own.get(name):
+            raise BadInputError(
+                f"The worker {worker} has {name} {theirs.get(name, '(not installed)')}, and this machine {own.get(name)}: results would "
+                "differ; install the same version there."
+            )
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=count, user_api="blas"):
+        yield
+
+
+def _there(data: bytes, digest: str, work: Work, argument: Any, how: tuple[dict[str, str], int]) -> Result:
+    """On the worker. how: versions and threads of the client."""
+    wanted, threads = how
+    _same(versions(), wanted, platform.node())  # it may have come after the others were asked
+    with _threads(threads):
+        return perform(digest, partial(bytes, data), work, argument)
