@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from onnxprune.analyse.sources import (
 )
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds
+from onnxprune.model.files import instead
 from onnxprune.runtime import declared_batch
 
 
@@ -47,7 +49,7 @@ def load_data(path: str | Path, inputs: list[onnx.ValueInfoProto], labels: bool 
 def data_files(path: Path) -> list[Path]:
     """The file, or those of a folder: its own, else those of its subfolders. Raises `BadInputError` where there is none."""
     if not path.exists():
-        raise BadInputError(f"--data {path} does not exist; give a .npz file or a folder of them.")
+        raise BadInputError(f"--data {path} does not exist; {instead(path, 'give a .npz file or a folder of them.')}")
     if not path.is_dir():
         return [path]
     for pattern in ("", "**/"):
@@ -91,9 +93,8 @@ def _read(path: Path, inputs: list[onnx.ValueInfoProto], labels: bool = False) -
     feeds: Feeds = {}
     for value in inputs:
         if value.name not in arrays:
-            has = f"it has: {', '.join(list(arrays)[:8])}" if arrays else "it has none at all"
             raise BadInputError(
-                f"--data {path} has no array '{value.name}' ({has}); name arrays like the model's inputs."
+                f"--data {path} has no array '{value.name}' {_other_name(value.name, [*arrays], names)}"
             )
         feeds[value.name] = _fit(arrays[value.name], value, path)
     empty = _without_samples(feeds, inputs)
@@ -101,6 +102,16 @@ def _read(path: Path, inputs: list[onnx.ValueInfoProto], labels: bool = False) -
         shape = list(feeds[empty].shape)
         raise BadInputError(f"--data {path}: '{empty}' has shape {shape} and so no samples; give some.")
     return (arrays if labels else {}) | feeds
+
+
+def _other_name(name: str, given: list[str], names: list[str]) -> str:
+    """What is there instead of an array, and what to do: the end of a message. names: of all inputs."""
+    if not given:
+        return "(it has none at all); name arrays like the model's inputs."
+    free = [n for n in given if n not in names]
+    near = free if len(free) == 1 and len(names) == 1 else get_close_matches(name, free, 1)
+    way = f"save '{near[0]}' as '{name}'" if near else "name arrays like the model's inputs"
+    return f"(it has: {', '.join(given[:8])}); {way}."
 
 
 def sources_of(path: str | Path, inputs: Sequence[onnx.ValueInfoProto]) -> Sources:
@@ -172,7 +183,7 @@ def _fit(array: Array, value: onnx.ValueInfoProto, path: Path) -> Array:
     if array.dtype != want:
         if not np.can_cast(array.dtype, want, "same_kind"):
             raise BadInputError(
-                f"--data {path}: '{value.name}' is {array.dtype}, the model wants {want}; convert it first."
+                f"--data {path}: '{value.name}' is {array.dtype}, the model wants {want}; convert it first: array.astype('{want}')."
             )
         array = array.astype(want)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -201,9 +212,15 @@ def _way(array: Array, declared: list[int | None]) -> str:
 
     if fits(declared, array.shape[1:]):
         return ", one input without a batch axis; give a folder with one file per input"
+    for what, order in (("channels last", (0, 3, 1, 2)), ("channels first", (0, 2, 3, 1))):
+        if array.ndim == 4 and fits(declared, tuple(array.shape[k] for k in order)):
+            return f"; its pictures have {what}, so move the axes: array.transpose{order}"
     if fits(declared[1:], array.shape):
         return f"; put a batch axis first: {[declared[0] or 1, *array.shape]}"
-    return ""
+    if len(declared) == array.ndim:
+        axis = next((k for k in range(array.ndim) if k and declared[k] not in (None, array.shape[k])), 0)
+        return f"; make axis {axis} {declared[axis]} long instead of {array.shape[axis]}" if axis else ""
+    return f"; make it {len(declared)} axes instead of {array.ndim}"
 
 
 def take(feeds: Feeds, inputs: list[onnx.ValueInfoProto], count: int) -> Feeds:

@@ -16,6 +16,7 @@ from onnxprune.cut.bypass import checked
 from onnxprune.cut.plan import Plan, own_plan, removed_by
 from onnxprune.cut.tidy import tidy
 from onnxprune.errors import BadInputError
+from onnxprune.model.files import instead
 from onnxprune.model.loaded import LoadedModel
 
 
@@ -27,6 +28,9 @@ def read_plan(plan: str | PathLike[str] | Plan) -> Plan:
         text = Path(plan).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else "it is not text"
+        if isinstance(problem, FileNotFoundError):
+            way = instead(Path(plan), "give one that --plan has written.")
+            raise BadInputError(f"The plan {plan} does not exist; {way}") from None
         raise BadInputError(f"The plan {plan} cannot be read: {reason}.") from None
     return Plan.from_json(text, f"The plan {plan}")
 

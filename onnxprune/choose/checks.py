@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from onnxprune.errors import BadInputError, quoted
+from onnxprune.model.files import instead
 
 Check: TypeAlias = Callable[[str, Any], Any]
 LARGEST = (1 << 31) - 1  # of an axis
@@ -127,7 +128,7 @@ def existing(what: str) -> Check:
     def check(flag: str, value: Any) -> str | os.PathLike[str]:
         path = file(flag, value)
         if not Path(path).exists():
-            raise BadInputError(f"{flag} {path} does not exist; give {what}.")
+            raise BadInputError(f"{flag} {path} does not exist; {instead(Path(path), f'give {what}.')}")
         return path
 
     return check

@@ -68,7 +68,7 @@ def inspect(*, model: Path, as_json: bool, verbose: bool, **given: Any) -> None:
             OUT.print(f"{g['id']} member: {m['tensor']} axis {m['axis']} ({m['positions']} positions)", markup=False)
     for name in found["unknown_operators"]:
         OUT.print(f"no rule for {name}: it keeps what it touches", markup=False)
-    for text in found["failed_rules"]:
+    for text in (*found["failed_rules"], *found["warnings"]):
         OUT.print(f"warning: {text}", markup=False)
 
 

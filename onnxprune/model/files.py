@@ -6,9 +6,37 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 
-from onnxprune.errors import BadInputError
+from onnxprune.errors import BadInputError, quoted
+
+MOST = 10_000  # names of a folder that are looked at
+
+
+def nearby(path: Path) -> Path | None:
+    """What is there instead of a path that is not, each missing part replaced by the nearest name in its folder; None if none is near."""
+    found = Path(path.anchor)
+    for part in path.parts[1:] if path.anchor else path.parts:
+        step = found / part
+        if not step.exists():
+            try:
+                names = [entry.name for entry in islice(os.scandir(found), MOST)]
+            except OSError:
+                return None
+            near = get_close_matches(part.lower(), [n.lower() for n in names], 1, cutoff=0.75)
+            if not near:
+                return None
+            step = found / next(n for n in names if n.lower() == near[0])
+        found = step
+    return found
+
+
+def instead(path: Path, otherwise: str) -> str:
+    """What to do about a path that is not there, the end of a message."""
+    found = nearby(path)
+    return otherwise if found is None else f"did you mean {quoted(found)}?"
 
 
 def check_writable(path: Path, option: str, inputs: tuple[Path, ...] = ()) -> None:

@@ -22,6 +22,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 from onnxprune.errors import BadInputError, UnsupportedModelError, quoted
 from onnxprune.model.check import check, check_texts
+from onnxprune.model.files import instead
 from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.model.save import data_files
 
@@ -38,6 +39,9 @@ _OTHER_FORMATS = {  # how files start that people take for ONNX models
     b"\x80\x02": ("a Python pickle", "export the PyTorch model to ONNX first"),
     b"\x1f\x8b": ("a gzip archive", "unpack it first"),
     b"ORTM": ("an ORT-format model", "give the .onnx file that it was made from"),
+    b"\x89PNG": ("a picture", "give the .onnx file"),
+    b"\xff\xd8\xff": ("a picture", "give the .onnx file"),
+    b"\x93NUMPY": ("an array of NumPy", "give the .onnx file, and inputs with --data"),
     b"<": ("an HTML or XML page", "download the file itself"),
     b"{": ("a JSON file", "give the .onnx file"),
 }
@@ -82,7 +86,7 @@ def _read(path: Path) -> bytes:
     try:
         status = path.stat()
     except FileNotFoundError:
-        raise BadInputError(f"There is no file {quoted(path)}; check the path.") from None
+        raise BadInputError(f"There is no file {quoted(path)}; {instead(path, 'check the path.')}") from None
     except (OSError, ValueError) as e:
         raise BadInputError(f"{quoted(path)} cannot be read ({_first_line(e)}); check the path.") from None
     if stat.S_ISDIR(status.st_mode):
@@ -114,9 +118,16 @@ def _parse(data: bytes, path: Path) -> ModelProto:
 
 
 def _not_onnx(data: bytes, path: Path, reason: str) -> BadInputError:
+    if path.suffix == ".npz":
+        return BadInputError(f"{quoted(path)} holds arrays of NumPy; give the .onnx file here, and inputs with --data.")
     for start, (what, remedy) in _OTHER_FORMATS.items():
         if data.startswith(start):
             return BadInputError(f"{quoted(path)} is {what}, not an ONNX model; {remedy}.")
+    if data[:1] == b"\x08" and data[2:3] == b"\x12":  # IR version, then the name of the producer
+        return BadInputError(
+            f"{quoted(path)} begins like an ONNX model, but is cut short or damaged ({len(data):,} bytes are here); "
+            "copy, fetch or export it again."
+        )
     return BadInputError(
         f"{quoted(path)} is not an ONNX model ({reason}); check the path, or fetch or export it again."
     )

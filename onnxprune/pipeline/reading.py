@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from onnxprune.errors import BadInputError, quoted
+from onnxprune.model.files import instead
 
 Place: TypeAlias = tuple[str | int, ...]
 """Keys and indices from the top to a value."""
@@ -55,7 +56,7 @@ def read(path: Path, sets: Sequence[str], environment: Mapping[str, str]) -> Doc
             _note(node, (), document)
         values = yaml.safe_load(text)
     except (FileNotFoundError, IsADirectoryError):
-        raise BadInputError(f"{path} is no file; write one with onnxprune init MODEL.") from None
+        raise BadInputError(f"{path} is no file; {instead(path, 'write one with onnxprune init MODEL.')}") from None
     except (OSError, UnicodeDecodeError) as problem:
         raise BadInputError(f"{path} cannot be read: {problem}.") from None
     except yaml.MarkedYAMLError as problem:

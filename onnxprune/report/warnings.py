@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -11,11 +11,13 @@ from onnx import TensorProto
 from onnxprune import ops
 from onnxprune.analyse.copies import near_copies
 from onnxprune.analyse.samples import Samples
+from onnxprune.analyse.scale import doubts
 from onnxprune.analyse.sources import GROUPS
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.choose.budget import FLOOR
 from onnxprune.choose.trials import TOLERANCE
 from onnxprune.groups.analysis import Analysis
+from onnxprune.groups.observation import Feeds
 from onnxprune.model.bodies import OPSETS, body_of, can_watch
 from onnxprune.model.branches import subgraphs
 from onnxprune.model.graph import name_of
@@ -76,7 +78,11 @@ def warnings(
     found = [BELOW.format(kept)] if calibration is not None and calibration.made_up and kept < FLOOR - NEAR else []
     found += [f"{text}; what the node touches is kept" for text in analysis.crashed]
     found += [text for text in failures.seen() if text not in analysis.crashed]
-    found += _of_samples(calibration, repair, asked) if calibration is not None else ()
+    if calibration is not None:
+        found += _of_samples(calibration, repair, asked)
+        found += (
+            [] if calibration.made_up else of_scale(analysis, calibration.samples.feeds[: calibration.samples.given])
+        )
     if calibration is not None and repair is not None:
         found += [*_of_branches(analysis, calibration), *_of_loops(analysis, calibration)]
     if saturates_here(analysis.model.proto):
@@ -140,8 +146,16 @@ def _of_samples(calibration: Calibration, repair: Repair | None, asked: bool) ->
             f"{samples.count:,} of {whole:,} samples were used, evenly spread, as all would take long or much room; "
             f"--samples {whole} uses all"
         )
-    for name in _unscaled(samples):
-        yield f"'{name}' holds whole numbers of up to {BROAD} and more; if the model wants them scaled, scale them first"
+
+
+def of_scale(analysis: Analysis, feeds: Sequence[Feeds]) -> list[str]:
+    """Inputs of the user's whose scale is not the model's; where the model does not tell, those of floats that look like bytes."""
+    told = doubts(analysis, feeds)
+    return [said for said in told.values() if said] + [
+        f"'{name}' holds whole numbers of up to {BROAD} and more; if the model wants them scaled, scale them first"
+        for name in _unscaled(feeds)
+        if name not in told
+    ]
 
 
 def _of_branches(analysis: Analysis, calibration: Calibration) -> Iterator[str]:
@@ -207,9 +221,8 @@ def _are_alike(samples: Samples) -> bool:
     )
 
 
-def _unscaled(samples: Samples) -> list[str]:
+def _unscaled(given: Sequence[Feeds]) -> list[str]:
     """Inputs of floats that look like bytes."""
-    given = samples.feeds[: samples.given]
     return [
         n
         for n, a in given[0].items()

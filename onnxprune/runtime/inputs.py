@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
 
 import numpy as np
 import onnx
@@ -211,9 +212,9 @@ def find_feeds(
     known = [v.name for v in inputs]
     for name in shapes:
         if name not in known:
-            raise BadInputError(
-                f"--input-shape names '{name}', which is no input of the model; its inputs are: {', '.join(known)}."
-            )
+            near = get_close_matches(name, known, 1)
+            way = f"did you mean '{near[0]}'?" if near else f"its inputs are: {', '.join(known)}."
+            raise BadInputError(f"--input-shape names '{name}', which is no input of the model; {way}")
     session = session or Session(model)
     error: BadInputError | None = None
     most = MAX_ELEMENTS if all(has_rank(v) or v.name in shapes for v in inputs) else MAX_GUESSED
@@ -232,8 +233,19 @@ def find_feeds(
                 return first, vary(session, inputs, observed, seed, high) or first
             if all(v.dtype.kind not in "iu" for v in random_feeds(declared, sizes, seed, 2, shapes).values()):
                 break
-    hint = "" if shapes else " Give working shapes with --input-shape name:1,3,224,224 or inputs with --data."
+    hint = "" if shapes else f" Give working shapes with {_way(inputs)} or inputs with --data."
     raise BadInputError(f"No random input runs through the model. {error}{hint}")
+
+
+def _way(inputs: Sequence[onnx.ValueInfoProto]) -> str:
+    """The option that says shapes, written for the first input of the model that has axes of unknown sizes."""
+    free = [v for v in inputs if not has_rank(v) or any(isinstance(d, str) for d in symbols(v))] or list(inputs)
+    if not free or not has_rank(free[0]):
+        return f"--input-shape {free[0].name if free else 'name'}:1,3,224,224 (your sizes)"
+    dims = symbols(free[0])
+    usual = {4: (1, 3, 224, 224), 3: (1, 128, 64), 2: (1, 128)}.get(len(dims), (1,) * len(dims))
+    sizes = ",".join(str(u if isinstance(d, str) else d) for d, u in zip(dims, usual, strict=True))
+    return f"--input-shape {free[0].name}:{sizes} (your sizes)"
 
 
 def vary(
