@@ -34,7 +34,7 @@ from onnxprune.cut.rewrite import rewrite
 from onnxprune.errors import BadInputError
 from onnxprune.model.files import check_outputs, staged
 from onnxprune.model.interface import unmarked
-from onnxprune.model.load import Source, load
+from onnxprune.model.load import Source, file_of, load
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.model.patch import constants_at, digest_of, inputs_at, with_constants
 from onnxprune.model.save import save_result
@@ -133,7 +133,7 @@ def prune(
     )
     outcome = replace(outcome, set_aside=0 if aside is None else aside.least, pace=pace)
     made = plan_of(outcome)
-    result = PruneResult(outcome.model, made, report_of(outcome, made, command), loaded)
+    result = PruneResult(outcome.model, made, report_of(outcome, made, command, file_of(model)), loaded)
     texts: dict[Path, str] = {}
     if report is not None and renderer is not None:
         texts[Path(report)] = renderer.render(result.report)

@@ -37,7 +37,7 @@ from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.observation import Array
 from onnxprune.model.files import check_outputs, staged
 from onnxprune.model.graph import name_of
-from onnxprune.model.load import Source, load
+from onnxprune.model.load import Source, file_of, load
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.model.patch import with_constants
 from onnxprune.model.save import save_result, stored_bytes
@@ -147,6 +147,7 @@ def sparsify(
         pruned=dead,
         latency_ms=latency_ms,
         command=tuple(command),
+        model=file_of(model),
         graph=graph_of(analysis),
     )
     result = SparsifyResult(final, made, loaded)

@@ -64,6 +64,7 @@ class Report:
     interface: axes of inputs and outputs that got shorter (`--free`).
     pace: how a target of time was met (`--speedup`, `--latency`).
     command: the words of the command that did it; left out where it was called from Python.
+    model: the original's file, as it was named; left out where it was given as a value.
     graph: the original's nodes with their groups and widths.
     curves: how much the model suffers when one group alone shrinks; left out where widths were decided without.
     candidates: whole models that were made and judged on the way (`--max-drop`, `--speedup`, `--latency`).
@@ -88,6 +89,7 @@ class Report:
     interface: tuple[Port, ...] = ()
     pace: Pace | None = None
     command: tuple[str, ...] = ()
+    model: str | None = None
     graph: Graph | None = None
     curves: tuple[Curve, ...] = ()
     candidates: tuple[Tried, ...] = ()
@@ -102,8 +104,8 @@ class Report:
         return to_json(self.to_dict())
 
 
-def report_of(outcome: Outcome, plan: Plan, command: Sequence[str] = ()) -> Report:
-    """plan: of the same outcome. command: the words of the command line."""
+def report_of(outcome: Outcome, plan: Plan, command: Sequence[str] = (), model: str | None = None) -> Report:
+    """plan: of the same outcome. command: the words of the command line. model: the original's file."""
     subject, budget = outcome.choice.subject, outcome.budget
     calibration, repair = outcome.calibration, outcome.repair
     analysis = outcome.original.bare
@@ -138,6 +140,7 @@ def report_of(outcome: Outcome, plan: Plan, command: Sequence[str] = ()) -> Repo
         interface=plan.interface,
         pace=outcome.pace,
         command=tuple(command),
+        model=model,
         graph=graph_of(analysis, outcome.choice.removed, plan, subject),
         curves=curves_of(outcome.choice),
         candidates=outcome.choice.tried,

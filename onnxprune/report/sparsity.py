@@ -151,6 +151,7 @@ class SparsityReport:
     pruned: what was removed after that (`--then-prune`).
     latency_ms: milliseconds per run; left out without a benchmark.
     command: the words of the command that did it; left out where it was called from Python.
+    model: the original's file, as it was named; left out where it was given as a value.
     graph: the original's nodes.
     """
 
@@ -166,6 +167,7 @@ class SparsityReport:
     pruned: Dead | None = None
     latency_ms: Latency | None = None
     command: tuple[str, ...] = ()
+    model: str | None = None
     graph: Graph | None = None
 
     def to_dict(self) -> dict[str, Any]:
