@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from onnxprune.report import lines as told
 from onnxprune.report.drawing import Graph
@@ -236,7 +237,10 @@ def _curves(report: Report) -> Iterator[Section]:
     about = "How far the outputs are from the original's when one group alone shrinks"
     legend = (("curve", "a group"), ("s2", "where it was cut"))
     body = picture(lines(found, about, "share of the group removed", "divergence", logarithmic=True), about, legend)
-    lead = "What the whole model suffers when one group alone shrinks. The target was spent where these are low. Choose a curve to see its group."
+    lead = (
+        "What the whole model suffers when one group alone shrinks. The target was spent where these are low. "
+        "Choose a curve to see its group."
+    )
     yield Section("curves", "Sensitivity", body, lead, "Sensitivity")
 
 
@@ -244,7 +248,7 @@ def _where_cut(g: GroupRow | None, points: Sequence[tuple[int, float]]) -> Itera
     """Where the group's own cut lies on its curve, between the points."""
     if g is None or not g.removed:
         return
-    for (a, low), (b, high) in zip(points, points[1:], strict=False):
+    for (a, low), (b, high) in pairwise(points):
         if a < g.removed <= b:
             part = (g.removed - a) / (b - a)
             y = low * (high / low) ** part if low > 0 and high > 0 else low + part * (high - low)
