@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import ceil, floor, isfinite, log10
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -71,13 +71,12 @@ def lines(
         **_style(WIDTH, height),
         x_title=x_title,
         y_title=y_title,
-        logarithmic=logarithmic,
         dots_size=4,
         xrange=_range([m.x for x in drawn for m in x.marks]),
-        y_labels_major_count=4,
+        **(_powers([m.y for x in drawn for m in x.marks]) if logarithmic else {}),
     )
     for x in drawn:
-        values = [{"value": (m.x, m.y), "label": str(k)} for k, m in enumerate(x.marks)]
+        values = [{"value": (m.x, log10(m.y) if logarithmic else m.y), "label": str(k)} for k, m in enumerate(x.marks)]
         chart.add("", values, stroke=x.is_line, show_dots=x.has_dots)
     tips = [[(m.tip, x.group) for m in x.marks] for x in drawn]
     return _svg(chart, about, tips, [x.style for x in drawn], [x.group for x in drawn])
@@ -92,6 +91,16 @@ def _clean(line: Line, logarithmic: bool) -> Line:
     least = LEAST if logarithmic else -float("inf")
     marks = tuple(m for m in line.marks if isfinite(m.x) and isfinite(m.y) and m.y >= least)
     return Line(marks, line.style, line.group, line.is_line, line.has_dots)
+
+
+def _powers(values: Sequence[float]) -> dict[str, Any]:
+    """A y axis of powers of ten: pygal's own logarithms would be of x, too."""
+    if not values:
+        return {}
+    low, high = floor(log10(min(values))), ceil(log10(max(values)))
+    marks = list(range(low, max(high, low + 1) + 1))
+    labels = [{"value": k, "label": f"{10.0**k:g}"} for k in marks]
+    return {"y_labels": labels, "range": (marks[0], marks[-1])}
 
 
 def _range(values: Sequence[float]) -> tuple[float, float] | None:
@@ -134,7 +143,7 @@ def _svg(
     for parent in list(root.iter()):
         for child in list(parent):
             of = child.get("class") or "" if isinstance(child.tag, str) else ""
-            if not isinstance(child.tag, str) or child.tag in ("defs", "title") or "overlay" in of:
+            if not isinstance(child.tag, str) or child.tag in ("defs", "title") or "-overlay" in of:
                 parent.remove(child)
     for series in root.iter("g"):
         names = (series.get("class") or "").split()

@@ -22,7 +22,7 @@ def cost_fact(name: str, pair: Pair[int], words: Callable[[float], str]) -> Fact
     before, after = pair
     share = after / before if before else 1.0
     tone = "good" if after < before else "bad" if after > before else "plain"
-    return Fact(name, words(after), words(before), percent(share - 1), tone, share=share)
+    return Fact(name, words(after), f"{words(before)} before", percent(share - 1), tone, share=share)
 
 
 def latency_fact(t: Latency) -> Fact:
@@ -37,7 +37,7 @@ def latency_fact(t: Latency) -> Fact:
         )
     change = percent(t.after / t.before - 1) if t.before else ""
     share = t.after / t.before if t.before else None
-    return Fact("Time per run", milliseconds(t.after), milliseconds(t.before), change, tone, note, share)  # type: ignore[arg-type]
+    return Fact("Time per run", milliseconds(t.after), f"{milliseconds(t.before)} before", change, tone, note, share)  # type: ignore[arg-type]
 
 
 def warnings_section(texts: Sequence[str]) -> Section:

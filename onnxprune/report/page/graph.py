@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 from onnxprune.report.drawing import Graph, GraphNode
@@ -177,4 +178,4 @@ def level_of(share: float) -> int:
     """The level of a share from 0 to 1: 0 is nothing, 1 up to a quarter, … 5 is all."""
     if share <= 0:
         return 0
-    return 5 if share >= 1 else 1 + min(3, int(4 * share))
+    return 5 if share >= 1 else min(4, ceil(4 * share))

@@ -37,7 +37,7 @@ class Section:
 class Fact:
     """A number of a model's, before and after.
 
-    name: what it is. after: now, in words. before: of the original; empty where there is only one. change: how much more or less.
+    name: what it is. after: now, in words. before: of the original, in words; empty where there is only one. change: how much more or less.
     tone: is the change good? note: more of it, such as an interval. share: after / before, drawn as a bar; None: no bar.
     """
 

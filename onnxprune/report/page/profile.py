@@ -59,7 +59,7 @@ def _summary(report: ProfileReport) -> Section:
         Fact(
             "Time per run",
             milliseconds(shown.run_ms),
-            milliseconds(first.run_ms) if last is not None else "",
+            f"{milliseconds(first.run_ms)} before" if last is not None else "",
             percent(share - 1) if share is not None else "",
             "good" if share is not None and share < 1 else "plain",
             f"{milliseconds(shown.measured_ms)} as timed from outside; {shown.runs} runs",
@@ -67,7 +67,7 @@ def _summary(report: ProfileReport) -> Section:
         )
     ]
     macs = last.macs / first.macs if last is not None and first.macs else None
-    before = amount(first.macs) if last is not None else ""
+    before = f"{amount(first.macs)} before" if last is not None else ""
     found.append(
         Fact(
             "MACs",
@@ -98,7 +98,7 @@ def _summary(report: ProfileReport) -> Section:
         Fact(
             "Kernels",
             f"{len(shown.kernels):,}",
-            f"{len(first.kernels):,}" if last is not None else "",
+            f"{len(first.kernels):,} before" if last is not None else "",
             note=f"loaded in {milliseconds(shown.load_ms)}",
         )
     )

@@ -93,7 +93,7 @@ def _summary(report: Report) -> Section:
         Fact(
             "Units removed",
             f"{gone:,}",
-            f"{units:,} that could lose some",
+            f"of {units:,}",
             note=f"from {hit} of {len(report.groups)} groups",
         )
     )

@@ -12,7 +12,15 @@ from onnxprune.report.report import Report
 if TYPE_CHECKING:
     from onnxprune.report.renderer import AnyReport
 
-WORDS = {"macs": "MACs", "max_drop": "loss", "speedup": "speed", "latency": "time", "params": "parameters"}
+WORDS = {
+    "macs": "{:.0%} of the MACs",
+    "params": "{:.0%} of the parameters",
+    "size": "{:.0%} of the file's size",
+    "ratio": "{:.0%} of the units to go",
+    "speedup": "{:g} times as fast",
+    "latency": "{:g} ms per run",
+    "max_drop": "a loss of {:g} at most",
+}
 
 
 def html(report: AnyReport) -> str:
@@ -37,4 +45,4 @@ def html(report: AnyReport) -> str:
 def _asked(report: Report) -> str:
     if report.target is None:
         return "A plan was applied"
-    return "Asked for: " + ", ".join(f"{WORDS.get(k, k)} {v:g}" for k, v in report.target.items())
+    return "Asked for: " + ", ".join(WORDS.get(k, f"{k} {{:g}}").format(v) for k, v in report.target.items())

@@ -57,7 +57,7 @@ def _summary(report: SparsityReport) -> Section:
         Fact(
             "Zeros",
             f"{share:.1%}",
-            f"{z.before / max(z.weights, 1):.1%}",
+            f"{z.before / max(z.weights, 1):.1%} before",
             note=f"{z.after:,} of {z.weights:,} weights in {len(report.layers)} layers",
             share=share,
         ),
