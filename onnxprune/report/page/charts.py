@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor, isfinite, log10
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 920, 340
 BAR = 15  # pixels of a bar, at least
 LEAST = 1e-9  # of an axis with logarithms
+GEOMETRY = ("x", "y", "width", "height", "cx", "cy", "d", "transform")
+DIGITS = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
+UNUSED = {"reactive", "tooltip-trigger", "nofill", "always_show", "vertical"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,9 @@ def bars(found: Sequence[Bar], about: str, y_title: str = "") -> Markup:
     import pygal
 
     width = max(WIDTH, BAR * len(found) + 90)
-    chart = pygal.StackedBar(**_style(width, 260), y_title=y_title or None, x_labels=["" for _ in found], spacing=0)
+    chart = pygal.StackedBar(
+        **_style(width, 260), y_title=y_title or None, x_labels=["" for _ in found], show_x_labels=False
+    )
     chart.add("kept", [{"value": b.kept, "label": str(k)} for k, b in enumerate(found)])
     chart.add("gone", [{"value": b.gone, "label": str(k)} for k, b in enumerate(found)])
     return _svg(chart, about, [[(b.tip, b.group) for b in found]] * 2, ["s0", "s1"], is_wide=width > WIDTH)
@@ -153,6 +159,8 @@ def _svg(
             if groups and groups[k]:
                 series.set("data-group", short(groups[k]))
             _tips(series, tips[k])
+    for drawn in reversed(list(root.iter())):
+        _lean(drawn)
     root.attrib.pop("id", None)
     root.set("class", "chart wide" if is_wide else "chart")
     root.set("role", "img")
@@ -160,8 +168,25 @@ def _svg(
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
+def _lean(element: ElementTree.Element) -> None:
+    """Without digits, classes and empty bars that nobody sees: a page has thousands of these."""
+    for name in GEOMETRY:
+        value = element.get(name)
+        if value is not None:
+            element.set(name, DIGITS.sub(lambda m: f"{float(m[0]):.1f}".removesuffix(".0"), value))
+    for name in ("rx", "ry"):
+        element.attrib.pop(name, None)
+    of = element.get("class")
+    if of is not None:
+        kept = " ".join(c for c in of.split() if c not in UNUSED)
+        element.set("class", kept)
+    for child in list(element):
+        if (child.tag == "rect" and child.get("height") == "0") or (child.tag == "g" and not len(child)):
+            element.remove(child)
+
+
 def _tips(series: ElementTree.Element, tips: Sequence[tuple[str, str]]) -> None:
-    """What pygal says in `desc` elements becomes a title, which browsers show."""
+    """What pygal says in `desc` elements becomes an attribute, which the page's script shows."""
     for mark in series.iter():
         told = [d for d in mark if d.tag == "desc"]
         label = next((d.text for d in told if d.get("class") == "label"), None)
@@ -173,5 +198,3 @@ def _tips(series: ElementTree.Element, tips: Sequence[tuple[str, str]]) -> None:
         mark.set("data-tip", short(tip, 400))
         if group:
             mark.set("data-group", short(group))
-        title = ElementTree.SubElement(mark, "title")
-        title.text = short(tip, 400)

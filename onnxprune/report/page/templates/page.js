@@ -30,7 +30,6 @@
     tip.style.top = (event.clientY + 18 + tip.offsetHeight > innerHeight ? event.clientY - tip.offsetHeight - 10 : event.clientY + 18) + "px";
   });
   addEventListener("scroll", () => { tip.hidden = true; }, { passive: true, capture: true });
-  for (const title of document.querySelectorAll(".chart [data-tip] > title")) title.remove();  // the tip says the same
 
   // a group that is named anywhere is shown in the graph
   document.addEventListener("click", (event) => {
