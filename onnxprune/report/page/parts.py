@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-ROWS = 300  # of a table, at most
+ROWS = 150  # of a table, at most
 Tone = Literal["good", "bad", "plain"]
 
 
