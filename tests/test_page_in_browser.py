@@ -18,6 +18,9 @@ import pytest
 import onnxprune
 from onnxprune import Budget
 from onnxprune.report import renderer_for
+from onnxprune.report.profile import ProfileReport
+from onnxprune.report.report import Report
+from onnxprune.report.sparsity import SparsityReport
 from tests.oracle import net
 from tests.pages import HARM, deep, renamed
 from tests.test_plan import RESIDUAL
@@ -46,27 +49,43 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
+class Pages(dict[str, Path]):
+    """One of each kind of report, and the hard ones; made when they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def __missing__(self, name: str) -> Path:
+        path = self.folder / f"{name}.html"
+        path.write_text(renderer_for("r.html").render(getattr(self, name)()), encoding="utf-8")
+        self[name] = path
+        return path
+
+    def prune(self) -> Report:
+        report = onnxprune.prune(DIGITS, Budget("max_drop", 0.2), data=DATA).report
+        words = ("onnxprune", "prune", str(DIGITS), "-o", "small.onnx", "--max-drop", "0.2", "--plan", "plan.json")
+        return replace(report, command=words, model=str(DIGITS), warnings=("One thing to know: this is a warning",))
+
+    def sparsify(self) -> SparsityReport:
+        return onnxprune.sparsify(DIGITS, sparsity=0.5).report
+
+    def profile(self) -> ProfileReport:
+        onnxprune.prune(DIGITS, Budget("ratio", 0.5), output=self.folder / "small.onnx", benchmark=False)
+        return onnxprune.profile(DIGITS, self.folder / "small.onnx", runs=3)
+
+    def harm(self) -> Report:
+        made = onnxprune.prune(renamed(net(RESIDUAL)), Budget("ratio", 0.5), round_to=1, benchmark=False).report
+        return replace(made, warnings=HARM, model=HARM[0], command=("onnxprune", *HARM))
+
+    def large(self) -> Report:
+        options = {"round_to": 1, "check": False, "recover": "none", "benchmark": False}
+        return onnxprune.prune(deep(400), Budget("ratio", 0.5), **options).report
+
+
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One of each kind of report, and the hard ones."""
-    folder = tmp_path_factory.mktemp("pages")
-    render = renderer_for("r.html").render
-    drop = onnxprune.prune(DIGITS, Budget("max_drop", 0.2), data=DATA, output=folder / "small.onnx")
-    words = ("onnxprune", "prune", "models/digits.onnx", "-o", "small.onnx", "--max-drop", "0.2", "--plan", "plan.json")
-    harmed = onnxprune.prune(renamed(net(RESIDUAL)), Budget("ratio", 0.5), round_to=1, benchmark=False).report
-    large = onnxprune.prune(deep(400), Budget("ratio", 0.5), round_to=1, check=False, recover="none", benchmark=False)
-    reports = {
-        "prune": replace(drop.report, command=words),
-        "sparsify": onnxprune.sparsify(DIGITS, sparsity=0.5).report,
-        "profile": onnxprune.profile(DIGITS, folder / "small.onnx", runs=3),
-        "harm": replace(harmed, warnings=HARM, model=HARM[0], command=("onnxprune", *HARM)),
-        "large": large.report,
-    }
-    found = {}
-    for name, report in reports.items():
-        found[name] = folder / f"{name}.html"
-        found[name].write_text(render(report), encoding="utf-8")
-    return found
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
+    return Pages(tmp_path_factory.mktemp("pages"))
 
 
 @dataclass
@@ -78,7 +97,7 @@ class Opened:
 
 
 @pytest.fixture
-def opened(browser: Any, pages: dict[str, Path]) -> Iterator[Any]:
+def opened(browser: Any, pages: Pages) -> Iterator[Any]:
     contexts = []
 
     def open_page(name: str, size: str = "desktop", scheme: str = "light") -> Opened:
@@ -110,7 +129,7 @@ def shot(opened: Opened, name: str, folder: Path, whole: bool = False) -> None:
 @pytest.mark.parametrize("name", ["prune", "sparsify", "profile", "harm", "large"])
 @pytest.mark.parametrize(("size", "scheme"), [("desktop", "light"), ("desktop", "dark"), ("phone", "light")])
 def test_it_opens_without_complaint_or_request(
-    name: str, size: str, scheme: str, opened: Any, pages: dict[str, Path], tmp_path: Path
+    name: str, size: str, scheme: str, opened: Any, pages: Pages, tmp_path: Path
 ) -> None:
     found = opened(name, size, scheme)
     assert found.complaints == []
@@ -135,7 +154,7 @@ def test_it_can_be_read_by_everybody(name: str, scheme: str, opened: Any) -> Non
     assert serious == []
 
 
-def test_two_thousand_nodes_open_at_once(opened: Any, pages: dict[str, Path]) -> None:
+def test_two_thousand_nodes_open_at_once(opened: Any, pages: Pages) -> None:
     opened("large")  # the browser itself is warm then
     found = opened("large")
     assert found.page.evaluate("JSON.parse(document.getElementById('graph-data').textContent).nodes.length") == 2000
