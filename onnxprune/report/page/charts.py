@@ -9,7 +9,7 @@ from math import ceil, floor, isfinite, log10
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from onnxprune.report.page.text import number, short
+from onnxprune.report.page.text import amount, short
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -127,8 +127,8 @@ def _style(width: int, height: int) -> dict[str, Any]:
         "css": (),
         "margin": 14,
         "no_data_text": "nothing to draw",
-        "value_formatter": number,
-        "x_value_formatter": number,
+        "value_formatter": amount,
+        "x_value_formatter": amount,
         "truncate_label": -1,
         "max_scale": 8,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import PurePath
 
 from onnxprune.report.drawing import Graph
 from onnxprune.report.page.charts import Line, Mark, lines
@@ -37,7 +38,9 @@ def profile_sections(report: ProfileReport) -> Iterator[Section]:
     yield _rates(report.pruned or report.model)
     for k, part in enumerate(sections(report, None)):
         if part.rows:
-            title = part.title[:1].upper() + part.title[1:]
+            *model, what = part.title.rsplit(": ", 1)
+            title = ": ".join([*(PurePath(m).name for m in model), what])
+            title = title if model else title[:1].upper() + title[1:]
             body = table(part.heads, part.rows, part.left, caption=title)
             yield Section(f"part{k}", title, body, menu=_menu(part.title))
     if report.command:
@@ -47,7 +50,7 @@ def profile_sections(report: ProfileReport) -> Iterator[Section]:
 
 def _menu(title: str) -> str:
     """The part of a title behind the model's name, and before an explanation."""
-    text = title.rsplit(": ", 1)[-1].split(" (", 1)[0]
+    text = title.rsplit(": ", 1)[-1].split(" (", 1)[0].split(", ", 1)[0]
     return text[:1].upper() + text[1:]
 
 

@@ -167,7 +167,13 @@
   const highlight = () => {
     for (const s of document.querySelectorAll(".series.curve")) s.classList.toggle("on", group >= 0 && s.dataset.group === groups[group].id);
   };
-  const clear = () => { chosen = group = -1; card.replaceChildren(); make("p", "Choose a node: click on it, or walk with the arrow keys.", card, "note"); highlight(); ask(); };
+  const hint = () => {
+    card.replaceChildren();
+    make("p", "Choose a node: click on it, or walk with the arrow keys.", card, "note");
+    const told = groups.map((_, g) => g).filter((g) => groups[g].facts.length);
+    chips("Groups", told, (g) => groups[g].id + ": " + groups[g].facts[0][1], selectGroup);
+  };
+  const clear = () => { chosen = group = -1; hint(); highlight(); ask(); };
   document.addEventListener("group", (event) => {
     const g = byId.get(event.detail);
     if (g === undefined) return;
@@ -256,6 +262,7 @@
   document.getElementById("graph-fit").addEventListener("click", fit);
   document.addEventListener("repaint", () => { colours = null; ask(); });
   addEventListener("beforeprint", () => { colours = null; fit(); paint(); });
+  hint();
   let wide = 0;
   new ResizeObserver(() => { const now = canvas.getBoundingClientRect().width; if (!wide) begin(); wide = now; ask(); }).observe(canvas);
 })();
