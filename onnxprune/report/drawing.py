@@ -130,7 +130,9 @@ def graph_of(
                 reads=tuple(_reads(node, places)),
                 macs=Pair(int(macs), left_macs) if macs else None,
                 state="gone" if is_gone else None,
-                **drawn.units(node),
+                makes=drawn.makes(node),
+                takes=drawn.takes(node),
+                width=drawn.width(node),
             )
         )
     return Graph(
@@ -151,11 +153,14 @@ class _Drawn:
         self.shapes = Shapes(analysis, analysis.solution.of_units(gone))
         self.known: dict[int, tuple[Maps, tuple[str, ...]]] = {}
 
-    def units(self, node: Node) -> Mapping[str, tuple[str, ...] | Pair[int] | None]:
-        """The fields of a `GraphNode` that are about units."""
-        makes = list(dict.fromkeys(g for key in node.outputs for g in self._groups(self.analysis.maps.get(key, ()))))
-        takes = list(dict.fromkeys(g for maps in self._read(node) for g in self._groups(maps) if g not in makes))
-        return {"makes": tuple(makes), "takes": tuple(takes), "width": self._width(next(iter(node.outputs), ""))}
+    def makes(self, node: Node) -> tuple[str, ...]:
+        """Groups whose units its outputs have."""
+        return tuple(dict.fromkeys(g for key in node.outputs for g in self._groups(self.analysis.maps.get(key, ()))))
+
+    def takes(self, node: Node) -> tuple[str, ...]:
+        """Those whose units it reads only."""
+        made = self.makes(node)
+        return tuple(dict.fromkeys(g for maps in self._read(node) for g in self._groups(maps) if g not in made))
 
     def _read(self, node: Node) -> Iterator[Maps]:
         for i, key in enumerate(node.inputs):
@@ -170,7 +175,9 @@ class _Drawn:
             self.known[id(maps)] = found
         return found[1]
 
-    def _width(self, key: str) -> Pair[int] | None:
+    def width(self, node: Node) -> Pair[int] | None:
+        """Positions of its first output along the axes that units lie on."""
+        key = next(iter(node.outputs), "")
         maps = self.analysis.maps.get(key, ())
         axes = sorted({a for facet in maps if (self.owner[facet] >= 0).any() for a in varying(facet)})
         if not axes:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from onnxprune.cut.plan import Pair
-from onnxprune.report.page.parts import Fact, Section, command, markup, notes, rendered, table
+from onnxprune.report.page.parts import Fact, Section, Tone, command, markup, notes, rendered, table
 from onnxprune.report.page.text import milliseconds, percent
 from onnxprune.report.values import Latency
 from onnxprune.runtime import Speedup
@@ -21,23 +21,22 @@ def cost_fact(name: str, pair: Pair[int], words: Callable[[float], str]) -> Fact
     """words: of a number, with its unit."""
     before, after = pair
     share = after / before if before else 1.0
-    tone = "good" if after < before else "bad" if after > before else "plain"
+    tone: Tone = "good" if after < before else "bad" if after > before else "plain"
     return Fact(name, words(after), f"{words(before)} before", percent(share - 1), tone, share=share)
 
 
 def latency_fact(t: Latency) -> Fact:
     """Milliseconds per run, with the interval of the speedup."""
     low, high = t.interval
+    tone: Tone = "plain"
     if not Speedup(t.speedup, low, high).is_measurable:
-        note, tone = f"which is faster is not measurable here ({low:.2f} to {high:.2f} times as fast)", "plain"
+        note = f"which is faster is not measurable here ({low:.2f} to {high:.2f} times as fast)"
     else:
-        note, tone = (
-            f"{t.speedup:.2f} times as fast ({low:.2f} to {high:.2f} with 95 % confidence)",
-            "good" if t.speedup > 1 else "bad",
-        )
+        note = f"{t.speedup:.2f} times as fast ({low:.2f} to {high:.2f} with 95 % confidence)"
+        tone = "good" if t.speedup > 1 else "bad"
     change = percent(t.after / t.before - 1) if t.before else ""
     share = t.after / t.before if t.before else None
-    return Fact("Time per run", milliseconds(t.after), f"{milliseconds(t.before)} before", change, tone, note, share)  # type: ignore[arg-type]
+    return Fact("Time per run", milliseconds(t.after), f"{milliseconds(t.before)} before", change, tone, note, share)
 
 
 def warnings_section(texts: Sequence[str]) -> Section:

@@ -66,9 +66,9 @@ def placed(graph: Graph) -> Placed:
         left = min(x for _, (x, _) in positions)
         top = max(y for _, (_, y) in positions)
         for node, (x, y) in positions:
-            where[node] = ((x - left) / SPACING * COLUMN + offset, (top - y) / SPACING * ROW)
+            where[int(node)] = ((x - left) / SPACING * COLUMN + offset, (top - y) / SPACING * ROW)
         for a, b in edges or ():
-            routes.setdefault(a, []).append(b)
+            routes.setdefault(int(a), []).append(int(b))
         offset += (width / SPACING + 1) * COLUMN
     alone = [k for k in range(count) if k not in where]
     for place, k in enumerate(alone):
