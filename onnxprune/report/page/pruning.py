@@ -260,6 +260,7 @@ def _layers(report: Report) -> Iterator[Section]:
     depth = report.depth
     if depth is None:
         return
+    whole = max(1, report.cost.macs.before) if report.cost.macs is not None else 1
     parts, columns = [], ("tensor", "is now", "nodes gone", "MACs gone", "divergence when chosen")
     if depth.channels_alone is not None:
         parts.append(
@@ -273,10 +274,12 @@ def _layers(report: Report) -> Iterator[Section]:
     else:
         parts.append(listed(["No layer went."]))
     points = [
-        Point(f"{r.tensor} → {r.by}", -r.macs, r.damage, "chosen") for r in depth.bypassed if r.damage is not None
+        Point(f"{r.tensor} → {r.by}", 1 - r.macs / whole, r.damage, "chosen")
+        for r in depth.bypassed
+        if r.damage is not None
     ]
     points += [
-        Point(f"{x.tensor} → {x.by}", -x.macs, x.damage, "other", x.reason)
+        Point(f"{x.tensor} → {x.by}", 1 - x.macs / whole, x.damage, "other", x.reason)
         for x in depth.declined
         if x.damage is not None
     ]
@@ -294,11 +297,11 @@ def _layers(report: Report) -> Iterator[Section]:
         lead = "Every layer that was tried: what it saves, and what the model loses without it."
         yield tradeoff(
             points,
-            "MACs (less is more saved)",
+            "MACs left without it",
             "divergence",
             title="Layers that were tried",
             lead=lead,
-            id="variants-of-depth",
+            id="depth-tradeoff",
             words=words,
         )
 

@@ -52,11 +52,12 @@
     if (lit.length) { pen.strokeStyle = colours.mark; pen.lineWidth = 2 / Math.min(1, scale); pen.beginPath(); lit.forEach(trace); pen.stroke(); }
     const inGroup = group >= 0 ? new Set(members[group]) : null, words = scale > 0.42;
     pen.textBaseline = "middle"; pen.textAlign = "center";
+    const bw = Math.max(W, 4 / scale), bh = Math.max(H, 3 / scale);  // from afar, no node vanishes
     nodes.forEach((n, k) => {
       if (n[X] < seen.l || n[X] > seen.r || n[Y] < seen.t || n[Y] > seen.b) return;
       pen.globalAlpha = inGroup && !inGroup.has(k) && k !== chosen ? 0.28 : 1;
       pen.fillStyle = colours.fills[n[LEVEL]];
-      pen.beginPath(); pen.roundRect(n[X] - W / 2, n[Y] - H / 2, W, H, 6); pen.fill();
+      pen.beginPath(); pen.roundRect(n[X] - bw / 2, n[Y] - bh / 2, bw, bh, 6); pen.fill();
       pen.lineWidth = k === chosen ? 3 / Math.min(1, scale) : 1;
       pen.strokeStyle = k === chosen ? colours.mark : colours.edge;
       if (k === chosen || scale > 0.2) { pen.setLineDash(n[GONE] ? [4, 3] : []); pen.stroke(); pen.setLineDash([]); }
@@ -96,7 +97,7 @@
   };
   const ask = () => { if (!waiting) { waiting = true; requestAnimationFrame(paint); } };
   const bound = () => {
-    view.scale = Math.max(0.02, Math.min(2.5, view.scale));
+    view.scale = Math.max(0.004, Math.min(2.5, view.scale));
     view.x = Math.max(left, Math.min(right, view.x)); view.y = Math.max(top, Math.min(bottom, view.y));
     ask();
   };
@@ -116,7 +117,7 @@
   };
   const zoom = (factor, px = size.w / 2, py = size.h / 2) => {
     const x = view.x + (px - size.w / 2) / view.scale, y = view.y + (py - size.h / 2) / view.scale;
-    view.scale = Math.max(0.02, Math.min(2.5, view.scale * factor));
+    view.scale = Math.max(0.004, Math.min(2.5, view.scale * factor));
     view.x = x - (px - size.w / 2) / view.scale; view.y = y - (py - size.h / 2) / view.scale; bound();
   };
   const reveal = (k) => {
