@@ -100,6 +100,7 @@ def test_the_command_is_quoted_for_a_shell(tmp_path: Path) -> None:
     assert "it's a $(model).onnx, pruned" in found.text
 
 
+@pytest.mark.slow
 def test_models_that_were_tried_are_in_the_report_and_on_the_page() -> None:
     report = onnxprune.prune(DIGITS, Budget("max_drop", 0.2), data=DATA, benchmark=False).report
     assert [t.outcome for t in report.candidates].count("chosen") == 1
@@ -206,6 +207,7 @@ def test_the_same_report_gives_the_same_bytes() -> None:
     assert HTML.render(report) == HTML.render(report)
 
 
+@pytest.mark.slow
 def test_two_thousand_nodes_stay_small(tmp_path: Path) -> None:
     report = onnxprune.prune(
         deep(30), Budget("ratio", 0.5), round_to=1, check=False, recover="none", benchmark=False

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from onnxprune.report import lines as told
 from onnxprune.report.drawing import Graph
@@ -23,8 +24,12 @@ from onnxprune.report.page.tradeoff import Kind, Point, tradeoff
 from onnxprune.report.report import Report
 from onnxprune.report.values import GroupRow
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 LISTED = 60  # nodes or weights of a group that are named
 CURVES = 80  # that are drawn
+QUARTERS = (0.25, 0.5, 0.75)
 OUTCOMES: dict[str, Kind] = {
     "chosen": "chosen",
     "passed": "good",
@@ -236,12 +241,27 @@ def _curves(report: Report) -> Iterator[Section]:
         found.append(Line(tuple(chosen), "s2", is_line=False))
     about = "How far the outputs are from the original's when one group alone shrinks"
     legend = (("curve", "a group"), ("s2", "where it was cut"))
-    body = picture(lines(found, about, "share of the group removed", "divergence", logarithmic=True), about, legend)
+    svg = lines(found, about, "share of the group removed", "divergence", logarithmic=True)
+    body = markup([picture(svg, about, legend), _curve_table(report, rows)])
     lead = (
         "What the whole model suffers when one group alone shrinks. The target was spent where these are low. "
         "Choose a curve to see its group."
     )
     yield Section("curves", "Sensitivity", body, lead, "Sensitivity")
+
+
+def _curve_table(report: Report, rows: Mapping[str, GroupRow]) -> Markup:
+    """The curves at the points nearest to a quarter, half and three quarters of each group."""
+    told, ids = [], []
+    for c in report.curves:
+        g = rows.get(c.group)
+        if g is None or not c.points:
+            continue
+        near = [min(c.points, key=lambda p, at=share * g.units: abs(p.removed - at)) for share in QUARTERS]  # type: ignore[misc]
+        told.append((c.group, g.origin, f"{g.units:,}", *(f"{number(p.damage)} ({p.removed:,} gone)" for p in near)))
+        ids.append(c.group)
+    heads = ("group", "where", "units", "about a quarter", "about half", "about three quarters")
+    return table(heads, told, ("group", "where"), caption="Sensitivity by group", groups=ids)
 
 
 def _where_cut(g: GroupRow | None, points: Sequence[tuple[int, float]]) -> Iterator[Mark]:
