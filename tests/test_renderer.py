@@ -48,21 +48,21 @@ def test_it_goes_with_the_command_line_too_and_may_refuse(with_csv: Renderer, tm
     assert (tmp_path / "r.csv").read_text().startswith("group,units,removed\n")
 
 
-@pytest.mark.parametrize("name", ["r.html", "r.txt", "r", "md", ".md"])
+@pytest.mark.parametrize("name", ["r.htm", "r.txt", "r", "md", ".md"])
 def test_a_suffix_without_renderer_is_refused_before_anything_is_loaded(name: str, tmp_path: Path) -> None:
     for call in (onnxprune.prune, onnxprune.sparsify):
         target = {"budget": Budget("ratio", 0.5)} if call is onnxprune.prune else {"sparsity": 0.5}
-        with pytest.raises(BadInputError, match=r"must end in \.md or \.json\.$"):
+        with pytest.raises(BadInputError, match=r"must end in \.html, \.md or \.json\.$"):
             call(tmp_path / "not there.onnx", report=tmp_path / name, **target)
     for command in ("prune", "sparsify"):
         target_ = ("--ratio", "0.5") if command == "prune" else ("--sparsity", "0.5")
         done = CliRunner().invoke(main, [command, "none.onnx", "-o", "s.onnx", *target_, "--report", name])
-        assert done.exit_code == 2 and ".md or .json" in done.stderr
+        assert done.exit_code == 2 and ".html, .md or .json" in done.stderr
 
 
 def test_the_list_names_what_was_added(with_csv: Renderer) -> None:
-    with pytest.raises(BadInputError, match=r"\.md, \.json or \.csv"):
-        renderer_for("r.html")
+    with pytest.raises(BadInputError, match=r"\.html, \.md, \.json or \.csv"):
+        renderer_for("r.htm")
     assert renderer_for("R.CSV") is with_csv
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from onnxprune.model.files import check_outputs, staged
 from onnxprune.model.interface import cut_feeds, interface_of, marked, resized
 from onnxprune.model.load import Source, load
 from onnxprune.model.loaded import LoadedModel
+from onnxprune.report.drawing import graph_of
 from onnxprune.report.findings import CPU, Subject, findings_between, findings_of, merged
 from onnxprune.report.profile import Compared, ProfileReport
 from onnxprune.report.profiling import Layers, Machine, profile_of
@@ -38,12 +40,14 @@ def profile(
     plan: str | PathLike[str] | Plan | None = None,
     report: str | PathLike[str] | None = None,
     progress: Progress = silent,
+    command: Sequence[str] = (),
     **options: Any,
 ) -> ProfileReport:
     """Where a run's time goes, by node, operator and group; what pruning could save at most; what to do about the rest.
 
     model: path or ModelProto. pruned: what was made of it; both run in turn on the same inputs, and stand beside each other by nodes.
-    plan: the one that made `pruned`, which says what was removed on purpose. report: where to write it (.md or .json).
+    plan: the one that made `pruned`, which says what was removed on purpose. report: where to write it (.html, .md or .json).
+    command: the words of the command line that asks for it, for the report.
     options: the fields of `ProfileOptions` (runs, seconds), of `Place` (provider, provider_options, threads, batch, warmup) and those of
     `Options` that say how to look: input_shapes, data, include_inexact, include, exclude, free, custom_ops, seed. Raises `BadInputError`.
     """
@@ -77,6 +81,7 @@ def profile(
     )
     clock.stop()
     made = reported(names, recordings, layers, runner, removed)
+    made = replace(made, command=tuple(command), graph=graph_of(layers[0].analysis))
     if report is not None and renderer is not None:
         with staged({Path(report): renderer.render(made)}):
             pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -33,7 +33,7 @@ from onnxprune.cut.plan import Plan, own_plan
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.errors import BadInputError
 from onnxprune.model.files import check_outputs, staged
-from onnxprune.model.load import Source, load
+from onnxprune.model.load import Source, file_of, load
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.model.save import save_result
 from onnxprune.ops import is_quantized
@@ -73,6 +73,7 @@ def prune(
     apply: str | PathLike[str] | Plan | None = None,
     report: str | PathLike[str] | None = None,
     progress: Progress = silent,
+    command: Sequence[str] = (),
     **options: Any,
 ) -> PruneResult:
     """Prune a model to a budget, or replay a plan.
@@ -80,6 +81,7 @@ def prune(
     model: path or ModelProto (left alone). budget: `Budget("macs", 0.5)`, the default where there is data; 0.8 without.
     output, plan, report: files to write; nothing is
     written unless everything succeeds; the report's suffix says its format. apply: a plan to replay instead of deciding.
+    command: the words of the command line that asks for it, for the report.
     options: the fields of `Options`, and of `Place`.
     Raises `BadInputError`, `TargetNotReachableError`, `VerificationError`, `NothingPrunableError`.
     """
@@ -119,7 +121,7 @@ def prune(
     )
     outcome = replace(outcome, set_aside=0 if aside is None else aside.least, pace=pace)
     made = plan_of(outcome)
-    result = PruneResult(outcome.model, made, report_of(outcome, made), loaded)
+    result = PruneResult(outcome.model, made, report_of(outcome, made, command, file_of(model)), loaded)
     texts: dict[Path, str] = {}
     if report is not None and renderer is not None:
         texts[Path(report)] = renderer.render(result.report)
@@ -181,7 +183,7 @@ def _decided(
     if settings.depth != "off":
         return chosen(original, budget, settings, clock), None, None
     decide = decider(original.analysis, original.calibration, budget, settings, original.costs, clock)
-    return Choice(original, decide(budget)), None, None
+    return Choice(original, decide(budget), damages=decide.damages), None, None
 
 
 def _writer(original: Subject, settings: Options) -> Callable[[onnx.ModelProto], onnx.ModelProto]:

@@ -37,7 +37,7 @@ from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.observation import Array
 from onnxprune.model.files import check_outputs, staged
 from onnxprune.model.graph import name_of
-from onnxprune.model.load import Source, load
+from onnxprune.model.load import Source, file_of, load
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.model.patch import with_constants
 from onnxprune.model.save import save_result, stored_bytes
@@ -46,6 +46,7 @@ from onnxprune.proof.elsewhere import Stopwatch
 from onnxprune.proof.interface import check_interface
 from onnxprune.proof.prove import SCALES, check_well_formed, proved
 from onnxprune.proof.unsigned import exact_products
+from onnxprune.report.drawing import graph_of
 from onnxprune.report.renderer import renderer_for
 from onnxprune.report.sparsity import (
     Dead,
@@ -89,11 +90,13 @@ def sparsify(
     output: str | PathLike[str] | None = None,
     report: str | PathLike[str] | None = None,
     progress: Progress = silent,
+    command: Sequence[str] = (),
     **options: Any,
 ) -> SparsifyResult:
     """Set weights to zero: those below `threshold`, a share (`sparsity`) of each layer or of all, or all outside an N:M `pattern`.
 
     model: path or ModelProto (left alone). output, report: files to write; nothing is written unless everything succeeds.
+    command: the words of the command line that asks for it, for the report.
     options: the fields of `SparsifyOptions`, those of `Options` that go with it (include, exclude, data, samples, …), and of `Place`.
     Raises `BadInputError`, `NothingPrunableError`, `VerificationError`.
     """
@@ -143,6 +146,9 @@ def sparsify(
         seconds={k: round(v, 3) for k, v in clock.seconds.items()},
         pruned=dead,
         latency_ms=latency_ms,
+        command=tuple(command),
+        model=file_of(model),
+        graph=graph_of(analysis),
     )
     result = SparsifyResult(final, made, loaded)
     texts = {Path(report): renderer.render(made)} if report is not None and renderer is not None else {}

@@ -15,7 +15,7 @@ damages do not add.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import inf
@@ -33,6 +33,7 @@ from onnxprune.choose.costs import CostModel
 from onnxprune.choose.options import Options
 from onnxprune.choose.sensitivity import judge
 from onnxprune.choose.subject import Subject, with_model
+from onnxprune.choose.tried import Tried
 from onnxprune.clock import Clock
 from onnxprune.cut.bypass import Bypass, Links, bypassed
 from onnxprune.cut.rewrite import rewrite
@@ -43,6 +44,7 @@ from onnxprune.groups.observation import batch_of
 from onnxprune.model.graph import name_of
 from onnxprune.model.loaded import Model
 from onnxprune.model.patch import constants_at, inputs_at, with_constants
+from onnxprune.ops.linear import Floats
 from onnxprune.repair.least_squares import Repaired, compensate
 
 TRIALS = 10  # finished models at most, ...
@@ -75,6 +77,8 @@ class Choice:
     """What was decided: the subject and what to remove of it; looks: the candidates, in order.
 
     baseline, damage: of the channels alone, and of what was chosen instead, on held-out samples.
+    damages: by group id, what was measured of it alone after 0, 1, … steps; None where widths were decided without.
+    tried: whole models that were made and judged before.
     """
 
     subject: Subject
@@ -82,6 +86,8 @@ class Choice:
     looks: tuple[Look, ...] = ()
     baseline: float | None = None
     damage: float = inf
+    damages: Mapping[str, Floats] | None = None
+    tried: tuple[Tried, ...] = ()
 
 
 def reduced(
@@ -172,6 +178,7 @@ class _Search:
         self.share = budget.goal(self.total) / self.total if self.total else 1.0
         self.links = Links(original.bare)
         self.looks: list[Look] = []
+        self.damages: Mapping[str, Floats] | None = None  # of the model whose widths were decided last
         macs = max(1, original.costs.macs() // batch_of(original.bare.feeds[0]))
         self.trials = int(min(TRIALS, max(FAILURES, TRIAL_MACS / macs)))
         self.looked = int(min(LOOKED, max(2, LOOK_MACS / macs)))
@@ -181,7 +188,7 @@ class _Search:
 
     def auto(self) -> Choice:
         removed, alone = self._finished(self.original)
-        choice = Choice(self.original, removed, baseline=alone)
+        choice = Choice(self.original, removed, baseline=alone, damages=self.damages)
         idle = self._idle()
         if idle:
             choice = self._tried(idle, choice, alone * (1 + TIE))
@@ -238,7 +245,7 @@ class _Search:
         removed, damage = self._finished(subject)
         if not np.isfinite(damage) or damage > most:
             return choice
-        return replace(choice, subject=subject, removed=removed, damage=damage)
+        return replace(choice, subject=subject, removed=removed, damage=damage, damages=self.damages)
 
     def _finished(self, subject: Subject) -> tuple[Bools, float]:
         """Channels pruned to the target, repaired: what went, and the damage; infinite where the target cannot be met."""
@@ -257,7 +264,9 @@ class _Search:
         return removed, judge(subject.against, self.model.beside(model))
 
     def _decider(self, subject: Subject, target: Budget) -> Callable[[Budget], Bools]:
-        return decider(subject.analysis, subject.calibration, target, self.settings, subject.costs, self.clock)
+        made = decider(subject.analysis, subject.calibration, target, self.settings, subject.costs, self.clock)
+        self.damages = made.damages
+        return made
 
     def _relative(self, subject: Subject) -> Budget:
         """The target, which is a share of the original's cost, as a share of the subject's."""

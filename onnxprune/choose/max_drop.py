@@ -10,7 +10,7 @@ only if all before it passed, a model that loses more than the limit is written 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +27,7 @@ from onnxprune.choose.options import Options
 from onnxprune.choose.pace import Pacer
 from onnxprune.choose.risk import CONFIDENCE, FEWEST, Bounds, Evidence, least
 from onnxprune.choose.subject import Subject
+from onnxprune.choose.tried import Outcome, Tried
 from onnxprune.clock import Clock
 from onnxprune.errors import BadInputError, NothingPrunableError, TargetNotReachableError
 from onnxprune.groups.analysis import Analysis
@@ -97,6 +98,7 @@ def boldest(
     of = "MACs" if pacer is None else "time"
     shares = SHARES if settings.depth == "off" else LAYERS
     best: Choice | None = None
+    tried: list[Tried] = []
     for k, share in enumerate(shares):
         clock("search")
         clock.share(k / len(shares))
@@ -111,14 +113,33 @@ def boldest(
         if pacer is not None and not pacer.is_fastest(choice):
             continue
         found = audit(written(finished(choice, settings, clock)))
-        if not found.shows(budget.amount):
+        is_kept = found.shows(budget.amount)
+        tried.append(
+            _tried(original, choice, f"{share:g} of the {of}", found.measured, settings.metric, is_kept, pacer)
+        )
+        if not is_kept:
             failed = Bolder(share, found.measured, found.needed(budget.amount), of)
             if best is None:
                 raise _unkept(budget, settings, failed, found, audit.kind)
-            return best, failed
+            return _with(best, tried), failed
         best = choice
     assert best is not None
-    return best, None
+    return _with(best, tried), None
+
+
+def _tried(
+    original: Subject, choice: Choice, asked: str, loss: float, metric: str, is_kept: bool, pacer: Pacer | None
+) -> Tried:
+    macs = choice.subject.costs.macs(choice.removed) / max(1, original.costs.macs())
+    time = None if pacer is None else round(1 / pacer.trial_of(choice).speed.ratio, 4)
+    outcome: Outcome = "passed" if is_kept else "failed"
+    return Tried(asked, round(macs, 4), time, loss, metric, outcome)
+
+
+def _with(best: Choice, tried: Sequence[Tried]) -> Choice:
+    """best: the last of those that passed."""
+    last = max(k for k, t in enumerate(tried) if t.outcome == "passed")
+    return replace(best, tried=tuple(replace(t, outcome="chosen") if k == last else t for k, t in enumerate(tried)))
 
 
 def _is_same(a: Choice, b: Choice) -> bool:
@@ -141,7 +162,7 @@ def _decide(original: Subject, budget: Budget, settings: Options, clock: Clock) 
     if settings.depth != "off":
         return lambda target: chosen(original, target, settings, clock)
     own = decider(original.analysis, original.calibration, budget, settings, original.costs, clock)
-    return lambda target: Choice(original, own(target))
+    return lambda target: Choice(original, own(target), damages=own.damages)
 
 
 def audited(

@@ -29,6 +29,7 @@ from onnxprune.choose.layers import Choice, chosen
 from onnxprune.choose.options import Options
 from onnxprune.choose.subject import Subject
 from onnxprune.choose.trials import TOLERANCE, Between, Trial, is_same, least_harm
+from onnxprune.choose.tried import Tried
 from onnxprune.clock import Clock
 from onnxprune.cut.plan import units_removed
 from onnxprune.errors import NothingPrunableError, TargetNotReachableError
@@ -108,7 +109,7 @@ def paced(
         pacer = Pacer(original, budget, settings, clock, made, stack)
         pacer.known = known
         best = pacer.search(is_quantized)
-        return best.choice, pacer.pace(best)
+        return replace(best.choice, tried=pacer.tried_models(best)), pacer.pace(best)
 
 
 class Pacer:
@@ -239,7 +240,7 @@ class Pacer:
         self._damage = lambda found: own.damage(found.removed) if found.subject is subject else None
 
         def decide(target: Budget, round_to: int) -> Choice:
-            return replace(choice, removed=own(target, round_to))
+            return replace(choice, removed=own(target, round_to), damages=own.damages)
 
         return decide
 
@@ -401,6 +402,21 @@ class Pacer:
         )
 
     # -- what is told
+
+    def tried_models(self, best: Trial) -> tuple[Tried, ...]:
+        """All that were timed, in the order of their times."""
+        whole = max(1, self.original.costs.macs())
+        return tuple(
+            Tried(
+                asked=f"{t.expected:.3g} ms expected",
+                macs=round(t.choice.subject.costs.macs(t.choice.removed) / whole, 4),
+                time=round(1 / t.speed.ratio, 4),
+                loss=t.damage,
+                measure="expected damage",
+                outcome="chosen" if t is best else "not taken" if t.is_fast else "slower",
+            )
+            for t in sorted(self.trials, key=lambda t: t.speed.ratio)
+        )
 
     def pace(self, best: Trial) -> Pace:
         return Pace(

@@ -9,10 +9,11 @@ import click
 
 from onnxprune.cli import bench, costs, data, explore, finetune, look, profile, prune, run, sparsify
 from onnxprune.cli.allocation import give_back_large_blocks
+from onnxprune.cli.common import Remembering
 from onnxprune.version import __version__
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(cls=Remembering, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="onnxprune")
 def main() -> None:
     """Prune ONNX models: channels, heads, neurons; proved in ONNX Runtime."""

@@ -47,6 +47,7 @@ class _Console:
 OUT = _Console()
 ERR = _Console(stderr=True)
 FILE = click.Path(path_type=Path)
+WORDS = "onnxprune.words"
 Command: TypeAlias = Callable[..., None]
 
 
@@ -113,7 +114,7 @@ def output_option(what: str) -> Callable[[Command], Command]:
     return click.option("-o", "--output", required=True, type=FILE, help=f"Where to write the {what} model.")
 
 
-report_option = click.option("--report", type=FILE, metavar="FILE.md|.json", help="Write a report.")
+report_option = click.option("--report", type=FILE, metavar="FILE.html|.md|.json", help="Write a report.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 
 
@@ -125,6 +126,20 @@ def given(*names: str) -> list[str]:
     """Those of the options that the user wrote."""
     context = click.get_current_context()
     return [n for n in names if context.get_parameter_source(n) is not ParameterSource.DEFAULT]
+
+
+class Remembering(click.Group):
+    """A group of commands that remembers the words it was called with."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        context.meta[WORDS] = (context.info_name or "onnxprune", *args)
+        return super().parse_args(context, args)
+
+
+def words() -> tuple[str, ...]:
+    """The words of this command line, the program's name first."""
+    found: tuple[str, ...] = click.get_current_context().meta.get(WORDS, ())
+    return ("onnxprune", *found[1:]) if found else ()
 
 
 def check_report(report: Path | None) -> None:

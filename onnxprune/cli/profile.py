@@ -10,7 +10,7 @@ import click
 from onnxprune.choose.options import Options
 from onnxprune.choose.place import Place
 from onnxprune.choose.sparsify_options import ProfileOptions
-from onnxprune.cli.common import FILE, OUT, check_report, guarded, json_option, options, report_option, table
+from onnxprune.cli.common import FILE, OUT, check_report, guarded, json_option, options, report_option, table, words
 from onnxprune.cli.progress import progress
 
 
@@ -51,7 +51,7 @@ def profile(
 
     check_report(report)
     with progress(as_json) as told:
-        found = run(model, pruned, plan=plan, report=report, progress=told, **given)
+        found = run(model, pruned, plan=plan, report=report, progress=told, command=words(), **given)
     if as_json:
         click.echo(found.to_json(), nl=False)
         return

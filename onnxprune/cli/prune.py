@@ -27,6 +27,7 @@ from onnxprune.cli.common import (
     quiet_option,
     report_option,
     table,
+    words,
 )
 from onnxprune.cli.progress import progress
 from onnxprune.errors import BadInputError
@@ -98,7 +99,8 @@ def prune(
     from onnxprune.api.prune import prune as run
 
     with progress(quiet or as_json) as told:
-        result = run(model, budget, output=output, plan=plan, apply=apply, report=report, progress=told, **options)
+        files = {"output": output, "plan": plan, "apply": apply, "report": report}
+        result = run(model, budget, progress=told, command=words(), **files, **options)
     if as_json:
         click.echo(result.report.to_json(), nl=False)
     elif not quiet:

@@ -21,6 +21,7 @@ from onnxprune.cli.common import (
     quiet_option,
     report_option,
     table,
+    words,
 )
 from onnxprune.cli.progress import progress
 
@@ -47,7 +48,7 @@ def sparsify(
     from onnxprune.api.sparsify import sparsify as run
 
     with progress(quiet or as_json) as told:
-        result = run(model, output=output, report=report, progress=told, **given)
+        result = run(model, output=output, report=report, progress=told, command=words(), **given)
     if as_json:
         click.echo(result.report.to_json(), nl=False)
     elif not quiet:

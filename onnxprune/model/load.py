@@ -47,6 +47,11 @@ _OTHER_FORMATS = {  # how files start that people take for ONNX models
 }
 
 
+def file_of(source: Source) -> str | None:
+    """The file as it was named; None for a model in memory."""
+    return str(source) if isinstance(source, str | os.PathLike) else None
+
+
 def load(source: Source) -> LoadedModel:
     """Read and check a model, from its file or from memory (then it is not copied and must not change later).
 

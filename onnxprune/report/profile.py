@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from onnxprune.model.json_text import to_json
 from onnxprune.model.typed_json import plain
+from onnxprune.report.drawing import Graph
 
 Bound = Literal["compute", "memory", "small", "layout", "other", "unknown"]
 BOUNDS: dict[str, str] = {
@@ -186,6 +187,8 @@ class ProfileReport:
     model: the model, the original where two were given. pruned: the other.
     compared: node by node, the largest disappointments first; where two models were given.
     findings: by time, the most first.
+    command: the words of the command that did it; left out where it was called from Python.
+    graph: the nodes of the model.
     """
 
     onnxprune: str
@@ -199,6 +202,8 @@ class ProfileReport:
     pruned: ModelProfile | None = None
     compared: tuple[Compared, ...] = ()
     findings: tuple[Finding, ...] = ()
+    command: tuple[str, ...] = ()
+    graph: Graph | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As in the JSON."""

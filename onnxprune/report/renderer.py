@@ -67,6 +67,17 @@ class Json:
         return report.to_json()
 
 
+class Html:
+    """A page for people, with pictures: one file that needs no network."""
+
+    suffix = ".html"
+
+    def render(self, report: AnyReport) -> str:
+        from onnxprune.report.page.reports import html
+
+        return html(report)
+
+
 _RENDERERS: dict[str, Renderer] = {}
 
 
@@ -90,5 +101,5 @@ def renderer_for(path: str | PathLike[str]) -> Renderer:
     return found
 
 
-for _each in (Markdown(), Json()):
+for _each in (Html(), Markdown(), Json()):
     register(_each)

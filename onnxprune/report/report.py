@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -11,6 +11,7 @@ from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.coverage import coverage
 from onnxprune.choose.pace import Pace
 from onnxprune.choose.subject import Subject
+from onnxprune.choose.tried import Tried
 from onnxprune.cut.plan import Pair, Plan
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.units import Pin
@@ -21,6 +22,7 @@ from onnxprune.model.typed_json import plain
 from onnxprune.proof.verdict import Drop, Verdict
 from onnxprune.repair.fits import Repair
 from onnxprune.report.depth import depth_of
+from onnxprune.report.drawing import Curve, Graph, curves_of, graph_of
 from onnxprune.report.outcome import Outcome
 from onnxprune.report.values import (
     CalibrationSummary,
@@ -61,6 +63,11 @@ class Report:
     latency_ms: milliseconds per run; left out without a benchmark.
     interface: axes of inputs and outputs that got shorter (`--free`).
     pace: how a target of time was met (`--speedup`, `--latency`).
+    command: the words of the command that did it; left out where it was called from Python.
+    model: the original's file, as it was named; left out where it was given as a value.
+    graph: the original's nodes with their groups and widths.
+    curves: how much the model suffers when one group alone shrinks; left out where widths were decided without.
+    candidates: whole models that were made and judged on the way (`--max-drop`, `--speedup`, `--latency`).
     """
 
     model_sha256: str
@@ -81,6 +88,11 @@ class Report:
     latency_ms: Latency | None = None
     interface: tuple[Port, ...] = ()
     pace: Pace | None = None
+    command: tuple[str, ...] = ()
+    model: str | None = None
+    graph: Graph | None = None
+    curves: tuple[Curve, ...] = ()
+    candidates: tuple[Tried, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As in the JSON."""
@@ -92,8 +104,8 @@ class Report:
         return to_json(self.to_dict())
 
 
-def report_of(outcome: Outcome, plan: Plan) -> Report:
-    """plan: of the same outcome."""
+def report_of(outcome: Outcome, plan: Plan, command: Sequence[str] = (), model: str | None = None) -> Report:
+    """plan: of the same outcome. command: the words of the command line. model: the original's file."""
     subject, budget = outcome.choice.subject, outcome.budget
     calibration, repair = outcome.calibration, outcome.repair
     analysis = outcome.original.bare
@@ -127,6 +139,11 @@ def report_of(outcome: Outcome, plan: Plan) -> Report:
         latency_ms=None if outcome.times is None else Latency.of(outcome.times),
         interface=plan.interface,
         pace=outcome.pace,
+        command=tuple(command),
+        model=model,
+        graph=graph_of(analysis, outcome.choice.removed, plan, subject),
+        curves=curves_of(outcome.choice),
+        candidates=outcome.choice.tried,
     )
 
 

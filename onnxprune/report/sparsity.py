@@ -8,6 +8,7 @@ from typing import Any, Literal
 from onnxprune.cut.plan import Pair
 from onnxprune.model.json_text import to_json
 from onnxprune.model.typed_json import plain
+from onnxprune.report.drawing import Graph
 from onnxprune.report.values import Decided, Latency, NotJudged
 from onnxprune.sparsity.targets import Pattern, Target
 from onnxprune.sparsity.weights import Left
@@ -149,6 +150,9 @@ class SparsityReport:
     seconds: of wall time, by stage.
     pruned: what was removed after that (`--then-prune`).
     latency_ms: milliseconds per run; left out without a benchmark.
+    command: the words of the command that did it; left out where it was called from Python.
+    model: the original's file, as it was named; left out where it was given as a value.
+    graph: the original's nodes.
     """
 
     target: str
@@ -162,6 +166,9 @@ class SparsityReport:
     seconds: dict[str, float]
     pruned: Dead | None = None
     latency_ms: Latency | None = None
+    command: tuple[str, ...] = ()
+    model: str | None = None
+    graph: Graph | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As in the JSON."""
