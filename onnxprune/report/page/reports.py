@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from onnxprune.report.comparison import Comparison
+from onnxprune.report.explore import ExploreReport
 from onnxprune.report.page.shell import page
 from onnxprune.report.profile import ProfileReport
 from onnxprune.report.report import Report
@@ -32,6 +34,14 @@ def html(report: AnyReport) -> str:
         return page(
             f"Profile of {names[0]}", list(profile_sections(report)), " and ".join(names) if len(names) > 1 else ""
         )
+    if isinstance(report, ExploreReport | Comparison):
+        from onnxprune.report.page.several import comparison_sections, explore_sections
+
+        if isinstance(report, Comparison):
+            return page(
+                "Models side by side", list(comparison_sections(report)), ", ".join(m.model for m in report.models)
+            )
+        return page("Sizes of a model", list(explore_sections(report)), f"Model {report.model_sha256[:12]}")
     name = PurePath(report.model).name if report.model else "a model"
     if isinstance(report, Report):
         from onnxprune.report.page.pruning import pruning_sections
