@@ -49,7 +49,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"metric": "accuracy"}, "Unknown --metric 'accuracy'"),
     ({"metric": 1}, "--metric must be a name"),
     ({"recovery": "lsq"}, "Unknown option 'recovery'; the nearest is 'recover', of metric,"),
-    ({"report": "x.html"}, "--report x.html must end in .md or .json."),
+    ({"report": "x.htm"}, "--report x.htm must end in .html, .md or .json."),
 ]
 
 
@@ -89,7 +89,7 @@ def test_budgets_are_numbers(amount: Any) -> None:
         (onnxprune.sparsify, {"sparsity": "half"}, "--sparsity must be a number"),
         (onnxprune.sparsify, {"sparsity": 0.5, "store": "zip"}, "Unknown --store 'zip'"),
         (onnxprune.sparsify, {"sparsity": 0.5, "importance": "l2"}, "Unknown option 'importance'"),
-        (onnxprune.sparsify, {"sparsity": 0.5, "report": "x.html"}, "must end in .md or .json"),
+        (onnxprune.sparsify, {"sparsity": 0.5, "report": "x.htm"}, "must end in .html, .md or .json"),
         (onnxprune.inspect, {"samples": 5}, "Unknown option 'samples'"),
         (onnxprune.bench, {"runs": 0}, "--runs must be at least 1, not 0."),
         (onnxprune.bench, {"threads": "all"}, "--threads must be a whole number"),

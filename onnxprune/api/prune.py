@@ -79,10 +79,8 @@ def prune(
     """Prune a model to a budget, or replay a plan.
 
     model: path or ModelProto (left alone). budget: `Budget("macs", 0.5)`, the default where there is data; 0.8 without.
-    output, plan, report: files to write; nothing is
-    written unless everything succeeds; the report's suffix says its format. apply: a plan to replay instead of deciding.
-    command: the words of the command line that asks for it, for the report.
-    options: the fields of `Options`, and of `Place`.
+    output, plan, report: files to write, or none of them where something fails; the report's suffix says its format. apply: a plan to
+    replay instead of deciding. command: the words of the command line, for the report. options: the fields of `Options`, and of `Place`.
     Raises `BadInputError`, `TargetNotReachableError`, `VerificationError`, `NothingPrunableError`.
     """
     settings, place = both(Options, Place, options, "prune")

@@ -95,9 +95,8 @@ def sparsify(
 ) -> SparsifyResult:
     """Set weights to zero: those below `threshold`, a share (`sparsity`) of each layer or of all, or all outside an N:M `pattern`.
 
-    model: path or ModelProto (left alone). output, report: files to write; nothing is written unless everything succeeds.
-    command: the words of the command line that asks for it, for the report.
-    options: the fields of `SparsifyOptions`, those of `Options` that go with it (include, exclude, data, samples, …), and of `Place`.
+    model: path or ModelProto (left alone). output, report: files to write; nothing is written unless everything succeeds. command: the
+    words of the command line, for the report. options: the fields of `SparsifyOptions`, `Options` (include, data, …) and `Place`.
     Raises `BadInputError`, `NothingPrunableError`, `VerificationError`.
     """
     wanted, settings, place = several((SparsifyOptions, Options, Place), options, "sparsify")
