@@ -22,6 +22,7 @@ import onnxprune
 from onnxprune import BadInputError, Budget
 from onnxprune.analyse.feeds import load_data, sources_of
 from onnxprune.cli import main
+from onnxprune.inputs import options
 from onnxprune.inputs.images import PRESETS, Preset
 from onnxprune.model.load import load
 from onnxprune.runtime import graph_inputs
@@ -104,6 +105,7 @@ def test_presets_are_their_formulas(tmp_path: Path, photos: Path, layout: str, p
 
 
 def test_presets_go_back_to_pixels() -> None:
+    assert tuple(sorted(PRESETS)) == tuple(sorted(options.PRESETS))
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 6, 3), dtype=np.uint8)
     for preset in PRESETS.values():
         np.testing.assert_array_equal(preset.back(preset(pixels)), pixels)

@@ -13,7 +13,6 @@ from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array
 from onnxprune.inputs.wanted import IMAGES, Wanted, cast
 
-RESIZES = ("crop", "squash", "letterbox")
 GREY = 114  # around a letterbox, as YOLO's own code has it
 LARGEST = 1 << 28  # pixels of a picture that is read
 

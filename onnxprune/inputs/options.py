@@ -9,9 +9,10 @@ from typing import Any
 from onnxprune.choose.checks import existing, number, one_of, optional, whole_number
 from onnxprune.choose.field import documented, option
 from onnxprune.errors import BadInputError
-from onnxprune.inputs.images import PRESETS, RESIZES
 
 ORDERS = ("rgb", "bgr")
+RESIZES = ("crop", "squash", "letterbox")
+PRESETS = ("imagenet", "-1..1", "0..1", "0..255", "clip", "caffe", "yolo")  # what they mean: `inputs/images.py`
 
 
 def _numbers(flag: str, value: Any) -> tuple[float, ...]:
@@ -49,7 +50,7 @@ class DataOptions:
         None,
         optional(one_of(*PRESETS)),
         "How pixels become numbers, and pictures come to size.",
-        cli={"choices": tuple(PRESETS)},
+        cli={"choices": PRESETS},
         by_default="worked out from the model, or asked for",
     )
     scale: float | None = option(
