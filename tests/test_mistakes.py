@@ -185,7 +185,7 @@ def trained(image: np.ndarray, normed: bool) -> onnx.ModelProto:
     from onnx import numpy_helper
     from onnx.reference import ReferenceEvaluator
 
-    model = net(NORM)
+    model = net(NORM, constants={"v": np.ones(8, np.float32)})
     values = {t.name: numpy_helper.to_array(t).copy() for t in model.graph.initializer}
     model.graph.output.append(onnx.helper.make_tensor_value_info("c", TensorProto.FLOAT, None))
     seen = ReferenceEvaluator(model).run(["c"], {"x": image})[0]
@@ -209,7 +209,7 @@ def trained(image: np.ndarray, normed: bool) -> onnx.ModelProto:
 def test_the_scale_that_a_model_was_trained_with(here: Path, normed: bool, scale: float) -> None:
     """Of right inputs nothing is said, be they bytes; of others what is wrong, by `inspect` and by `prune`."""
     rng = np.random.default_rng(1)
-    right, others = (np.rint(scale * rng.random((16, 3, 8, 8)) * 255) / 255 for _ in range(2))
+    right, others = (np.rint(rng.random((16, 3, 8, 8)) * 255) * (scale / 255) for _ in range(2))
     onnx.save(trained(right.astype(np.float32), normed), "t.onnx")
     assert warned("t.onnx", "x", others) == []
     wrong = others * 255 if scale == 1 else others / 255

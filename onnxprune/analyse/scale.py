@@ -139,7 +139,7 @@ def _stays_large(analysis: Analysis, feeds: Sequence[Feeds], first: Node) -> boo
     if bounded:
         return True
     seen = _seen(analysis, feeds, last.outputs[0], axis=-1 if last.op != "Conv" else 1)
-    return seen is not None and float(np.median(seen[1])) > LARGE
+    return seen is not None and float(np.median(np.hypot(*seen))) > LARGE
 
 
 def _seen(analysis: Analysis, feeds: Sequence[Feeds], tensor: str, axis: int = 1) -> tuple[Array, Array] | None:
