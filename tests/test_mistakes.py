@@ -236,6 +236,8 @@ def test_a_model_that_takes_any_scale_says_nothing(here: Path) -> None:
     onnx.save(net(text), "t.onnx")
     values = np.random.default_rng(3).random((8, 3, 8, 8)) * 255
     assert warned("t.onnx", "x", values) == []
+    (line,) = warned("t.onnx", "x", np.rint(values))
+    assert "whole numbers of up to 128 and more" in line, "the model does not tell"
 
 
 def test_a_network_for_bytes_without_norms_is_believed(here: Path) -> None:
