@@ -108,21 +108,23 @@ def _first_layer(analysis: Analysis, name: str) -> Node | None:
         if node.op in ("MatMul", "Gemm", "LSTM", "GRU", "RNN", "Einsum"):
             return None
         if node.op == "Conv" and _constant(analysis, node, 2) is not None:
-            return None if _hidden(nodes, node) else node
+            norm = _norm_behind(nodes, node)
+            if norm != "BatchNormalization":
+                return None if norm else node
         behind.update(o for o in node.outputs if o)
     return None
 
 
-def _hidden(nodes: Sequence[Node], layer: Node) -> bool:
-    """Is what the layer gives normalised at once, so that neither its scale nor its bias matters?"""
+def _norm_behind(nodes: Sequence[Node], layer: Node) -> str:
+    """The operator that normalises what a layer gives at once, so that its bias does not tell; "" if none does."""
     behind = {layer.outputs[0]}
     for node in nodes:
         if behind.intersection(node.inputs):
-            if node.op in SCALE_FREE and node.op != "LayerNormalization":
-                return True
+            if node.op in SCALE_FREE | {"BatchNormalization"}:
+                return node.op
             if node.op in MOVES:
                 behind.update(o for o in node.outputs if o)
-    return False
+    return ""
 
 
 def _stays_large(analysis: Analysis, feeds: Sequence[Feeds], first: Node) -> bool:
