@@ -226,7 +226,7 @@ def test_stored_statistics_tell_normalised_pictures_from_others(here: Path) -> N
     onnx.save(trained(((pixels - 0.45) / 0.22).astype(np.float32), True), "t.onnx")
     assert warned("t.onnx", "x", (pixels - 0.45) / 0.22) == []
     (line,) = warned("t.onnx", "x", pixels)
-    assert "varies 0.22 times as much" in line
+    assert "varies 0.2" in line and "times as much as in training" in line
 
 
 def test_a_model_that_takes_any_scale_says_nothing(here: Path) -> None:
