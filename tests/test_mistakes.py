@@ -84,9 +84,9 @@ def test_a_target_out_of_reach(here: Path) -> None:
             IMAGE.transpose(0, 2, 3, 1),
             "its pictures have channels last, so move the axes: array.transpose(0, 3, 1, 2).",
         ),
-        (IMAGE[:, :, :, :5], "make axis 3 6 long instead of 5."),
+        (IMAGE[:, :, :, :5], "axis 3 must have size 6, not 5."),
         (IMAGE[0], "put a batch axis first: [1, 3, 6, 6]."),
-        (IMAGE.reshape(8, -1), "make it 4 axes instead of 2."),
+        (IMAGE.reshape(8, -1), "it must have 4 axes, not 2."),
         (IMAGE.astype(np.complex64), "the model wants float32; convert it first: array.astype('float32')."),
     ],
 )

@@ -219,8 +219,8 @@ def _way(array: Array, declared: list[int | None]) -> str:
         return f"; put a batch axis first: {[declared[0] or 1, *array.shape]}"
     if len(declared) == array.ndim:
         axis = next((k for k in range(array.ndim) if k and declared[k] not in (None, array.shape[k])), 0)
-        return f"; make axis {axis} {declared[axis]} long instead of {array.shape[axis]}" if axis else ""
-    return f"; make it {len(declared)} axes instead of {array.ndim}"
+        return f"; axis {axis} must have size {declared[axis]}, not {array.shape[axis]}" if axis else ""
+    return f"; it must have {len(declared)} axes, not {array.ndim}"
 
 
 def take(feeds: Feeds, inputs: list[onnx.ValueInfoProto], count: int) -> Feeds:
