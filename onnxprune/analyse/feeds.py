@@ -56,7 +56,9 @@ def data_files(path: Path) -> list[Path]:
         files = sorted([*path.glob(f"{pattern}*.npz"), *path.glob(f"{pattern}*.npy")])
         if files:
             return files
-    raise BadInputError(f"--data {path} holds no .npz file; write one per input with numpy.savez.")
+    raise BadInputError(
+        f"--data {path} holds no .npz file; make one with onnxprune data, or write one per input with numpy.savez."
+    )
 
 
 def read_arrays(
@@ -219,8 +221,8 @@ def _way(array: Array, declared: list[int | None]) -> str:
         return f"; put a batch axis first: {[declared[0] or 1, *array.shape]}"
     if len(declared) == array.ndim:
         axis = next((k for k in range(array.ndim) if k and declared[k] not in (None, array.shape[k])), 0)
-        return f"; make axis {axis} {declared[axis]} long instead of {array.shape[axis]}" if axis else ""
-    return f"; make it {len(declared)} axes instead of {array.ndim}"
+        return f"; axis {axis} must have size {declared[axis]}, not {array.shape[axis]}" if axis else ""
+    return f"; it must have {len(declared)} axes, not {array.ndim}"
 
 
 def take(feeds: Feeds, inputs: list[onnx.ValueInfoProto], count: int) -> Feeds:

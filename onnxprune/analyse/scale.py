@@ -5,7 +5,8 @@ The first layer that reads an input of floats (images, waves) is looked at, afte
     m, s: mean and deviation of what the layer gives, channel by channel, over the inputs
 
 - a batch normalisation keeps the mean M and variance V that s² and m had in training. Far from it is `s²/V + (m - M)²/V - 1 - log(s²/V)`
-  above 3 (median over channels): pixels of [0, 1] where others with mean 0 and deviation 1 are wanted give 4, the right ones about 0.
+  above 3 (median over channels), or s below a quarter of what it was: pixels of [0, 1] where others with mean 0 and deviation 1 are
+  wanted have a deviation of 0.22.
 - where it is folded, or never was, biases are about as large as s. Inputs that are 255 times too large leave |b| / s at 0.002, inputs that
   are too small at 100; right ones between 0.2 and 2.
 
@@ -27,14 +28,16 @@ from onnxprune.model.branches import making
 from onnxprune.model.graph import Node, name_of
 from onnxprune.runtime import Session
 
-FAR = 3.0  # divergence from the stored statistics
+FAR, FLAT = 3.0, 0.25  # divergence from the stored statistics, and the least of their deviation
 NEGLIGIBLE, LARGE = 0.02, 20.0  # |b| / s, and s, of inputs that are too large
 DROWNED = 20.0  # |b| / s of inputs that are too small
 SEEN = 4  # feeds that are run
 SCALE_FREE = {"InstanceNormalization", "GroupNormalization", "LayerNormalization", "MeanVarianceNormalization"}
 MOVES = {"Reshape", "Transpose", "Flatten", "Identity", "Pad", "Squeeze", "Unsqueeze", "Cast"}
 BOUNDS = SCALE_FREE | {"Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "SimplifiedLayerNormalization"}
-REMEDY = "scale the inputs as in training, often x / 255 or (x - mean) / deviation"
+REMEDY = (
+    "scale the inputs as in training, often x / 255 or (x - mean) / deviation (onnxprune data does it for pictures)"
+)
 
 
 def doubts(analysis: Analysis, feeds: Sequence[Feeds]) -> dict[str, str]:
@@ -84,9 +87,9 @@ def _from_stored(norm: Node, mean: Array, deviation: Array, means: Array, varian
     variances = np.maximum(variances, 1e-6 * variances.max(initial=0) + 1e-12)
     ratio = np.maximum(np.square(deviation) / variances, 1e-9)
     apart = float(np.median(ratio + np.square(mean - means) / variances - 1 - np.log(ratio)))
-    if apart <= FAR:
-        return ""
     times = float(np.median(np.sqrt(ratio)))
+    if apart <= FAR and times >= FLAT:
+        return ""
     shift = float(np.median(np.abs(mean - means) / np.sqrt(variances)))
     return (
         f"what {norm} then reads varies {times:.2g} times as much as in training (the model stores that), and its mean is off by "
@@ -108,21 +111,23 @@ def _first_layer(analysis: Analysis, name: str) -> Node | None:
         if node.op in ("MatMul", "Gemm", "LSTM", "GRU", "RNN", "Einsum"):
             return None
         if node.op == "Conv" and _constant(analysis, node, 2) is not None:
-            return None if _hidden(nodes, node) else node
+            norm = _norm_behind(nodes, node)
+            if norm != "BatchNormalization":
+                return None if norm else node
         behind.update(o for o in node.outputs if o)
     return None
 
 
-def _hidden(nodes: Sequence[Node], layer: Node) -> bool:
-    """Is what the layer gives normalised at once, so that neither its scale nor its bias matters?"""
+def _norm_behind(nodes: Sequence[Node], layer: Node) -> str:
+    """The operator that normalises what a layer gives at once, so that its bias does not tell; "" if none does."""
     behind = {layer.outputs[0]}
     for node in nodes:
         if behind.intersection(node.inputs):
-            if node.op in SCALE_FREE and node.op != "LayerNormalization":
-                return True
+            if node.op in SCALE_FREE | {"BatchNormalization"}:
+                return node.op
             if node.op in MOVES:
                 behind.update(o for o in node.outputs if o)
-    return False
+    return ""
 
 
 def _stays_large(analysis: Analysis, feeds: Sequence[Feeds], first: Node) -> bool:
@@ -139,7 +144,7 @@ def _stays_large(analysis: Analysis, feeds: Sequence[Feeds], first: Node) -> boo
     if bounded:
         return True
     seen = _seen(analysis, feeds, last.outputs[0], axis=-1 if last.op != "Conv" else 1)
-    return seen is not None and float(np.median(seen[1])) > LARGE
+    return seen is not None and float(np.median(np.hypot(*seen))) > LARGE
 
 
 def _seen(analysis: Analysis, feeds: Sequence[Feeds], tensor: str, axis: int = 1) -> tuple[Array, Array] | None:

@@ -124,7 +124,7 @@ def test_a_file_optimized_for_one_machine(tmp_path: Path) -> None:
         ("3,16,16", (32, 3, 16, 16), "a folder with one file per input"),
         ("T,16", (32, 7, 16), "a folder with one file per input"),
         ("N,3,16,16", (3, 16, 16), "put a batch axis first: [1, 3, 16, 16]"),
-        ("N,3,16,16", (2, 4, 16, 16), "the model wants ['?', 3, 16, 16]."),
+        ("N,3,16,16", (2, 4, 16, 16), "the model wants ['?', 3, 16, 16]; axis 1 must have size 3, not 4."),
     ],
 )
 def test_data_with_an_axis_too_many(declared: str, shape: tuple[int, ...], way: str, tmp_path: Path) -> None:
