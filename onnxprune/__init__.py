@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from onnxprune.report.renderer import Renderer
     from onnxprune.report.report import Report
     from onnxprune.report.sparsity import SparsityReport
-    from onnxprune.runtime.record import record
+    from onnxprune.runtime.recorder import record
     from onnxprune.runtime.runner import Runner
 
 PLACES = {  # where each name is; it is imported when it is first used, so that `import onnxprune` is quick
@@ -108,7 +108,7 @@ PLACES = {  # where each name is; it is imported when it is first used, so that 
     "onnxprune.report.renderer": ("Renderer",),
     "onnxprune.report.report": ("Report",),
     "onnxprune.report.sparsity": ("SparsityReport",),
-    "onnxprune.runtime.record": ("record",),
+    "onnxprune.runtime.recorder": ("record",),
     "onnxprune.runtime.runner": ("Runner",),
 }
 _HOME = {name: place for place, names in PLACES.items() for name in names}

@@ -47,7 +47,7 @@ MUTANTS = (
     ),
     Mutant(
         "result not checked by ONNX",
-        "api/prune.py",
+        "api/carry.py",
         "    check_well_formed(loaded",
         "    (lambda *_: None)(loaded",
         guard("what_the_checker_refuses_is_never_written"),
@@ -139,8 +139,8 @@ MUTANTS = (
     Mutant(
         "repair kept in any case",
         "choose/channels.py",
-        "if not after < before:",
-        "if False:",
+        "        if after < before:",
+        "        if True:",
         guard("a_repair_that_does_not_help_is_not_kept"),
     ),
     Mutant(

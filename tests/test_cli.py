@@ -512,9 +512,9 @@ def test_nothing_prunable(here: Path) -> None:
 
 def test_verification_failure_writes_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a broken rule in the engine, the result is refused with exit code 4."""
-    from onnxprune.api import prune as pipeline
+    from onnxprune.api import carry
 
-    honest = pipeline.rewrite
+    honest = carry.rewrite
 
     def broken(*arguments: Any) -> onnx.ModelProto:
         model = honest(*arguments)
@@ -522,7 +522,7 @@ def test_verification_failure_writes_nothing(here: Path, monkeypatch: pytest.Mon
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1.01, "last"))
         return model
 
-    monkeypatch.setattr(pipeline, "rewrite", broken)
+    monkeypatch.setattr(carry, "rewrite", broken)
     line = refused(here, 4, "prune", "m.onnx", "-o", "s.onnx", "--ratio", "0.5", "--plan", "p.json", "--report", "r.md")
     assert "differs from the masked original" in line
 

@@ -159,14 +159,16 @@ def test_a_repair_that_does_not_help_is_not_kept(monkeypatch: pytest.MonkeyPatch
     left, repair = kept()
     assert left.SerializeToString() == cut.SerializeToString() and repair.changed == ()
 
-    def weights_overdone(*given: Any, **options: Any) -> Repaired:
-        return (overdone if given[4] == "lsq" else compensate)(*given, **options)
+    def only_biases_help(*given: Any, **options: Any) -> Repaired:
+        if given[4] == "lsq":
+            return overdone(*given, **options)
+        found = compensate(*given[:4], "lsq", **options)
+        return replace(found, repair=replace(found.repair, recover=given[4]))
 
-    monkeypatch.setattr(channels, "compensate", weights_overdone)
-    left, repair = kept()  # biases alone, where that is what helps
-    assert (
-        repair.recover == "bias" and repair.changed and repair.after == judge(calibration, Model(left)) < repair.before
-    )
+    monkeypatch.setattr(channels, "compensate", only_biases_help)
+    left, repair = kept()
+    assert repair.recover == "bias" and repair.changed and repair.before is not None
+    assert repair.after == judge(calibration, Model(left)) < repair.before
 
 
 def test_samples_to_judge_with_are_not_fitted_on() -> None:

@@ -393,7 +393,7 @@ def test_command(tmp_path: Path) -> None:
     for arguments, words in (
         (("none.onnx",), "none.onnx"),
         ((DIGITS, "--plan", "p.json"), "give the pruned model too"),
-        ((DIGITS, DIGITS, "--plan", tmp_path / "no.json"), "cannot be read"),
+        ((DIGITS, DIGITS, "--plan", tmp_path / "no.json"), "does not exist"),
         ((DIGITS, "--report", tmp_path / "r.txt"), "--report"),
         ((DIGITS, "--runs", 0), "--runs"),
     ):

@@ -23,8 +23,7 @@ import onnxprune
 from onnxprune import BadInputError, Budget, Plan, VerificationError, prune, verify
 from onnxprune.analyse.feeds import samples_of
 from onnxprune.analyse.sources import Sources
-from onnxprune.api import finetuning
-from onnxprune.api import prune as pipeline
+from onnxprune.api import carry, finetuning
 from onnxprune.api.finetune import FinetuneResult
 from onnxprune.cli import main
 from onnxprune.model.branches import showing
@@ -250,7 +249,7 @@ def test_rows_that_an_input_picks_are_compared_and_rows_that_weights_pick_are_no
 
 def test_the_audit_and_the_quantizer_get_what_was_tuned(always_better: None, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, ModelProto] = {}
-    tuned_by, audited, quantize = pipeline.tuned_by, pipeline.audited, pipeline.quantize
+    tuned_by, audited, quantize = carry.tuned_by, carry.audited, carry.quantize
 
     def tuning(*arguments: Any) -> Any:
         found = tuned_by(*arguments)
@@ -269,7 +268,7 @@ def test_the_audit_and_the_quantizer_get_what_was_tuned(always_better: None, mon
         return audited(analysis, calibration, model, *arguments)
 
     for name, function in (("tuned_by", tuning), ("quantize", quantizing), ("audited", auditing)):
-        monkeypatch.setattr(pipeline, name, function)
+        monkeypatch.setattr(carry, name, function)
     result = prune(
         DIGITS,
         Budget("max_drop", 5.0),

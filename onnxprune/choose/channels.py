@@ -191,6 +191,7 @@ def repaired(
     bypasses: Sequence[Bypass] = (),
 ) -> tuple[onnx.ModelProto, Repair]:
     """The repaired model: fitted weights and biases; where those do not help on held-out samples, biases alone; else the cut model."""
+    tried: list[Repair] = []
     before: float | None = None
     for recover in ("lsq", "bias") if settings.recover in (None, "lsq") else (settings.recover,):
         found = compensate(
@@ -202,4 +203,5 @@ def repaired(
         after = judge(calibration, analysis.model.beside(found.model))
         if after < before:
             return found.model, replace(found.repair, before=before, after=after)
-    return cut, replace(found.repair, changed=(), before=before, after=before)
+        tried.append(found.repair)
+    return cut, replace(tried[0], changed=(), before=before, after=before)

@@ -77,7 +77,7 @@ def record(*, output: Path, program: Path, arguments: tuple[str, ...], samples: 
     """
     if not program.is_file():
         raise BadInputError(f"{program} is no file; give the Python script that runs the model.")
-    from onnxprune.runtime.record import run_recorded
+    from onnxprune.runtime.recorder import run_recorded
 
     written = run_recorded(program, arguments, output, samples, seed)
     for path in written[:5]:
