@@ -341,7 +341,9 @@ def test_what_is_not_mapped_is_said() -> None:
 # ---------------------------------------------------------------- real runs
 
 
-def test_a_real_run(tmp_path: Path) -> None:
+def test_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))  # not that of the tests beside this one
     small = tmp_path / "small.onnx"
     plan = tmp_path / "plan.json"
     onnxprune.prune(DIGITS, Budget("macs", 0.5), output=small, plan=plan, recover="none", benchmark=False)
