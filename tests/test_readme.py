@@ -39,7 +39,14 @@ NOT_RUN = {
     "docs/speed.md": 1,
 }  # blocks that a page marks so
 ONE_PAGE = 110  # lines of the README, at most
-HEAVY = ("docs/fine-tuning.md", "docs/layers.md", "docs/speed.md")  # train, finish many models, or time them
+HEAVY = (  # train, finish many models, or time them
+    "docs/benchmarks.md",
+    "docs/explore.md",
+    "docs/fine-tuning.md",
+    "docs/layers.md",
+    "docs/profile.md",
+    "docs/speed.md",
+)
 RUNNABLE = [pytest.param(page, marks=pytest.mark.slow if page in HEAVY else ()) for page in sorted(PAGES)]
 
 
