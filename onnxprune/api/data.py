@@ -5,8 +5,6 @@ onnxprune.data("photos/", model="model.onnx", output="calib.npz", preset="imagen
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -27,7 +25,7 @@ from onnxprune.inputs.guess import guess
 from onnxprune.inputs.images import PRESETS, Preset
 from onnxprune.inputs.options import DataOptions
 from onnxprune.inputs.wanted import ARRAYS, SUFFIXES, Kind, Wanted, files_below, kind_of, wanted_of
-from onnxprune.model.files import check_outputs, folder_of
+from onnxprune.model.files import check_outputs, write_arrays
 from onnxprune.model.load import Source, load
 from onnxprune.model.loaded import LoadedModel
 
@@ -103,7 +101,7 @@ def data(
     report = making.finished()
     clock("write")
     if output is not None:
-        _write(Path(output), report.arrays)
+        write_arrays(Path(output), report.arrays)
     clock.stop()
     return report
 
@@ -258,16 +256,3 @@ class _Making:
 
 def _spread(count: int, most: int) -> list[int]:
     return list(range(count)) if count <= most else (np.arange(most) * count // most).tolist()
-
-
-def _write(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Whole or not at all."""
-    held = io.BytesIO()
-    np.savez(held, **{n: np.asarray(x) for n, x in arrays.items()})  # type: ignore[arg-type]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with folder_of(path):
-        try:
-            temporary.write_bytes(held.getvalue())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import numpy as np
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array
 from onnxprune.inputs.wanted import IMAGES, Wanted, cast
+from onnxprune.model.files import write_bytes
 
 GREY = 114  # around a letterbox, as YOLO's own code has it
 LARGEST = 1 << 28  # pixels of a picture that is read
@@ -177,5 +178,4 @@ def sheet(values: Array, preset: Preset, files: Sequence[Path], path: Path, most
         draw.text((x, y + edge + 14), f"{values[k].min():.3g} to {values[k].max():.3g}", fill="grey")
     held = io.BytesIO()
     made.save(held, "PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(held.getvalue())
+    write_bytes(path, held.getvalue())

@@ -1,14 +1,16 @@
-"""Text files, written whole or not at all."""
+"""Files, written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from onnxprune.errors import BadInputError, quoted
 
@@ -95,3 +97,25 @@ def staged(texts: dict[Path, str]) -> Iterator[None]:
         finally:
             for name in temporary:
                 Path(name).unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """One file; its folder is made where it is missing."""
+    with folder_of(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """A .npz file of arrays by name."""
+    import numpy as np
+
+    held = io.BytesIO()
+    np.savez(held, **arrays)
+    write_bytes(path, held.getvalue())

@@ -7,7 +7,6 @@ session = onnxprune.record(onnxruntime.InferenceSession("model.onnx"), "calib.np
 from __future__ import annotations
 
 import atexit
-import io
 import os
 import random
 import threading
@@ -19,7 +18,7 @@ import numpy as np
 
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array
-from onnxprune.model.files import check_outputs, folder_of
+from onnxprune.model.files import check_outputs, write_arrays
 
 
 class Recorder:
@@ -109,20 +108,8 @@ class Recorder:
                     }
                 }
             for path, arrays in files.items():
-                _write(path, arrays)
+                write_arrays(path, arrays)
             return list(files)
-
-
-def _write(path: Path, arrays: Mapping[str, Array]) -> None:
-    held = io.BytesIO()
-    np.savez(held, **arrays)  # type: ignore[arg-type]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with folder_of(path):
-        try:
-            temporary.write_bytes(held.getvalue())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def record(session: Any, output: str | os.PathLike[str], samples: int = 256, seed: int = 0) -> Any:
