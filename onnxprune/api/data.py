@@ -6,7 +6,7 @@ onnxprune.data("photos/", model="model.onnx", output="calib.npz", preset="imagen
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -168,8 +168,7 @@ class _Making:
             self.report.notes.append(f"size: {size[0]} x {size[1]}, as the model's is dynamic (--size)")
         files = [files[k] for k in _spread(len(files), settings.samples)]
         preset = self._preset(w, files, size)
-        resize = settings.resize or preset.resize
-        pictures = images.read(files, size, w.channels, resize, self.clock.share)
+        pictures = images.read(files, size, w.channels, preset.resize, self.clock.share)
         self.report.skipped += pictures.skipped
         values = preset(pictures.pixels)
         self.report.arrays[w.name] = images.laid_out(values, w)
@@ -181,32 +180,34 @@ class _Making:
     def _preset(self, w: Wanted, files: list[Path], size: tuple[int, int]) -> Preset:
         """As the user says, or as the model shows. Raises `BadInputError` where neither does."""
         s = self.settings
-        if s.preset is None and (s.mean is not None or s.std is not None or s.scale is not None):
-            return Preset(
-                "your own",
-                s.scale or images.ONE,
-                s.mean or (0.0,) * 3,
-                s.std or (1.0,) * 3,
-                s.order or "rgb",
-                s.resize or "crop",
-            )
         if s.preset is not None:
-            found = PRESETS[s.preset]
+            base = PRESETS[s.preset]
+        elif s.mean is not None or s.std is not None or s.scale is not None:
+            base = PRESETS["0..1"]
         else:
-            self.clock("find the preset")
-            few = [files[k] for k in _spread(len(files), GUESSED)]
-            pixels = images.read(few, size, w.channels, s.resize or "crop", self.clock.share).pixels
-            guessed = guess(self.loaded, w, pixels, self._others(w))
-            if guessed.preset is None:
-                likely = [n for n, _ in guessed.figures[:4]] or list(PRESETS)
-                raise BadInputError(
-                    f"How pixels become numbers is not certain: {guessed.reason}. Look it up where the model comes from, and give --preset "
-                    f"({', '.join(likely)}, …), or --scale, --mean and --std."
-                )
-            found = guessed.preset
-            self.report.notes.append(f"preset: {found.name}, as {guessed.reason}")
-        mean, std, scale = s.mean or found.mean, s.std or found.std, s.scale or found.scale
-        return Preset(found.name, scale, mean, std, s.order or found.order, s.resize or found.resize)
+            base = self._guessed(w, files, size)
+        return replace(
+            base,
+            scale=s.scale or base.scale,
+            mean=s.mean or base.mean,
+            std=s.std or base.std,
+            order=s.order or base.order,
+            resize=s.resize or base.resize,
+        )
+
+    def _guessed(self, w: Wanted, files: list[Path], size: tuple[int, int]) -> Preset:
+        self.clock("find the preset")
+        few = [files[k] for k in _spread(len(files), GUESSED)]
+        pixels = images.read(few, size, w.channels, self.settings.resize or "crop", self.clock.share).pixels
+        guessed = guess(self.loaded, w, pixels, self._others(w))
+        if guessed.preset is None:
+            likely = [n for n, _ in guessed.figures[:4]] or list(PRESETS)
+            raise BadInputError(
+                f"How pixels become numbers is not certain: {guessed.reason}. Look it up where the model comes from, and give --preset "
+                f"({', '.join(likely)}, …), or --scale, --mean and --std."
+            )
+        self.report.notes.append(f"preset: {guessed.preset.name}, as {guessed.reason}")
+        return guessed.preset
 
     def _others(self, w: Wanted) -> dict[str, Array]:
         """One sample of what else the model is fed."""

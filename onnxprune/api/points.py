@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -33,6 +32,7 @@ from onnxprune.model.interface import marked
 from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.model.save import stored_bytes
 from onnxprune.model.typed_json import plain
+from onnxprune.pipeline.stamp import of_file
 from onnxprune.proof.elsewhere import Stopwatch
 from onnxprune.report.outcome import plan_of
 from onnxprune.report.warnings import warnings
@@ -97,16 +97,11 @@ def ground_key(loaded: LoadedModel, settings: Options, metric: str) -> str:
     if settings.data is not None:
         data = Path(settings.data)
         files += [str(p) for p in sorted(data.rglob("*"))] if data.is_dir() else [str(data)]
-    contents = [_of_file(Path(f)) for f in files if Path(f).is_file()]
+    contents = [of_file(Path(f)) for f in files if Path(f).is_file()]
     kept = settings_of(settings, None) | {"judge": settings.judge, "round_to": settings.round_to}
     kept |= {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in ("samples", "seed", "check")}
     where = {"versions": versions(), "machine": platform.machine(), "threads": blas_threads()}
     return key_of(loaded.sha256, contents, kept, where, metric, _of_metric(metric), sorted(map(str, ops.REGISTERED)))
-
-
-def _of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _of_metric(metric: str) -> str:
@@ -114,7 +109,7 @@ def _of_metric(metric: str) -> str:
         return ""
     module = sys.modules.get(load_score(metric).__module__)
     source = getattr(module, "__file__", None)
-    return _of_file(Path(source)) if source else ""
+    return of_file(Path(source)) if source else ""
 
 
 # ---------------------------------------------------------------- sensitivities

@@ -238,8 +238,6 @@ class _One:
                     "outputs: a report is of a prune or sparsify step, and there is none; leave 'report' out."
                 )
             found.texts[self.folder / name] = renderer_for(name).render(made.report)
-        stamp = stamps.Stamp(self.provenance, {})
-        found.texts[stamps.place_of(self.output)] = stamp.to_json()
         return found
 
 
@@ -248,15 +246,14 @@ def _published(ran: Ran, publish: _Publish) -> Ran:
     if not publish.moves:
         return ran
     model = publish.moves[-1][1]
-    texts = {p: t for p, t in publish.texts.items() if p != stamps.place_of(model)}
-    with staged(texts):
+    with staged(publish.texts):
         model.parent.mkdir(parents=True, exist_ok=True)
         stamps.place_of(model).unlink(missing_ok=True)
         if len(publish.moves) > 1:
             model.unlink(missing_ok=True)
         for source, target in publish.moves:
             os.replace(source, target)
-    wrote = [target for _, target in publish.moves] + list(texts)
+    wrote = [target for _, target in publish.moves] + list(publish.texts)
     outputs = {stamps.relative(p, model.parent): stamps.of_file(p) for p in wrote}
     inputs = {k: v for k, v in (ran.provenance or {}).items() if k != "plan_sha256"}
     with staged({stamps.place_of(model): stamps.Stamp(inputs, outputs).to_json()}):

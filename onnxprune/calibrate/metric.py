@@ -48,8 +48,8 @@ def score_of(name: str, calibration: Calibration, portions: Sequence[int]) -> Ca
 def scorer(name: str, samples: Samples, judged: Judged, portions: Sequence[int]) -> Callable[[Outputs], float]:
     """The same, of what a model gives for `judged.names`."""
     function = load_score(name)
-    data = stacked([samples.feeds[k] | (samples.labels[k] if samples.labels else {}) for k in portions])
-    return lambda found: called(function, name, judged.outputs, judged.of_outputs(found), data)
+    data = _stacked([samples.feeds[k] | (samples.labels[k] if samples.labels else {}) for k in portions])
+    return lambda found: _call(function, name, judged.outputs, judged.of_outputs(found), data)
 
 
 def load_score(name: str) -> Score:
@@ -69,13 +69,13 @@ def load_score(name: str) -> Score:
     return found  # type: ignore[no-any-return]
 
 
-def stacked(parts: list[dict[str, Array]]) -> dict[str, Array]:
+def _stacked(parts: list[dict[str, Array]]) -> dict[str, Array]:
     """Arrays of several portions, one behind the other; those without a batch axis once."""
     return {n: np.concatenate([p[n] for p in parts]) if parts[0][n].ndim else parts[0][n] for n in parts[0]}
 
 
-def called(score: Score, name: str, outputs: Sequence[str], found: Outputs, data: dict[str, Array]) -> float:
-    answers = stacked([dict(zip(outputs, (np.asarray(x) for x in f), strict=True)) for f in found])
+def _call(score: Score, name: str, outputs: Sequence[str], found: Outputs, data: dict[str, Array]) -> float:
+    answers = _stacked([dict(zip(outputs, (np.asarray(x) for x in f), strict=True)) for f in found])
     try:
         value: Any = score(answers, data)
         return float(value)

@@ -27,6 +27,7 @@ from onnxprune.choose.options import Options
 from onnxprune.choose.pace import Pacer
 from onnxprune.choose.risk import CONFIDENCE, FEWEST, Bounds, Evidence, least
 from onnxprune.choose.subject import Subject
+from onnxprune.choose.trials import is_same
 from onnxprune.choose.tried import Outcome, Tried
 from onnxprune.clock import Clock
 from onnxprune.errors import BadInputError, NothingPrunableError, TargetNotReachableError
@@ -108,7 +109,7 @@ def boldest(
             if best is None:
                 raise
             break
-        if best is not None and _is_same(choice, best):
+        if best is not None and is_same(choice, best):
             continue
         if pacer is not None and not pacer.is_fastest(choice):
             continue
@@ -140,10 +141,6 @@ def _with(best: Choice, tried: Sequence[Tried]) -> Choice:
     """best: the last of those that passed."""
     last = max(k for k, t in enumerate(tried) if t.outcome == "passed")
     return replace(best, tried=tuple(replace(t, outcome="chosen") if k == last else t for k, t in enumerate(tried)))
-
-
-def _is_same(a: Choice, b: Choice) -> bool:
-    return a.subject.bypasses == b.subject.bypasses and np.array_equal(a.removed, b.removed)
 
 
 def _unkept(budget: Budget, settings: Options, failed: Bolder, found: Evidence, kind: str) -> TargetNotReachableError:

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from math import inf
 from statistics import median
 
 import numpy as np
@@ -24,6 +23,7 @@ import onnx
 
 from onnxprune import runtime
 from onnxprune.choose.budget import AUTO, Budget, flag_of
+from onnxprune.choose.challenge import Ask, Expected, challenged
 from onnxprune.choose.channels import Decider, decider
 from onnxprune.choose.layers import Choice, chosen
 from onnxprune.choose.options import Options
@@ -41,8 +41,6 @@ REPEATS, SECONDS = 30, 6.0  # of the original and a model in turn
 LOOKS = 6  # decisions with times measured at the widths of the one before
 REMEASURED = 8  # groups, those that save most, whose saving is measured in the whole model
 NAMED = 3  # pieces in a message
-CHALLENGES, HALVINGS = 5, 6  # whole models of one kind that are timed to beat the best, and steps to the next one
-BETTER = 0.98  # of the damage of the best: what a challenger must promise
 NOTICEABLE = 0.01  # change of the expected time by measured ones that is worth another decision
 
 
@@ -172,15 +170,19 @@ class Pacer:
         self.learned.append((trial.total, self.ms / trial.speed.ratio / factor))
         self.timer.learn(self.learned)
 
+    def _known(self, choice: Choice) -> Trial | None:
+        """A choice as it was timed; None where it was not."""
+        return next((t for t in self.trials if is_same(t.choice, choice)), None)
+
     def is_fastest(self, choice: Choice) -> bool:
         """Of the choices that were timed, is it the fastest, and faster than the original?"""
-        own = next(t for t in self.trials if is_same(t.choice, choice))
+        own = self._known(choice)
+        assert own is not None
         return own.speed.ratio > 1 and own.speed.ratio >= max(t.speed.ratio for t in self.trials)
 
     def trial_of(self, choice: Choice) -> Trial:
         """A choice as it was timed; now, where it was not."""
-        found = next((t for t in self.trials if is_same(t.choice, choice)), None)
-        return found or self.measured(choice)
+        return self._known(choice) or self.measured(choice)
 
     # -- deciding
 
@@ -193,7 +195,7 @@ class Pacer:
                 raise
             self.round_to = 1
             choice = self.decide(ms)
-        if not any(is_same(t.choice, choice) for t in self.trials):
+        if self._known(choice) is None:
             self.learn(self.measured(choice), 1.0)
         return choice
 
@@ -261,21 +263,34 @@ class Pacer:
         if best is None:
             raise self._unreachable(min(self.trials, key=lambda t: t.excess), self.problem)
         for ask, mildest in self._challengers(best):
-            best = self._challenged(best, ask, mildest)
+            best = challenged(best, self._expected(ask), mildest, self.measured, self._known)
         return best
+
+    def _expected(self, ask: Ask) -> Expected:
+        """A choice by a share, with the damage that is expected of it; None where there is none."""
+
+        def expected(share: float) -> tuple[Choice, float] | None:
+            self.clock("allocate")
+            try:
+                choice = ask(share)
+            except (TargetNotReachableError, NothingPrunableError):
+                return None
+            damage = self._damage(choice)
+            return None if damage is None else (choice, damage)
+
+        return expected
 
     def _rounds(self, factor: float) -> Trial | None:
         """A model as fast as asked; None where there is none. factor: of what quantization does to the time."""
-        own: list[Trial] = []
         between = Between()
         aim = self.timer.fit.total(AIM * self.goal / factor)
-        for _ in range(DECISIONS):
+        for tried in range(DECISIONS):
             try:
                 choice = self.decide(self.timer.fit(aim))
             except TargetNotReachableError as problem:
-                return self._narrowest(problem, own)
-            known = next((t for t in self.trials if is_same(t.choice, choice)), None)
-            if known is None and len(own) >= ROUNDS:
+                return self._narrowest(problem)
+            known = self._known(choice)
+            if known is None and tried >= ROUNDS:
                 break
             trial = known or self.measured(choice)
             self.expected = self.expected or trial.expected * factor
@@ -283,7 +298,6 @@ class Pacer:
                 trial = self.measured(choice, trial)
             if trial.is_met:
                 return trial
-            own.append(trial)
             if known is None:
                 self.learn(trial, factor)
             between.add(aim if known is not None else trial.total, trial.is_fast)
@@ -299,7 +313,7 @@ class Pacer:
 
     # -- challengers
 
-    def _challengers(self, best: Trial) -> Iterator[tuple[Callable[[float], Choice], float]]:
+    def _challengers(self, best: Trial) -> Iterator[tuple[Ask, float]]:
         """Other ways to choose widths, by a share of which less is bolder, and the mildest share."""
         decide = self._decide
         if decide is None or best.damage is None or self.timer.runner.warms_up:
@@ -311,61 +325,7 @@ class Pacer:
         if own:
             yield lambda share: decide(Budget("macs", min(1.0, share * all_macs / own)), AUTO), own / all_macs
 
-    def _challenged(self, best: Trial, ask: Callable[[float], Choice], mildest: float) -> Trial:
-        """The best, or what beats it: as fast as asked with less damage, in the whole model. ask: a choice by a share."""
-        assert best.damage is not None
-        found = self._boldest_within(BETTER * best.damage, ask, mildest)
-        fast, slow = 0.0, mildest
-        for _ in range(CHALLENGES):
-            if found is None:
-                break
-            choice, share = found
-            if any(is_same(t.choice, choice) for t in self.trials):
-                break
-            trial = self.measured(choice)
-            if trial.is_fast:
-                trial = self.measured(choice, trial)
-            if trial.is_fast:
-                best, fast = trial, share
-            elif not fast:  # the boldest that is milder than the best is too slow
-                break
-            else:
-                slow = share
-            if trial.is_met:
-                break
-            found = self._milder((fast + slow) / 2, best, ask)
-        return best
-
-    def _milder(self, share: float, best: Trial, ask: Callable[[float], Choice]) -> tuple[Choice, float] | None:
-        """The choice by a share, if less damage is expected of it."""
-        self.clock("allocate")
-        try:
-            choice = ask(share)
-        except (TargetNotReachableError, NothingPrunableError):
-            return None
-        damage = self._damage(choice)
-        return (choice, share) if damage is not None and best.damage is not None and damage < best.damage else None
-
-    def _boldest_within(
-        self, damage: float, ask: Callable[[float], Choice], mildest: float
-    ) -> tuple[Choice, float] | None:
-        """The choice by the least share of which no more damage is expected, and the share."""
-        self.clock("allocate")
-        found, low, high = None, 0.0, mildest
-        for _ in range(HALVINGS):
-            share = (low + high) / 2
-            try:
-                choice = ask(share)
-                expected = self._damage(choice)
-            except (TargetNotReachableError, NothingPrunableError):
-                expected = inf
-            if expected is not None and expected <= damage:
-                found, high = (choice, share), share
-            else:
-                low = share
-        return found
-
-    def _narrowest(self, problem: TargetNotReachableError, own: list[Trial]) -> Trial | None:
+    def _narrowest(self, problem: TargetNotReachableError) -> Trial | None:
         """Where the table knows no widths that are fast enough: the fastest, measured, unless something that is was measured before."""
         if any(t.is_fast for t in self.trials):
             return self._best()
@@ -377,7 +337,6 @@ class Pacer:
             except TargetNotReachableError as again:
                 problem = again
                 continue
-            own.append(trial)
             if trial.is_fast:
                 return trial
             break

@@ -16,24 +16,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
-import onnx
-from onnx import numpy_helper
 
 from onnxprune import runtime
 from onnxprune.groups.observation import Array
 from onnxprune.inputs.images import PRESETS, Preset, laid_out
 from onnxprune.inputs.wanted import Wanted
 from onnxprune.model.branches import showing
-from onnxprune.model.loaded import Model
+from onnxprune.model.graph import View, view
+from onnxprune.model.importer import import_graph
+from onnxprune.model.loaded import LoadedModel
 
 TRIED = ("imagenet", "-1..1", "0..1", "0..255", "clip", "caffe")
 ALIKE = 0.3  # values of two presets that differ by less, of their spread, are too near to tell apart
 PICTURES = 24  # that are looked at
 NORMS = 3  # batch normalizations that are looked at
 FEWEST = 8  # classes of a classifier
-CLEAR = {"statistics": 0.75, "answers": 0.85}  # the best, by the second: no more than so much
+CLEAR_STATISTICS = 0.75  # the best distance, by the second: no more than so much
+CLEAR_ANSWERS = 0.85  # the second information, by the best: no more than so much
 NEAR = 1.5  # distance of statistics up to which they are said to fit
 
 
@@ -46,9 +48,9 @@ class Guess:
     figures: tuple[tuple[str, float], ...] = ()
 
 
-def guess(model: Model, wanted: Wanted, pixels: Array, others: dict[str, Array]) -> Guess:
+def guess(model: LoadedModel, wanted: Wanted, pixels: Array, others: dict[str, Array]) -> Guess:
     """pixels: `[n, h, w, c]`, 0 to 255. others: one sample each of the model's other inputs."""
-    if wanted.dtype.kind in "iu" and wanted.dtype.itemsize == 1 and wanted.dtype.kind == "u":
+    if wanted.dtype == np.uint8:
         return Guess(PRESETS["0..255"], f"the input takes {wanted.dtype}, so pixels as they are")
     metadata = {p.key: p.value for p in model.proto.metadata_props}
     if "ultralytics" in f"{metadata.get('author', '')} {metadata.get('description', '')}".lower() or {
@@ -57,37 +59,41 @@ def guess(model: Model, wanted: Wanted, pixels: Array, others: dict[str, Array])
         "task",
     } <= set(metadata):
         return Guess(PRESETS["yolo"], "the metadata say that Ultralytics exported it")
-    inside = _inside(model.proto.graph, wanted)
+    seen = view(import_graph(model), {o.domain: o.version for o in model.proto.opset_import})
+    inside = _inside(seen, wanted)
     if inside is not None:
         return inside
     few = pixels[np.linspace(0, len(pixels) - 1, min(PICTURES, len(pixels))).astype(int)]
-    for name, what, measure in (
-        ("statistics", "mean and variance that its batch normalizations keep", _statistics),
-        ("answers", "how sure and how various its answers are", _answers),
-    ):
-        found = measure(model, wanted, few, others)
-        if found:
-            return _decided(found, name, what, few)
+    if found := _statistics(model, seen, wanted, few, others):
+        least, second = _first_two(found, few)
+        clear = least <= NEAR and least <= CLEAR_STATISTICS * second
+        return _decided(found, clear, "mean and variance that its batch normalizations keep", few)
+    if found := _answers(model, wanted, few, others):
+        least, second = _first_two(found, few)
+        return _decided(found, -second <= CLEAR_ANSWERS * -least, "how sure and how various its answers are", few)
     return Guess(None, "nothing in the model tells: it has no batch normalization left, and no output with classes")
 
 
-def _decided(found: dict[str, float], name: str, what: str, pixels: Array) -> Guess:
-    """The best, where it is clearly better than all that differ from it."""
+def _alike(found: dict[str, float], pixels: Array) -> list[str]:
+    """The best preset, and those that are too near to it to tell apart, in the order of `TRIED`."""
+    best = min(found, key=lambda n: found[n])
+    return [n for n in TRIED if n == best or (n in found and _is_alike(PRESETS[best], PRESETS[n], pixels))]
+
+
+def _first_two(found: dict[str, float], pixels: Array) -> tuple[float, float]:
+    """The figure of the best, and that of the best that differs from it; infinite where none does."""
+    group = _alike(found, pixels)
+    return min(found.values()), min((v for n, v in found.items() if n not in group), default=inf)
+
+
+def _decided(found: dict[str, float], is_clear: bool, what: str, pixels: Array) -> Guess:
     ranked = tuple(sorted(found.items(), key=lambda x: x[1]))
-    best, least = ranked[0]
-    alike = [n for n, _ in ranked[1:] if _is_alike(PRESETS[best], PRESETS[n], pixels)]
-    group = [n for n in TRIED if n == best or n in alike]
-    rest = [(n, v) for n, v in ranked if n not in group]
     shown = ", ".join(f"{n} {v:.3g}" for n, v in ranked[:4])
-    low = min(0.0, *(v for _, v in ranked))
-    clear = not rest or (least - low) <= CLEAR[name] * (rest[0][1] - low)
-    if name == "answers":
-        clear = not rest or -rest[0][1] <= CLEAR[name] * -least
-    fits = name != "statistics" or least <= NEAR
-    if not (clear and fits):
+    if not is_clear:
         return Guess(None, f"{what} do not tell presets apart ({shown}; less is better)", ranked)
-    also = f"; {' and '.join(n for n in group if n != group[0])} would fit as well" if len(group) > 1 else ""
-    return Guess(PRESETS[group[0]], f"{what} fit it best ({shown}; less is better){also}", ranked)
+    first, *others = _alike(found, pixels)
+    also = f"; {' and '.join(others)} would fit as well" if others else ""
+    return Guess(PRESETS[first], f"{what} fit it best ({shown}; less is better){also}", ranked)
 
 
 def _is_alike(a: Preset, b: Preset, pixels: Array) -> bool:
@@ -98,27 +104,23 @@ def _is_alike(a: Preset, b: Preset, pixels: Array) -> bool:
 # ---------------------------------------------------------------- what the graph says
 
 
-def _inside(graph: onnx.GraphProto, wanted: Wanted) -> Guess | None:
+def _inside(seen: View, wanted: Wanted) -> Guess | None:
     """A normalization at the graph's start."""
-    constants = {t.name: t for t in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            constants[node.output[0]] = node.attribute[0].t
     name, steps = wanted.name, list[tuple[str, float, bool]]()
     for _ in range(12):
-        readers = [n for n in graph.node if name in n.input]
+        readers = [n for n in seen.graph.nodes if name in n.inputs]
         if len(readers) != 1:
             break
         node = readers[0]
-        if node.op_type in ("Sub", "Add", "Mul", "Div"):
-            other = next((i for i in node.input if i != name), None)
-            if other not in constants:
+        if node.op in ("Sub", "Add", "Mul", "Div"):
+            other = next((i for i in node.inputs if i != name), "")
+            if other not in seen.constants:
                 break
-            value = float(np.mean(numpy_helper.to_array(constants[other]).astype(np.float64)))
-            steps.append((node.op_type, value, node.input[0] == name))
-        elif node.op_type not in ("Cast", "Transpose", "Identity", "Unsqueeze", "Squeeze", "Reshape"):
+            value = float(np.mean(_values(seen, other)))
+            steps.append((node.op, value, node.inputs[0] == name))
+        elif node.op not in ("Cast", "Transpose", "Identity", "Unsqueeze", "Squeeze", "Reshape"):
             break
-        name = node.output[0]
+        name = node.outputs[0]
     if not steps:
         return None
     ends = {
@@ -133,6 +135,10 @@ def _inside(graph: onnx.GraphProto, wanted: Wanted) -> Guess | None:
                 f"the graph begins with {said}, which brings {n} to {min(low, high):.3g}..{max(low, high):.3g}",
             )
     return None
+
+
+def _values(seen: View, key: str) -> Array:
+    return np.asarray(seen.constants[key].values, np.float64)
 
 
 def _applied(steps: list[tuple[str, float, bool]], x: float) -> float:
@@ -150,15 +156,18 @@ def _applied(steps: list[tuple[str, float, bool]], x: float) -> float:
 # ---------------------------------------------------------------- what the model does
 
 
+def _opened(model: LoadedModel, names: list[str]) -> runtime.Session:
+    return runtime.Session(model.beside(showing(model.proto, names)), what="the model")
+
+
 def _runs(
-    model: Model, wanted: Wanted, preset: Preset, pixels: Array, others: dict[str, Array], names: list[str]
+    session: runtime.Session, wanted: Wanted, values: Array, others: dict[str, Array], names: list[str]
 ) -> Iterator[list[Array]]:
-    """What the model gives for each picture."""
-    session = runtime.Session(model.beside(showing(model.proto, names)), what="the model")
-    values = laid_out(preset(pixels), wanted)
+    """What a model gives for pictures, by batch. values: `[n, h, w, c]`, normalized."""
+    fed = laid_out(values, wanted)
     batch = wanted.dims[0] or 1
-    for k in range(0, len(values) - batch + 1, batch):
-        yield [np.asarray(x) for x in session.run_whole({wanted.name: values[k : k + batch], **others}, names)]
+    for k in range(0, len(fed) - batch + 1, batch):
+        yield [np.asarray(x) for x in session.run_whole({wanted.name: fed[k : k + batch], **others}, names)]
 
 
 def _usable(wanted: Wanted) -> Iterator[Preset]:
@@ -167,22 +176,24 @@ def _usable(wanted: Wanted) -> Iterator[Preset]:
             yield PRESETS[name]
 
 
-def _statistics(model: Model, wanted: Wanted, pixels: Array, others: dict[str, Array]) -> dict[str, float]:
+def _statistics(
+    model: LoadedModel, seen: View, wanted: Wanted, pixels: Array, others: dict[str, Array]
+) -> dict[str, float]:
     """How far mean and variance that the first batch normalizations see are from those that they keep, in deviations."""
-    constants = {t.name: t for t in model.proto.graph.initializer}
     norms = [
-        (n.input[0], *(numpy_helper.to_array(constants[i]).astype(np.float64) for i in n.input[3:5]))
-        for n in model.proto.graph.node
-        if n.op_type == "BatchNormalization" and set(n.input[3:5]) <= set(constants) and n.input[0] != wanted.name
+        (n.inputs[0], _values(seen, n.inputs[3]), _values(seen, n.inputs[4]))
+        for n in seen.graph.nodes
+        if n.op == "BatchNormalization" and {*n.inputs[3:5]} <= {*seen.constants} and n.inputs[0] != wanted.name
     ][:NORMS]
     if not norms or all(np.allclose(m, 0) and np.allclose(v, 1) for _, m, v in norms):  # none, or never trained
         return {}
     names, found = [n for n, _, _ in norms], {}
+    session = _opened(model, names)
     for preset in _usable(wanted):
-        seen = list(_runs(model, wanted, preset, pixels, others, names))
+        runs = list(_runs(session, wanted, preset(pixels), others, names))
         distances = []
         for k, (_, mean, variance) in enumerate(norms):
-            x = np.concatenate([run[k] for run in seen]).astype(np.float64)
+            x = np.concatenate([run[k] for run in runs]).astype(np.float64)
             x = np.moveaxis(x, 1, -1).reshape(-1, x.shape[1])
             spread = np.sqrt(np.maximum(variance, 1e-12))
             live = variance > 1e-8 * variance.max()
@@ -192,14 +203,14 @@ def _statistics(model: Model, wanted: Wanted, pixels: Array, others: dict[str, A
     return found
 
 
-def _answers(model: Model, wanted: Wanted, pixels: Array, others: dict[str, Array]) -> dict[str, float]:
+def _answers(model: LoadedModel, wanted: Wanted, pixels: Array, others: dict[str, Array]) -> dict[str, float]:
     """Less the mutual information of picture and class, in nats; nothing where no output has classes, or pictures are few."""
     if len(pixels) < FEWEST:
         return {}
-    names = [o.name for o in model.proto.graph.output]
-    found = {}
+    names, found = [o.name for o in model.proto.graph.output], {}
+    session = _opened(model, names)
     for preset in _usable(wanted):
-        two = [list(_runs(model, wanted, preset, p, others, names)) for p in (pixels, pixels[:, :, ::-1])]
+        two = [list(_runs(session, wanted, preset(p), others, names)) for p in (pixels, pixels[:, :, ::-1])]
         at = next(
             (k for k, x in enumerate(two[0][0]) if x.ndim == 2 and x.shape[1] >= FEWEST and x.dtype.kind == "f"), None
         )

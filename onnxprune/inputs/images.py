@@ -34,25 +34,25 @@ class Preset:
 
     def __call__(self, pixels: Array) -> Array:
         """pixels: `[n, h, w, c]`, 0 to 255, RGB, grey or RGBA -> the same shape, normalized."""
-        channels = pixels.shape[-1]
-        mean, std = (
-            np.resize(np.array(v, np.float32), channels) if len(v) < channels else np.array(v[:channels], np.float32)
-            for v in (self.mean, self.std)
-        )
-        if channels == 1:
-            mean, std = np.array([np.mean(self.mean)], np.float32), np.array([np.mean(self.std)], np.float32)
-        made = pixels[..., [2, 1, 0, *range(3, channels)]] if self.order == "bgr" and channels >= 3 else pixels
-        return np.asarray((made.astype(np.float32) * np.float32(self.scale) - mean) / std, np.float32)
+        mean, std = self._by_channel(pixels.shape[-1])
+        return np.asarray((self._ordered(pixels).astype(np.float32) * np.float32(self.scale) - mean) / std, np.float32)
 
     def back(self, values: Array) -> Array:
         """Pixels, as far as they were kept."""
-        channels = values.shape[-1]
-        mean, std = (np.resize(np.array(v, np.float32), channels) for v in (self.mean, self.std))
-        if channels == 1:
-            mean, std = np.array([np.mean(self.mean)], np.float32), np.array([np.mean(self.std)], np.float32)
-        made = (values.astype(np.float32) * std + mean) / np.float32(self.scale)
-        made = made[..., [2, 1, 0, *range(3, channels)]] if self.order == "bgr" and channels >= 3 else made
+        mean, std = self._by_channel(values.shape[-1])
+        made = self._ordered((values.astype(np.float32) * std + mean) / np.float32(self.scale))
         return np.asarray(np.clip(np.rint(made), 0, 255), np.uint8)
+
+    def _by_channel(self, channels: int) -> tuple[Array, Array]:
+        """Mean and deviation of each; of one channel, those of all together."""
+        if channels == 1:
+            return np.array([np.mean(self.mean)], np.float32), np.array([np.mean(self.std)], np.float32)
+        return np.resize(np.array(self.mean, np.float32), channels), np.resize(np.array(self.std, np.float32), channels)
+
+    def _ordered(self, values: Array) -> Array:
+        """From RGB to the model's order, or back."""
+        channels = values.shape[-1]
+        return values[..., [2, 1, 0, *range(3, channels)]] if self.order == "bgr" and channels >= 3 else values
 
     def __str__(self) -> str:
         if self.scale == 1 and set(self.mean) == {0} and set(self.std) == {1}:

@@ -78,6 +78,11 @@ def folder_of(path: Path) -> Iterator[None]:
         raise
 
 
+def _beside(path: Path) -> tuple[int, str]:
+    """A new file in the folder of one to write: its handle and its name."""
+    return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+
+
 @contextlib.contextmanager
 def staged(texts: dict[Path, str]) -> Iterator[None]:
     """Texts are written beside their places first; they move there when the block ends well, or vanish."""
@@ -86,7 +91,7 @@ def staged(texts: dict[Path, str]) -> Iterator[None]:
         try:
             for path, text in texts.items():
                 folders.enter_context(folder_of(path))
-                handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+                handle, name = _beside(path)
                 temporary[name] = path
                 with os.fdopen(handle, "w", encoding="utf-8") as file:
                     file.write(text)
@@ -102,7 +107,7 @@ def staged(texts: dict[Path, str]) -> Iterator[None]:
 def write_bytes(path: Path, data: bytes) -> None:
     """One file; its folder is made where it is missing."""
     with folder_of(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        handle, name = _beside(path)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from onnxprune.choose.budget import TARGETS, Budget
+from onnxprune.choose.explore_options import BYTES
 from onnxprune.choose.field import Field as Told
 from onnxprune.choose.field import default_of, options, several
 from onnxprune.choose.finetune_options import FinetuneOptions
@@ -50,7 +51,6 @@ TYPES: dict[str, Any] = {
 
 OWN = ("check", "benchmark")  # the run decides these itself
 SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>B|kB|KB|MB|GB|KiB|MiB|GiB|%)")
-UNITS = {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
 class Strict(BaseModel):
@@ -258,7 +258,7 @@ def limit_of(value: int | str, original: int) -> float:
     if found is None:
         raise ValueError("a size is bytes, or a text such as '10 MB', '9.5 MiB' or '50%'")
     number = float(found["number"])
-    return number / 100 * original if found["unit"] == "%" else number * UNITS[found["unit"]]
+    return number / 100 * original if found["unit"] == "%" else number * BYTES[found["unit"].lower()]
 
 
 # ---------------------------------------------------------------- reading one

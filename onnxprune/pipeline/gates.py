@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from onnxprune.analyse.feeds import load_data, samples_of
 from onnxprune.analyse.samples import Samples
 from onnxprune.calibrate.damage import NAMED, Outputs, angle, disagreement
 from onnxprune.calibrate.judging import judged_by
-from onnxprune.calibrate.metric import called, load_score, stacked
+from onnxprune.calibrate.metric import scorer
 from onnxprune.errors import BadInputError
 from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.pipeline.config import Gates, limit_of
@@ -139,12 +139,8 @@ class Compared:
         """How much worse the finished model is, in the metric's unit."""
         if metric in NAMED:
             return self._by(NAMED[metric])
-        before, after = self._score(metric, self.wanted), self._score(metric, self.found)
+        score = scorer(metric, self.samples, self.judged, self.samples.own)
+        before, after = score(self.wanted), score(self.found)
         if not np.isfinite(before):
             raise BadInputError(f"The metric {metric} gives {before} for the original; it must be a finite number.")
         return before - after if np.isfinite(after) else float("inf")
-
-    def _score(self, metric: str, rows: Sequence[Sequence[Any]]) -> float:
-        labels = self.samples.labels
-        data = stacked([f | (labels[k] if labels else {}) for k, f in enumerate(self.samples.feeds)])
-        return called(load_score(metric), metric, self.judged.outputs, self.judged.of_outputs(rows), data)

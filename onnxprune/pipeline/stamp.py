@@ -10,16 +10,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from onnxprune.jobs import cluster
 from onnxprune.model.loaded import LoadedModel
-from onnxprune.version import __version__
 
-LIBRARIES = ("numpy", "onnx", "onnxruntime", "scipy")
 SUFFIX = ".run"
-BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -71,11 +68,8 @@ def relative(path: Path, folder: Path) -> str:
 
 def of_file(path: Path) -> str:
     """SHA-256 of a file's bytes."""
-    found = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            found.update(block)
-    return found.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def of_model(model: LoadedModel) -> str:
@@ -100,14 +94,9 @@ def of_value(value: Any) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of onnxprune and of the libraries that results may depend on."""
-    found = {"onnxprune": __version__}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # another build of the same, such as onnxruntime-gpu
-            found[name] = "?"
-    return found
+    """Of onnxprune and of the libraries that results may depend on; `?` for another build of one, such as onnxruntime-gpu."""
+    found = cluster.versions()
+    return {name: found.get(name, "?") for name in cluster.SAME}
 
 
 def _together(parts: Iterable[str]) -> str:
