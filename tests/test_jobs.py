@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from onnxprune import BadInputError
 from onnxprune.errors import WorkerLostError
 from onnxprune.jobs import Checkpoint, Job, Jobs, Result, Shared, host, place_of
 from onnxprune.jobs.job import key_of
-from onnxprune.jobs.local import Here, Processes, blas_threads
+from onnxprune.jobs.local import Here, Processes
 from onnxprune.jobs.opened import opened
 
 MARK = "ONNXPRUNE_TEST_MARK"
@@ -24,6 +25,17 @@ MARK = "ONNXPRUNE_TEST_MARK"
 def power(base: int, exponent: int) -> Result:
     """Says who it was, too."""
     return Result({"is": base**exponent, "pid": os.getpid()}, bytes([exponent]))
+
+
+def threads_of_sums() -> list[int]:
+    import scipy.linalg  # noqa: F401
+    from threadpoolctl import threadpool_info
+
+    return sorted({int(x["num_threads"]) for x in threadpool_info() if x["user_api"] == "blas"})
+
+
+def count_threads(base: int, exponent: int) -> Result:
+    return Result({"threads": threads_of_sums()})
 
 
 def fatal(base: int, exponent: int) -> Result:
@@ -125,20 +137,11 @@ def test_a_shared_value_is_opened_once_after_its_preparation(monkeypatch: pytest
     assert len(reads) == 1 and os.environ[MARK] == "after"
 
 
-@pytest.mark.parametrize(
-    "given, threads",
-    [
-        ({"OMP_NUM_THREADS": "3"}, 3),
-        ({"OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "2"}, 2),
-        ({"OMP_NUM_THREADS": "0"}, None),
-    ],
-)
-def test_threads_of_sums(given: dict[str, str], threads: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    assert blas_threads() == (threads or len(os.sched_getaffinity(0)))
+@pytest.mark.parametrize("run", [Here().run, Processes(2)._spread])
+def test_sums_take_one_thread_wherever_a_job_runs(run: Any) -> None:
+    before = threads_of_sums()
+    assert before and {tuple(r.values["threads"]) for _, r in run(count_threads, Shared(0), listed(3))} == {(1,)}
+    assert threads_of_sums() == before
 
 
 def test_what_is_timed_waits_for_what_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ from onnxprune.proof.verdict import Verdict
 from onnxprune.report.explore import ExploreReport, Point, Unreached, sorted_points
 from onnxprune.report.renderer import renderer_for
 from onnxprune.report.values import Latency
+from onnxprune.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class ExploreResult:
         return f"{point.number:02d}-{target}{suffix}"
 
 
+@one_thread()
 def explore(
     model: Source,
     *,

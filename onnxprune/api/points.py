@@ -27,7 +27,6 @@ from onnxprune.groups.classes import Bools
 from onnxprune.jobs import Job, Jobs, Result, Shared
 from onnxprune.jobs.cluster import versions
 from onnxprune.jobs.job import key_of
-from onnxprune.jobs.local import blas_threads
 from onnxprune.model.interface import marked
 from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.model.save import stored_bytes
@@ -100,7 +99,7 @@ def ground_key(loaded: LoadedModel, settings: Options, metric: str) -> str:
     contents = [of_file(Path(f)) for f in files if Path(f).is_file()]
     kept = settings_of(settings, None) | {"judge": settings.judge, "round_to": settings.round_to}
     kept |= {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in ("samples", "seed", "check")}
-    where = {"versions": versions(), "machine": platform.machine(), "threads": blas_threads()}
+    where = {"versions": versions(), "machine": platform.machine()}
     return key_of(loaded.sha256, contents, kept, where, metric, _of_metric(metric), sorted(map(str, ops.REGISTERED)))
 
 

@@ -42,6 +42,7 @@ from onnxprune.proof.verdict import Bolder
 from onnxprune.report.outcome import plan_of
 from onnxprune.report.renderer import renderer_for
 from onnxprune.report.report import Report, report_of
+from onnxprune.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class PruneResult:
         save_result(self.model, path, self.source)
 
 
+@one_thread()
 def prune(
     model: Source,
     budget: Budget | None = None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -35,13 +35,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def blas_threads() -> int:
-    """Threads of a matrix product of this process, as the libraries themselves say."""
-    from threadpoolctl import threadpool_info
-
-    return max((int(x["num_threads"]) for x in threadpool_info() if x["user_api"] == "blas"), default=1)
-
-
 class Cluster:
     """address: of a running scheduler, such as `tcp://10.0.0.5:8786`.
 
@@ -51,7 +44,6 @@ class Cluster:
     def __init__(self, address: str, patience: float = PATIENCE) -> None:
         try:
             import distributed
-            import threadpoolctl  # noqa: F401
         except ImportError:
             raise BadInputError("--cluster needs Dask; install it with: pip install 'onnxprune[cluster]'.") from None
         self.address, self.name = address, f"cluster {address}"
@@ -108,9 +100,9 @@ class Cluster:
 
         # `shared` is sent once to each worker; it is named by its content, so a second command need not send it
         data = self.client.scatter([shared.packed], broadcast=True, hash=True)[0]
-        how = (versions(), blas_threads())
+        own = versions()
         futures = {
-            self.client.submit(_there, data, shared.digest, work, job.argument, how, key=f"onnxprune-{job.key}"): k
+            self.client.submit(_there, data, shared.digest, work, job.argument, own, key=f"onnxprune-{job.key}"): k
             for k, job in jobs.items()
         }
         try:
@@ -135,17 +127,7 @@ def _same(theirs: dict[str, str], own: dict[str, str], worker: str) -> None:
             )
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(limits=count, user_api="blas"):
-        yield
-
-
-def _there(data: bytes, digest: str, work: Work, argument: Any, how: tuple[dict[str, str], int]) -> Result:
-    """On the worker. how: versions and threads of the client."""
-    wanted, threads = how
+def _there(data: bytes, digest: str, work: Work, argument: Any, wanted: dict[str, str]) -> Result:
+    """On the worker. wanted: versions of the client."""
     _same(versions(), wanted, platform.node())  # it may have come after the others were asked
-    with _threads(threads):
-        return perform(digest, partial(bytes, data), work, argument)
+    return perform(digest, partial(bytes, data), work, argument)

@@ -13,10 +13,7 @@ from onnxprune.errors import WorkerLostError
 from onnxprune.jobs import host
 from onnxprune.jobs.job import Job, Result, Shared, Work
 from onnxprune.jobs.opened import perform
-
-THREADS = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
-"""What says how many threads OpenBLAS takes, as it reads them: the first that is set counts."""
-
+from onnxprune.threads import one_thread
 
 START = 4.0
 
@@ -26,12 +23,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def blas_threads() -> int:
-    """Threads of a matrix product of this process. Results depend on them in the last bit, so all processes take as many."""
-    found = (os.environ.get(name, "") for name in THREADS)
-    return next((int(text) for text in found if text.isdecimal() and int(text)), cores())
-
-
 class Here:
     """One job after the other, in this process."""
 
@@ -39,7 +30,7 @@ class Here:
 
     def run(self, work: Work, shared: Shared, jobs: Sequence[Job]) -> Iterator[tuple[int, Result]]:
         for k, job in enumerate(jobs):
-            with host.shared():
+            with one_thread(), host.shared():
                 found = work(shared.value, job.argument)
             yield k, found
 
@@ -71,7 +62,7 @@ class Processes:
             path.write_bytes(shared.packed)
             tasks = (delayed(_numbered)(k, str(path), shared.digest, work, job.argument) for k, job in enumerate(jobs))
             try:
-                with parallel_config(backend="loky", inner_max_num_threads=blas_threads()):
+                with parallel_config(backend="loky", inner_max_num_threads=1):
                     runs = Parallel(n_jobs=self.count, return_as="generator_unordered", pre_dispatch="all")
                     yield from runs(tasks)
             except TerminatedWorkerError:

@@ -9,6 +9,7 @@ from typing import Any
 
 from onnxprune.jobs import host
 from onnxprune.jobs.job import Result, Work
+from onnxprune.threads import one_thread
 
 KEPT = 2
 """So many shared values stay open in a process: that of the sensitivities and that of the points."""
@@ -31,5 +32,5 @@ def opened(digest: str, read: Callable[[], bytes]) -> Any:
 
 def perform(digest: str, read: Callable[[], bytes], work: Work, argument: Any) -> Result:
     """One job. Jobs of one process run one after the other: they read the same values."""
-    with _one_at_a_time, host.shared():
+    with _one_at_a_time, one_thread(), host.shared():
         return work(opened(digest, read), argument)
