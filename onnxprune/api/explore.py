@@ -153,7 +153,7 @@ def _explored(
 ) -> tuple[Subject, list[Asked], list[Result], tuple[Unreached, ...]]:
     """The original, and a result for every target that can be reached. What targets share is measured once."""
     timed = next((t for t in targets if t.is_time), None)
-    settings = completed(settings, timed or targets[0])
+    settings = completed(replace(settings, depth="off"), timed or targets[0])
     ready(settings)
     key = ground_key(loaded, settings, metric)
     original = begun(loaded, settings, timed or targets[0], None, watch, clock)

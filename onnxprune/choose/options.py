@@ -159,11 +159,12 @@ class Options:
         stored=True,
         commands=PRUNE,
     )
-    depth: str = option(
-        "off",
-        one_of(*DEPTHS),
+    depth: str | None = option(
+        None,
+        optional(one_of(*DEPTHS)),
         "Remove layers and nodes: beside channels where that loses less (auto), or nothing else (only).",
         cli={"choices": DEPTHS},
+        by_default="auto for --speedup and --latency with --data, else off",
         decided=True,
         stored=True,
         replay=_of_plan(str),
@@ -299,17 +300,20 @@ def completed(settings: Options, budget: Budget | None) -> Options:
         )
     if settings.cost != "macs" and (budget is None or budget.metric != "max_drop"):
         raise BadInputError("--cost goes with --max-drop; for a time of your own give --speedup or --latency.")
-    if settings.depth != "off" and budget is not None:
+    can_judge = recover != "none" or importance_of(chosen).needs_calibration
+    by_time = budget is not None and budget.is_time and settings.data is not None and can_judge
+    depth = settings.depth or ("auto" if by_time else "off")
+    if depth != "off" and budget is not None:
         if budget.metric == "ratio":
             raise BadInputError(
                 "--depth needs a target of cost (--macs, --params, --size, --speedup or --latency) or --max-drop, not --ratio."
             )
-        if recover == "none" and not importance_of(chosen).needs_calibration:
+        if not can_judge:
             raise BadInputError("--depth needs calibration: leave out --recover none, or use --importance obs.")
-    can_mix = recover == "lsq" and settings.depth != "only"
+    can_mix = recover == "lsq" and depth != "only"
     if settings.mix and not can_mix:
         raise BadInputError("--mix needs --recover lsq, and channels to cut: give --data, and leave out --depth only.")
-    return replace(settings, recover=recover, importance=chosen, mix=can_mix and settings.mix is not False)
+    return replace(settings, recover=recover, importance=chosen, depth=depth, mix=can_mix and settings.mix is not False)
 
 
 def settings_of(settings: Options, budget: Budget | None, set_aside: int = 0) -> dict[str, Any]:

@@ -9,6 +9,9 @@ on weights: nothing is repaired on the way, and scores and damages are measured 
 The small graphs do not show everything: a width that suits a layer alone may cost its neighbours, as tensors are laid out in blocks of
 channels from one layer to the next. So the first model has widths that suit blocks (`AUTO`), and others challenge it: any widths, and
 those that a target of multiply-accumulates would take. One that is as fast in the whole model with less damage takes its place.
+
+Layers come last (`--depth auto`): only then it is known what the table leaves out, such as the fixed part of a node, which goes with a
+layer but not with channels. The layers that are worth it at the time that widths were found to need challenge them, finished and repaired.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from math import inf
 from statistics import median
 
 import numpy as np
@@ -25,14 +29,16 @@ from onnxprune import runtime
 from onnxprune.choose.budget import AUTO, Budget, flag_of
 from onnxprune.choose.challenge import Ask, Expected, challenged
 from onnxprune.choose.channels import Decider, decider
-from onnxprune.choose.layers import Choice, chosen
+from onnxprune.choose.layers import Choice, Look, chosen, finished
 from onnxprune.choose.options import Options
+from onnxprune.choose.sensitivity import judge
 from onnxprune.choose.subject import Subject
 from onnxprune.choose.trials import TOLERANCE, Between, Trial, is_same, least_harm
 from onnxprune.choose.tried import Tried
 from onnxprune.clock import Clock
+from onnxprune.cut.bypass import Bypass
 from onnxprune.cut.plan import units_removed
-from onnxprune.errors import NothingPrunableError, TargetNotReachableError
+from onnxprune.errors import BadInputError, NothingPrunableError, TargetNotReachableError
 from onnxprune.groups.classes import Bools
 
 AIM = 0.98  # of the time asked for
@@ -41,6 +47,7 @@ REPEATS, SECONDS = 30, 6.0  # of the original and a model in turn
 LOOKS = 6  # decisions with times measured at the widths of the one before
 REMEASURED = 8  # groups, those that save most, whose saving is measured in the whole model
 NAMED = 3  # pieces in a message
+NO_LAYERS = "at the same time, a model with all layers loses less"
 NOTICEABLE = 0.01  # change of the expected time by measured ones that is worth another decision
 
 
@@ -107,7 +114,8 @@ def paced(
         pacer = Pacer(original, budget, settings, clock, made, stack)
         pacer.known = known
         best = pacer.search(is_quantized)
-        return replace(best.choice, tried=pacer.tried_models(best)), pacer.pace(best)
+        looks = pacer.looks or best.choice.looks
+        return replace(best.choice, tried=pacer.tried_models(best), looks=looks), pacer.pace(best)
 
 
 class Pacer:
@@ -138,6 +146,8 @@ class Pacer:
         self.problem = ""  # what the table said where it knew no widths that are fast enough
         self.expected: float | None = None  # milliseconds of the first choice, before whole models corrected the table
         self.known: Decider | None = None  # of the original
+        self.looks: tuple[Look, ...] = ()  # at layers
+        self.bypasses: tuple[Bypass, ...] = ()  # of the subject whose widths are decided
         self._decide: Callable[[Budget, int], Choice] | None = None
         self._damage: Callable[[Choice], float | None] = lambda choice: None
 
@@ -188,6 +198,8 @@ class Pacer:
 
     def tried(self, ms: float) -> Choice:
         """`decide`, with the model that it makes timed once, for what follows."""
+        if self._decide is None and self.settings.depth == "auto":
+            self._decide = self._of(chosen(self.original, Budget("latency", ms), self.settings, self.clock))
         try:
             choice = self.decide(ms)
         except TargetNotReachableError:
@@ -220,10 +232,6 @@ class Pacer:
             return self._decide(target, self.round_to)
         if self.settings.depth == "only":
             return chosen(self.original, target, self.settings, self.clock)
-        if self.settings.depth == "auto":
-            choice = chosen(self.original, target, self.settings, self.clock)
-            self._decide = self._of(choice)
-            return choice
         self._decide = self._of(Choice(self.original, np.zeros(self.original.bare.solution.count, bool)))
         return self._decide(target, self.round_to)
 
@@ -232,7 +240,7 @@ class Pacer:
         return choice if self._decide is None else self._decide(target, self.round_to)
 
     def _of(self, choice: Choice) -> Callable[[Budget, int], Choice]:
-        subject = choice.subject
+        subject, self.bypasses = choice.subject, choice.subject.bypasses
         if not any(g.removable for g in subject.analysis.groups):
             return lambda target, round_to: choice
         latency = Budget("latency", 1.0)
@@ -256,15 +264,49 @@ class Pacer:
             factor = trial.speed.ratio**-1 if is_quantized else 1.0
             if trial.excess <= 1 + TOLERANCE and (self.goal >= self.ms or trial.is_fast):
                 return trial  # fast enough as it is
+        best = self._by_widths(factor)
+        if self.settings.depth == "auto":
+            best = self._by_layers(best, factor)
+        if best is None:
+            raise self._unreachable(min(self.trials, key=lambda t: t.excess), self.problem)
+        return best
+
+    def _by_widths(self, factor: float) -> Trial | None:
+        """Of the subject as it is; None where no widths are fast enough."""
+        self.round_to = AUTO
         best = self._rounds(factor)
         if best is None:  # in blocks there is none
             self.round_to = 1
             best = self._rounds(factor)
-        if best is None:
-            raise self._unreachable(min(self.trials, key=lambda t: t.excess), self.problem)
-        for ask, mildest in self._challengers(best):
-            best = challenged(best, self._expected(ask), mildest, self.measured, self._known)
+        if best is not None:
+            for ask, mildest in self._challengers(best):
+                best = challenged(best, self._expected(ask), mildest, self.measured, self._known)
         return best
+
+    def _by_layers(self, best: Trial | None, factor: float) -> Trial | None:
+        """The best, or a model without some layers that loses less. The table is asked for what it says of the best."""
+        ms = self.goal / factor if best is None else self.timer.fit(best.total)
+        try:
+            choice = chosen(self.original, Budget("latency", ms), self.settings, self.clock)
+        except (TargetNotReachableError, NothingPrunableError):
+            return best
+        self.looks = choice.looks
+        if not choice.subject.bypasses:
+            return best
+        self._decide = self._of(choice)
+        found = self._by_widths(factor)
+        if found is not None and (best is None or self._loss(found) <= self._loss(best)):
+            return found
+        self.looks = tuple(replace(x, verdict=NO_LAYERS) if x.is_taken else x for x in choice.looks)
+        return best
+
+    def _loss(self, trial: Trial) -> float:
+        """Of the finished model on held-out samples; infinite where it does not run."""
+        assert self.original.against is not None
+        try:
+            return judge(self.original.against, self.model.beside(finished(trial.choice, self.settings, self.clock)))
+        except BadInputError:
+            return inf
 
     def _expected(self, ask: Ask) -> Expected:
         """A choice by a share, with the damage that is expected of it; None where there is none."""
@@ -308,7 +350,7 @@ class Pacer:
         return self._best()
 
     def _best(self) -> Trial | None:
-        met = [t for t in self.trials if t.is_fast]
+        met = [t for t in self.trials if t.is_fast and t.choice.subject.bypasses == self.bypasses]
         return least_harm(met) if met else None
 
     # -- challengers
@@ -327,8 +369,8 @@ class Pacer:
 
     def _narrowest(self, problem: TargetNotReachableError) -> Trial | None:
         """Where the table knows no widths that are fast enough: the fastest, measured, unless something that is was measured before."""
-        if any(t.is_fast for t in self.trials):
-            return self._best()
+        if (best := self._best()) is not None:
+            return best
         for _ in range(LOOKS):  # what was expected to be fastest may prove slower where it is measured
             if problem.reached is None:
                 break
@@ -403,7 +445,7 @@ class Pacer:
             found.append((k, (whole - alone + others - least) / 2))
         found.sort(key=lambda x: -x[1])
         ids = [sizes.groups[k].id for k, _ in found]
-        if self.settings.depth != "off" or best.choice.subject.bypasses:
+        if best.choice.subject.bypasses:
             return [GroupTime(id, round(ms, 6), None) for id, (_, ms) in zip(ids, found, strict=True)]
         slower = [
             self._slower(best.choice, sizes.removed({j: m for j, m in counts.items() if j != k}))
