@@ -169,6 +169,11 @@ def drop_lines(drop: Drop) -> list[str]:
     return lines
 
 
+def sentence(line: str) -> str:
+    """A line as a sentence."""
+    return f"{line[:1].upper()}{line[1:]}."
+
+
 def pace_lines(report: Report) -> list[str]:
     """What was asked of the time, what was expected and measured, and what the most expensive groups save."""
     p = report.pace
