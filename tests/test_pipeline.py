@@ -218,6 +218,28 @@ def test_a_score_of_ones_own(place: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert gate.is_passed and "my_score:negative" in gate.line and gate.measured is not None
 
 
+def test_an_edited_score_is_measured_anew(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(str(place))
+    body = "def score(outputs, data):\n    return {} * float(abs(outputs['y']).mean())\n"
+    (place / "edited_score.py").write_text(body.format("1.0"))
+    (place / "named_score.py").write_text("from edited_score import score\n")
+    sets = ["models.0.gates={max_drop: 100, metric: 'named_score:score'}"]
+
+    def ran() -> Any:
+        return onnxprune.run(place / "prune.yaml", sets=sets).models[0]
+
+    first = ran()
+    assert first.status == "passed" and ran().status == "up to date"
+    (place / "edited_score.py").write_text(body.format("-20.0"))
+    again = ran()
+    assert again.status == "passed", "where the function is defined counts, not only where it is named"
+    assert again.gates[0].measured == pytest.approx(-20 * first.gates[0].measured), (
+        "and it is the edited one that judged"
+    )
+    assert ran().status == "up to date"
+
+
 # ---------------------------------------------------------------- in GitHub
 
 

@@ -16,8 +16,8 @@ from onnxprune.choose.channels import repaired
 from onnxprune.choose.layers import Choice
 from onnxprune.choose.max_drop import audited, is_drop
 from onnxprune.choose.options import Options
-from onnxprune.choose.pace import check_faster
 from onnxprune.choose.subject import Subject
+from onnxprune.choose.trials import check_faster
 from onnxprune.clock import Clock
 from onnxprune.cut.plan import Plan
 from onnxprune.cut.rewrite import rewrite

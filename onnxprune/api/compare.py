@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 
 from onnxprune import runtime
 from onnxprune.analyse.observe import analysis_of
-from onnxprune.analyse.samples import Samples
-from onnxprune.calibrate.damage import NAMED, Outputs, disagreement, divergence
+from onnxprune.calibrate.answers import answers, other_classes
+from onnxprune.calibrate.damage import NAMED, Outputs, divergence
 from onnxprune.calibrate.judging import Judged, judged_by
 from onnxprune.calibrate.metric import scorer
 from onnxprune.choose.channels import samples_for
@@ -28,7 +27,7 @@ from onnxprune.jobs import host
 from onnxprune.model.files import check_outputs, staged
 from onnxprune.model.interface import marked, resized
 from onnxprune.model.load import Source, load
-from onnxprune.model.loaded import LoadedModel, Model
+from onnxprune.model.loaded import LoadedModel
 from onnxprune.report.comparison import Compared, Comparison
 from onnxprune.report.renderer import renderer_for
 
@@ -72,7 +71,8 @@ def compare(
     samples = samples_for(first, settings, CostModel(first), False)
     fitted = [m.beside(marked(m.proto, resized(loaded[0].proto, m.proto))) for m in loaded]
     judged = judged_by(loaded[0], _fits(analyses), settings.judge)
-    found = _outputs(fitted, names, judged, samples, clock)
+    own_feeds = [samples.feeds[run] for run in samples.own]
+    found = answers(judged, list(zip(names, fitted, strict=True)), own_feeds, clock.share)
     clock("benchmark")
     times = None
     if how.benchmark:
@@ -129,18 +129,6 @@ def _fits(analyses: Sequence[Analysis | str]) -> Any:
     return fits
 
 
-def _outputs(
-    models: Sequence[Model], names: Sequence[str], judged: Judged, samples: Samples, clock: Clock
-) -> list[Outputs]:
-    """What each model gives for `judged.names`, by run of the samples."""
-    found: list[Outputs] = []
-    for k, (model, name) in enumerate(zip(models, names, strict=True)):
-        answers = judged.session(model, name, optimized=True)
-        found.append([answers(samples.feeds[run]) for run in samples.own])
-        clock.share((k + 1) / len(models))
-    return found
-
-
 def _row(
     name: str, model: LoadedModel, analysis: Analysis | str, judged: Judged, pair: tuple[Outputs, Outputs]
 ) -> Compared:
@@ -151,16 +139,14 @@ def _row(
     sizes = [[x.shape for x in row] for row in judged.of_outputs(reference)]
     if sizes != [[x.shape for x in row] for row in judged.of_outputs(outputs)]:
         note = "; ".join(filter(None, (note, "its outputs have other sizes than the first model's")))
-    agreement = None
-    with suppress(BadInputError):
-        agreement = 1 - judged.by_tensors(disagreement)(reference, outputs)
+    others = other_classes(judged, reference, outputs)
     return Compared(
         model=name,
         bytes=model.size_bytes,
         macs=None if costs is None else costs.macs(),
         params=None if costs is None else costs.params(),
         divergence=judged.by_tensors(divergence)(reference, outputs),
-        agreement=agreement,
+        agreement=None if others is None else 1 - others,
         note=note,
     )
 

@@ -28,6 +28,7 @@ from onnxprune.inputs.wanted import ARRAYS, SUFFIXES, Kind, Wanted, files_below,
 from onnxprune.model.files import check_outputs, write_arrays
 from onnxprune.model.load import Source, load
 from onnxprune.model.loaded import LoadedModel
+from onnxprune.words import counted, were
 
 SIZE = (224, 224)
 GUESSED = 64  # pictures that are read to find the preset
@@ -53,7 +54,7 @@ class DataReport:
         rows += self.notes
         if self.skipped:
             shown = ", ".join(f"{p.name} ({why})" for p, why in self.skipped[:3])
-            rows.append(f"{len(self.skipped)} files were left out: {shown}{', …' if len(self.skipped) > 3 else ''}")
+            rows.append(f"{were(len(self.skipped), 'file')} left out: {shown}{', …' if len(self.skipped) > 3 else ''}")
         return rows
 
 
@@ -137,7 +138,7 @@ class _Making:
         report.arrays = {w.name: report.arrays[w.name][keep] for w in self.wanted}
         report.samples = len(keep)
         if len(keep) < count:
-            report.notes.append(f"{len(keep)} of {count} samples, spread evenly (--samples)")
+            report.notes.append(f"{len(keep)} of {counted(count, 'sample')}, spread evenly (--samples)")
         if self.groups is not None and len(self.groups) == count and GROUPS not in report.arrays:
             report.arrays[GROUPS] = self.groups[keep]
         return report

@@ -28,6 +28,7 @@ from onnxprune.model.loaded import LoadedModel
 from onnxprune.model.save import save_result
 from onnxprune.report.lines import decided_line, judged_line
 from onnxprune.report.values import Decided, NotJudged
+from onnxprune.words import counted
 
 if TYPE_CHECKING:
     from onnxprune.training.loop import Trained
@@ -74,7 +75,8 @@ class FinetuneResult:
         rows.append(
             (
                 "trained",
-                f"{self.weights - len(self.frozen)} of {self.weights} weights, {self.training} samples, {self.held} held out",
+                f"{self.weights - len(self.frozen)} of {counted(self.weights, 'weight')}, "
+                f"{counted(self.training, 'sample')}, {self.held} held out",
             )
         )
         rows += [("frozen", f"{f.key}: no gradient passes {', '.join(f.nodes[:3])}") for f in self.frozen[:5]]

@@ -11,9 +11,10 @@ from typing import Any
 
 from onnxprune import ops, runtime
 from onnxprune.api.carry import carried_out
+from onnxprune.calibrate.answers import judges_classes
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.damage import disagreement, divergence
-from onnxprune.calibrate.metric import load_score, metric_of
+from onnxprune.calibrate.metric import metric_of
 from onnxprune.calibrate.recall import Recall
 from onnxprune.choose.budget import Budget
 from onnxprune.choose.layers import Choice
@@ -22,7 +23,6 @@ from onnxprune.choose.pace import Pace
 from onnxprune.choose.sensitivity import Narrowing, Sensing, Trials, judged
 from onnxprune.choose.subject import Subject
 from onnxprune.clock import Clock, silent
-from onnxprune.errors import BadInputError
 from onnxprune.groups.classes import Bools
 from onnxprune.jobs import Job, Jobs, Result, Shared
 from onnxprune.jobs.cluster import versions
@@ -31,7 +31,7 @@ from onnxprune.model.interface import marked
 from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.model.save import stored_bytes
 from onnxprune.model.typed_json import plain
-from onnxprune.pipeline.stamp import of_file
+from onnxprune.pipeline.stamp import of_file, of_metric
 from onnxprune.proof.elsewhere import Stopwatch
 from onnxprune.report.outcome import plan_of
 from onnxprune.report.warnings import warnings
@@ -100,15 +100,7 @@ def ground_key(loaded: LoadedModel, settings: Options, metric: str) -> str:
     kept = settings_of(settings, None) | {"judge": settings.judge, "round_to": settings.round_to}
     kept |= {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in ("samples", "seed", "check")}
     where = {"versions": versions(), "machine": platform.machine()}
-    return key_of(loaded.sha256, contents, kept, where, metric, _of_metric(metric), sorted(map(str, ops.REGISTERED)))
-
-
-def _of_metric(metric: str) -> str:
-    if ":" not in metric:
-        return ""
-    module = sys.modules.get(load_score(metric).__module__)
-    source = getattr(module, "__file__", None)
-    return of_file(Path(source)) if source else ""
+    return key_of(loaded.sha256, contents, kept, where, metric, of_metric(metric), sorted(map(str, ops.REGISTERED)))
 
 
 # ---------------------------------------------------------------- sensitivities
@@ -187,18 +179,9 @@ def held_out(calibration: Calibration | None, model: Model, metric: str) -> dict
     by = calibration.judged.by_tensors
     wanted = [(metric_of(metric, calibration, chosen), None if metric == "kl" else chosen)]
     wanted += [(by(divergence), None)] if calibration.judged.tensors else []
-    if _has_classes(calibration):
-        wanted.append((by(disagreement), None))
+    has_classes = judges_classes(calibration.judged, calibration.outputs)
+    wanted += [(by(disagreement), None)] if has_classes else []
     found = judged(calibration, model, wanted)
     drop = found.pop(0)
-    apart = found.pop() if _has_classes(calibration) else None
+    apart = found.pop() if has_classes else None
     return {"drop": drop, "divergence": found[0] if found else None, "agreement": None if apart is None else 1 - apart}
-
-
-def _has_classes(calibration: Calibration) -> bool:
-    some = calibration.outputs[:1]
-    try:
-        calibration.judged.by_tensors(disagreement)(some, some)
-    except BadInputError:
-        return False
-    return True

@@ -8,12 +8,12 @@ from __future__ import annotations
 import onnx
 
 from onnxprune import runtime
+from onnxprune.calibrate.answers import judges_classes
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.damage import disagreement
 from onnxprune.calibrate.metric import metric_of
 from onnxprune.choose.options import Options
 from onnxprune.choose.sensitivity import judge
-from onnxprune.errors import BadInputError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.model.loaded import Model
 from onnxprune.model.save import stored_bytes
@@ -69,7 +69,7 @@ def _measured(
 
 
 def _top1(calibration: Calibration, model: Model) -> float | None:
-    try:
-        return judge(calibration, model, calibration.judged.by_tensors(disagreement))
-    except BadInputError:
+    judged = calibration.judged
+    if not judges_classes(judged, calibration.outputs):
         return None
+    return judge(calibration, model, judged.by_tensors(disagreement))

@@ -151,20 +151,26 @@ class _One:
     def up_to_date(self, force: bool) -> tuple[Ran, _Publish] | None:
         """Nothing is to be done where nothing changed. Also finds out what the result is made from."""
         self.original = load(self.folder / self.entry.model)
-        data = self.files.data_of(self.entry)
+        data, metrics = self.files.data_of(self.entry), self._metrics()
         self.provenance = stamps.versions() | {
             "source_sha256": stamps.of_model(self.original),
             "config_sha256": stamps.of_value(self.entry.model_dump(mode="json", exclude={"name"})),
             **({"data_sha256": stamps.of_files(data)} if data else {}),
+            **({"metric_sha256": stamps.of_value([*map(stamps.of_metric, metrics)])} if metrics else {}),
         }
         known = stamps.read_stamp(self.output)
         current = stamps.is_current(known, self.provenance, self.files.outputs_of(self.entry), self.output.parent)
         if force or not current:
             return None
         assert known is not None
-        line = "up to date: model, data, config and versions are those of the last run (--force makes it anew)"
+        line = "up to date: model, data, metrics, config and versions are those of the last run (--force makes it anew)"
         ran = Ran(self.name, "up to date", 0, line, provenance=self.provenance, outputs=known.outputs)
         return ran, _Publish()
+
+    def _metrics(self) -> list[str]:
+        """Those of the user's own that steps and gates judge by."""
+        given = [step.options.given().get("metric") for step in self.entry.steps]
+        return sorted({m for m in (*given, self.entry.gates.metric) if m and ":" in m})
 
     def made(self) -> tuple[Ran, _Publish]:
         """The steps, the gates, and what waits for being published."""
@@ -181,9 +187,8 @@ class _One:
         finished = load(place)
         gates, numbers = self._judged(steps, made, finished)
         failed = [g for g in gates if not g.is_passed]
-        line = (
-            "; ".join(g.line for g in failed) or f"all {len(gates)} gates hold" if gates else "done; no gates are set"
-        )
+        hold = "the gate holds" if len(gates) == 1 else f"all {len(gates)} gates hold"
+        line = "; ".join(g.line for g in failed) or (hold if gates else "done; no gates are set")
         ran = Ran(
             self.name,
             "gate failed" if failed else "passed",

@@ -19,9 +19,10 @@ import onnx
 from onnxprune import runtime
 from onnxprune.analyse.observe import analysis_of
 from onnxprune.analyse.samples import Samples
+from onnxprune.calibrate.answers import answers, other_classes
 from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.calibrate.calibration import Calibration
-from onnxprune.calibrate.damage import Outputs, disagreement, divergence
+from onnxprune.calibrate.damage import Outputs, divergence
 from onnxprune.calibrate.judging import Judged, judged_by
 from onnxprune.choose.channels import keeps_size, samples_for
 from onnxprune.choose.costs import CostModel
@@ -34,11 +35,10 @@ from onnxprune.cut.plan import Pair, plan_groups
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.errors import BadInputError, NothingPrunableError, VerificationError
 from onnxprune.groups.analysis import Analysis
-from onnxprune.groups.observation import Array
 from onnxprune.model.files import check_outputs, staged
 from onnxprune.model.graph import name_of
 from onnxprune.model.load import Source, file_of, load
-from onnxprune.model.loaded import LoadedModel
+from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.model.patch import with_constants
 from onnxprune.model.save import save_result, stored_bytes
 from onnxprune.proof.compare import error, tolerance_of
@@ -278,12 +278,12 @@ def _difference(
     check_well_formed(loaded, loaded.beside(final))
     held = [k for k in range(samples.given) if samples.held[k]] if calibration is not None else []
     chosen = held or list(range(samples.given))
-    answers = [judged.session(loaded.beside(p)) for p in (loaded.proto, final)]
-    wanted, found = ([a(samples.feeds[k]) for k in chosen] for a in answers)
+    models: list[tuple[str, Model]] = [("the original", loaded), ("the sparse model", loaded.beside(final))]
+    wanted, found = answers(judged, models, [samples.feeds[k] for k in chosen])
     return Difference(
         error=judged.by_tensors(_worst)(wanted, found),
         divergence=judged.by_tensors(divergence)(wanted, found),
-        top1=_top1(judged, wanted, found),
+        top1=other_classes(judged, wanted, found),
         samples=sum(samples.sizes[k] for k in chosen),
         held_out=bool(held),
         made_up=made_up,
@@ -295,13 +295,6 @@ def _difference(
 
 def _worst(wanted: Outputs, found: Outputs) -> float:
     return max(error(a, b) for a, b in zip(wanted, found, strict=True))
-
-
-def _top1(judged: Judged, wanted: list[list[Array]], found: list[list[Array]]) -> float | None:
-    try:
-        return judged.by_tensors(disagreement)(wanted, found)
-    except BadInputError:
-        return None
 
 
 def _layer(analysis: Analysis, weight: SparseWeight, sparse: Sparse, is_sparse: bool) -> SparseLayer:

@@ -29,17 +29,30 @@ def disagreement(reference: Outputs, outputs: Outputs) -> float:
     """Share of positions whose largest entry along the last axis is another one; over the outputs with such an axis. All positions of an
     output whose size is another.
     """
+    if not has_classes(reference):
+        raise BadInputError("--metric top1 needs an output with classes along its last axis; use kl or cosine.")
     shares = []
     for k in range(len(reference[0])):
         wanted = [np.asarray(r[k]) for r in reference]
-        if wanted[0].dtype.kind in "iub" and wanted[0].size:
+        if _is_label(wanted[0]):
             shares.append(_labels(wanted, [np.asarray(o[k]) for o in outputs]))
-        elif wanted[0].dtype.kind == "f" and wanted[0].ndim > 1 and wanted[0].shape[-1] > 1:
+        elif _has_scores(wanted[0]):
             different = [_other_classes(w, np.asarray(o[k])) for w, o in zip(wanted, outputs, strict=True)]
             shares.append(float(np.mean(np.concatenate([d.ravel() for d in different]))))
-    if not shares:
-        raise BadInputError("--metric top1 needs an output with classes along its last axis; use kl or cosine.")
     return max(shares)
+
+
+def has_classes(reference: Outputs) -> bool:
+    """Does some output hold labels, or scores of classes along its last axis? reference: one sample at least."""
+    return any(_is_label(x) or _has_scores(x) for x in map(np.asarray, reference[0]))
+
+
+def _is_label(x: Array) -> bool:
+    return x.dtype.kind in "iub" and x.size > 0
+
+
+def _has_scores(x: Array) -> bool:
+    return x.dtype.kind == "f" and x.ndim > 1 and x.shape[-1] > 1
 
 
 def _other_classes(w: Array, f: Array) -> Array:

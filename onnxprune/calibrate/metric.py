@@ -62,11 +62,44 @@ def load_score(name: str) -> Score:
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), function)
+        _read_again(module, getattr(found, "__module__", module))
+        found = getattr(sys.modules[module], function)
     except (ImportError, AttributeError) as error:
         raise BadInputError(f"--metric {name} cannot be imported: {error}.") from None
     if not callable(found):
         raise BadInputError(f"--metric {name} is not a function.")
     return found  # type: ignore[no-any-return]
+
+
+def sources_of(name: str) -> list[Path]:
+    """The files of the module that a user's `module:function` names, and of the one that the function is defined in.
+
+    Raises `BadInputError` where it cannot be imported.
+    """
+    module = name.partition(":")[0]
+    modules = (module, getattr(load_score(name), "__module__", module))
+    found = (getattr(sys.modules.get(m), "__file__", None) for m in modules)
+    return [Path(f) for f in dict.fromkeys(found) if f]
+
+
+SEEN: dict[str, int] = {}
+"""By module of a metric, when its file had last changed as it was imported; in nanoseconds."""
+
+
+def _read_again(module: str, origin: str) -> None:
+    """What was edited since it was imported, for programs that run on. origin: the module that the function is defined in."""
+    edited = [m for m in dict.fromkeys((origin, module)) if _is_edited(m)]
+    for m in dict.fromkeys((*edited, module)) if edited else ():
+        importlib.reload(sys.modules[m])
+
+
+def _is_edited(module: str) -> bool:
+    file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
+    if module == "__main__" or not file.is_file():
+        return False
+    now = file.stat().st_mtime_ns
+    before, SEEN[module] = SEEN.get(module, now), now
+    return before != now
 
 
 def _stacked(parts: list[dict[str, Array]]) -> dict[str, Array]:

@@ -29,6 +29,7 @@ from onnxprune import runtime
 from onnxprune.choose.budget import AUTO, Budget, flag_of
 from onnxprune.choose.challenge import Ask, Expected, challenged
 from onnxprune.choose.channels import Decider, decider
+from onnxprune.choose.group_times import GroupTime, TimeCurve, counts_of, saved, time_curves
 from onnxprune.choose.layers import Choice, Look, chosen, finished
 from onnxprune.choose.options import Options
 from onnxprune.choose.sensitivity import judge
@@ -37,7 +38,6 @@ from onnxprune.choose.trials import TOLERANCE, Between, Trial, is_same, least_ha
 from onnxprune.choose.tried import Tried
 from onnxprune.clock import Clock
 from onnxprune.cut.bypass import Bypass
-from onnxprune.cut.plan import units_removed
 from onnxprune.errors import BadInputError, NothingPrunableError, TargetNotReachableError
 from onnxprune.groups.classes import Bools
 
@@ -49,20 +49,6 @@ REMEASURED = 8  # groups, those that save most, whose saving is measured in the 
 NAMED = 3  # pieces in a message
 NO_LAYERS = "at the same time, a model with all layers loses less"
 NOTICEABLE = 0.01  # change of the expected time by measured ones that is worth another decision
-
-
-@dataclass(frozen=True)
-class GroupTime:
-    """What the removal from one group saves.
-
-    group: its id.
-    expected: milliseconds by the table of times.
-    measured: milliseconds by which the finished model is slower with this group whole again; null where that was not measured.
-    """
-
-    group: str
-    expected: float
-    measured: float | None
 
 
 @dataclass(frozen=True)
@@ -78,6 +64,7 @@ class Pace:
     graphs: small graphs that were timed for it, and how many were known from before.
     seconds: that the table took.
     groups: what each group saves, the most first.
+    curves: how long the layers of a group take at some widths; of the groups whose layers take longest, these first.
     """
 
     asked: float
@@ -89,6 +76,7 @@ class Pace:
     graphs: tuple[int, int]
     seconds: float
     groups: tuple[GroupTime, ...] = ()
+    curves: tuple[TimeCurve, ...] = ()
 
 
 Made = Callable[[Choice], onnx.ModelProto]
@@ -430,20 +418,12 @@ class Pacer:
             graphs=(self.timer.measured, self.timer.found),
             seconds=round(self.timer.spent, 3),
             groups=tuple(self._groups(best)),
+            curves=time_curves(best.choice.subject.costs, best.choice.removed),
         )
 
     def _groups(self, best: Trial) -> Sequence[GroupTime]:
-        """Half of what it saves alone, and half of what it saves behind all others: together that is what all save."""
         costs, removed = best.choice.subject.costs, best.choice.removed
-        cost, sizes = costs.of("latency"), costs.times.sizes
-        counts = {k: n for k, g in enumerate(sizes.groups) if (n := units_removed(g, removed))}
-        whole, least = cost.total(None), cost.total(sizes.removed(counts))
-        found = []
-        for k, n in counts.items():
-            alone = cost.total(sizes.removed({k: n}))
-            others = cost.total(sizes.removed({j: m for j, m in counts.items() if j != k}))
-            found.append((k, (whole - alone + others - least) / 2))
-        found.sort(key=lambda x: -x[1])
+        sizes, counts, found = costs.times.sizes, counts_of(costs, removed), saved(costs, removed)
         ids = [sizes.groups[k].id for k, _ in found]
         if best.choice.subject.bypasses:
             return [GroupTime(id, round(ms, 6), None) for id, (_, ms) in zip(ids, found, strict=True)]
@@ -463,12 +443,3 @@ class Pacer:
         with runtime.opened_all(self.timer.runner, models, self.feeds) as opened:
             more, less = runtime.in_turn(opened, REPEATS // 2, self.timer.warmup, SECONDS / 6)
         return median(a - b for a, b in zip(more.rounds, less.rounds, strict=True))
-
-
-def check_faster(budget: Budget, found: runtime.Speedup) -> None:
-    """Raise `TargetNotReachableError` where the finished model, with its final weights, is certainly slower than the original."""
-    if found.high < 1:
-        raise TargetNotReachableError(
-            f"{flag_of(budget.metric)} {budget.amount:g} was not kept: the finished model is {found.ratio:.2f} times as fast as the "
-            f"original ({found.low:.2f} to {found.high:.2f}), so it is slower. Time it where nothing else runs."
-        )

@@ -8,7 +8,9 @@ from math import inf
 import numpy as np
 
 from onnxprune import runtime
+from onnxprune.choose.budget import Budget, flag_of
 from onnxprune.choose.layers import Choice
+from onnxprune.errors import TargetNotReachableError
 
 TOLERANCE = 0.05
 """How much faster than asked a model may be, as a share of the time asked for, before a slower one is looked for."""
@@ -76,3 +78,12 @@ def least_harm(trials: list[Trial]) -> Trial:
 
 def is_same(a: Choice, b: Choice) -> bool:
     return a.subject.bypasses == b.subject.bypasses and np.array_equal(a.removed, b.removed)
+
+
+def check_faster(budget: Budget, found: runtime.Speedup) -> None:
+    """Raise `TargetNotReachableError` where the finished model, with its final weights, is certainly slower than the original."""
+    if found.high < 1:
+        raise TargetNotReachableError(
+            f"{flag_of(budget.metric)} {budget.amount:g} was not kept: the finished model is {found.ratio:.2f} times as fast as the "
+            f"original ({found.low:.2f} to {found.high:.2f}), so it is slower. Time it where nothing else runs."
+        )

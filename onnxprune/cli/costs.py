@@ -9,6 +9,7 @@ import click
 from onnxprune.cli.common import FILE, OUT, guarded, json_option, table
 from onnxprune.errors import BadInputError
 from onnxprune.model.json_text import to_json
+from onnxprune.words import counted
 
 
 @click.command()
@@ -27,7 +28,7 @@ def costs(*, export: Path | None, is_cleared: bool, as_json: bool) -> None:
     if is_cleared and (export is not None or as_json):
         raise BadInputError("--clear deletes the times; give it alone, after an --export.")
     if is_cleared:
-        OUT.print(f"{clear_costs()} files deleted")
+        OUT.print(f"{counted(clear_costs(), 'file')} deleted")
         return
     found = run()
     if export is not None:
@@ -42,7 +43,10 @@ def costs(*, export: Path | None, is_cleared: bool, as_json: bool) -> None:
         for p in found["places"]
     ]
     OUT.print(table(("engine", "version", "where", "times", "file"), rows, ("engine", "version", "where", "file")))
-    OUT.print(f"{len(rows)} places in {found['folder']}" + (f", exported to {export}" if export else ""), markup=False)
+    OUT.print(
+        f"{counted(len(rows), 'place')} in {found['folder']}" + (f", exported to {export}" if export else ""),
+        markup=False,
+    )
 
 
 def _rest(key: dict[str, str]) -> str:

@@ -11,6 +11,7 @@ from onnxprune.cli.common import FILE, OUT, guarded, options, quiet_option
 from onnxprune.cli.progress import progress
 from onnxprune.errors import BadInputError, quoted
 from onnxprune.inputs.options import DataOptions
+from onnxprune.words import counted
 
 
 def _inputs(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, Path]:
@@ -60,7 +61,11 @@ def data(
         return
     for line in report.lines():
         OUT.print(line, markup=False)
-    OUT.print(f"wrote     {output}: {report.samples:,} samples; look at them, then give them with --data", markup=False)
+    them = "it" if report.samples == 1 else "them"
+    OUT.print(
+        f"wrote     {output}: {counted(report.samples, 'sample')}; look at {them}, then give {them} with --data",
+        markup=False,
+    )
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

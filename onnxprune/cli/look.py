@@ -21,6 +21,7 @@ from onnxprune.cli.common import (
 from onnxprune.cli.progress import progress
 from onnxprune.model.json_text import to_json
 from onnxprune.model.typed_json import plain
+from onnxprune.words import counted
 
 
 @click.command()
@@ -43,7 +44,9 @@ def inspect(*, model: Path, as_json: bool, verbose: bool, **given: Any) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
-    OUT.print(f"{found['macs']:,} MACs, {found['params']:,} parameters, {len(found['groups'])} groups")
+    OUT.print(
+        f"{counted(found['macs'], 'MAC')}, {counted(found['params'], 'parameter')}, {counted(len(found['groups']), 'group')}"
+    )
     heads = ("group", "kind", "where", "units", "removable", "exact", "members", "MACs", "parameters")
     rows = [
         (
@@ -65,7 +68,10 @@ def inspect(*, model: Path, as_json: bool, verbose: bool, **given: Any) -> None:
             remedy = f" [{pin['remedy']}]" if pin["remedy"] else ""
             OUT.print(f"{g['id']} pinned: {pin['reason']}{remedy}", markup=False)
         for m in g["members"] if verbose else []:
-            OUT.print(f"{g['id']} member: {m['tensor']} axis {m['axis']} ({m['positions']} positions)", markup=False)
+            OUT.print(
+                f"{g['id']} member: {m['tensor']} axis {m['axis']} ({counted(m['positions'], 'position')})",
+                markup=False,
+            )
     for name in found["unknown_operators"]:
         OUT.print(f"no rule for {name}: it keeps what it touches", markup=False)
     for text in (*found["failed_rules"], *found["warnings"]):
@@ -121,7 +127,7 @@ def verify(*, original: Path, pruned: Path, plan: Path, as_json: bool, **given: 
         return
     OUT.print(
         f"equal to {found.error:.1e} of the output's scale (allowed {found.tolerance:.0e}), "
-        f"{found.masked_activations} activations masked{left_out(found)}"
+        f"{counted(found.masked_activations, 'activation')} masked{left_out(found)}"
     )
 
 

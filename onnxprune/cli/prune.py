@@ -32,6 +32,7 @@ from onnxprune.cli.common import (
 from onnxprune.cli.progress import progress
 from onnxprune.errors import BadInputError
 from onnxprune.model.json_text import to_json
+from onnxprune.words import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -113,14 +114,15 @@ def _show(report: Report, output: Path, verbose: bool) -> None:
     groups, declined = report.groups, report.declined
     units, gone = sum(g.units for g in groups), sum(g.removed for g in groups)
     exact, hit = sum(g.exact for g in groups), sum(1 for g in groups if g.removed)
-    OUT.print(f"found     {len(groups)} prunable groups ({exact} exact) with {units:,} units")
-    OUT.print(f"removed   {gone:,} units from {hit} groups")
-    OUT.print(f"declined  {sum(d.units for d in declined):,} units in {sum(d.groups for d in declined)} groups")
+    OUT.print(f"found     {counted(len(groups), 'prunable group')} ({exact} exact) with {counted(units, 'unit')}")
+    OUT.print(f"removed   {counted(gone, 'unit')} from {counted(hit, 'group')}")
+    held = counted(sum(d.units for d in declined), "unit")
+    OUT.print(f"declined  {held} in {counted(sum(d.groups for d in declined), 'group')}")
     for d in declined if verbose else declined[:5]:
         remedy = f" [{d.remedy}]" if d.remedy else ""
         OUT.print(f"          - {d.units}: {d.reason}{remedy}", markup=False)
     if not verbose and len(declined) > 5:
-        OUT.print(f"          - and {len(declined) - 5} more reasons (-v shows all)")
+        OUT.print(f"          - and {counted(len(declined) - 5, 'more reason')} (-v shows all)")
     for k, line in enumerate(lines.depth_lines(report)):
         OUT.print(f"{'          ' if k else 'layers    '}{line}", markup=False)
     OUT.print(f"checked   {lines.check_line(report)}")
@@ -183,7 +185,9 @@ def _gradual(
         click.echo(to_json({"rounds": [vars(r) for r in result.rounds], **result.counts}), nl=False)
     elif not quiet:
         for k, r in enumerate(result.rounds, 1):
-            OUT.print(f"round {k}   {r.kept:.1%} kept, held-out {r.before:.4g} -> {r.after:.4g} in {r.steps} steps")
+            OUT.print(
+                f"round {k}   {r.kept:.1%} kept, held-out {r.before:.4g} -> {r.after:.4g} in {counted(r.steps, 'step')}"
+            )
         for name, (before, after) in result.counts.items():
             OUT.print(f"{name:<9} {before:,} -> {after:,} ({after / before:.1%})")
         OUT.print(f"wrote     {output}", markup=False)

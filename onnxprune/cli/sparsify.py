@@ -24,6 +24,7 @@ from onnxprune.cli.common import (
     words,
 )
 from onnxprune.cli.progress import progress
+from onnxprune.words import counted
 
 if TYPE_CHECKING:
     from onnxprune.report.sparsity import SparsityReport
@@ -60,7 +61,7 @@ def _show_sparsity(report: SparsityReport, output: Path, verbose: bool) -> None:
 
     OUT.print(f"zeros     {lines.zeros_line(report)}", markup=False)
     left = report.left_alone
-    OUT.print(f"left      {len(left)} weights as they are")
+    OUT.print(f"left      {counted(len(left), 'weight')} as {'it is' if len(left) == 1 else 'they are'}")
     for x in left if verbose else left[:5]:
         OUT.print(f"          - {x.tensor} ({x.node}) {x.reason}", markup=False)
     if not verbose and len(left) > 5:

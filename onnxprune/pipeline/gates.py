@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from onnxprune import runtime
 from onnxprune.analyse.feeds import load_data, samples_of
 from onnxprune.analyse.samples import Samples
-from onnxprune.calibrate.damage import NAMED, Outputs, angle, disagreement
+from onnxprune.calibrate.answers import answers, other_classes
+from onnxprune.calibrate.damage import NAMED, Outputs, angle
 from onnxprune.calibrate.judging import judged_by
 from onnxprune.calibrate.metric import scorer
 from onnxprune.errors import BadInputError
@@ -108,13 +108,8 @@ class Compared:
         )
         self.count = self.samples.count
         self.judged = judged_by(original, lambda name: False)
-        self.wanted, self.found = (
-            self._outputs(m, what) for m, what in ((original, "the original"), (finished, "the finished model"))
-        )
-
-    def _outputs(self, model: Model, what: str) -> list[list[Any]]:
-        session = self.judged.session(model, what)
-        return [session(feeds) for feeds in self.samples.feeds]
+        models: list[tuple[str, Model]] = [("the original", original), ("the finished model", finished)]
+        self.wanted, self.found = answers(self.judged, models, self.samples.feeds)
 
     def _by(self, metric: Callable[[Outputs, Outputs], float]) -> float:
         if not self.judged.tensors:
@@ -125,11 +120,12 @@ class Compared:
 
     def agreement(self) -> float:
         """Share of equal top classes."""
-        try:
-            return 1 - self._by(disagreement)
-        except BadInputError as problem:
-            said = str(problem)
-        raise BadInputError(f"The gate min_agreement needs classes: {said.removeprefix('--metric top1 ')}")
+        others = other_classes(self.judged, self.wanted, self.found)
+        if others is None:
+            raise BadInputError(
+                "The gate min_agreement needs an output with classes along its last axis; judge with fidelity or max_drop instead."
+            )
+        return 1 - others
 
     def fidelity(self) -> float:
         """Cosine similarity, the mean over samples, of the worst output."""

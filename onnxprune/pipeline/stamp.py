@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxprune.calibrate.metric import sources_of
 from onnxprune.jobs import cluster
 from onnxprune.model.loaded import LoadedModel
 
@@ -86,6 +87,14 @@ def of_files(paths: Iterable[Path]) -> str:
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         parts += [part for f in files for part in (f.relative_to(path).as_posix() if path.is_dir() else "", of_file(f))]
     return _together(parts)
+
+
+def of_metric(name: str) -> str:
+    """SHA-256 of the files that a metric of the user's own, `module:function`, is written in; empty for one of onnxprune's.
+
+    Raises `BadInputError` where it cannot be imported.
+    """
+    return of_files(sources_of(name)) if ":" in name else ""
 
 
 def of_value(value: Any) -> str:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from onnxprune.errors import quoted
 from onnxprune.model.graph import Node
-from onnxprune.report.lines import counted
 from onnxprune.report.profile import BOUNDS, Finding, ModelProfile, ProfiledKernel
 from onnxprune.report.profiling import Layers
 from onnxprune.report.side_by_side import Pair, macs_of, parted
+from onnxprune.words import counted
 
 LEAST = 0.01  # share of the run, from where on a finding is worth a line
 MUCH = 0.2
@@ -363,9 +363,7 @@ def findings_between(before: Subject, after: Subject, pairs: Sequence[Pair]) -> 
     ms = sum(k.ms for p in same for k in p.after)
     if ms >= MUCH * after.profile.run_ms:
         first = max(same, key=lambda p: sum(k.ms for k in p.after)).main
-        text = (
-            f"{after.share(ms)} is in {len(same)} kernels from which nothing was removed ({quoted(first.name)} first)"
-        )
+        text = f"{after.share(ms)} is in {counted(len(same), 'kernel')} from which nothing was removed ({quoted(first.name)} first)"
         found.append(
             after.finding(
                 "untouched",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from onnxprune.report.comparison import Comparison
 from onnxprune.report.explore import ExploreReport, Point
+from onnxprune.words import counted
 
 WIDTH, HEIGHT = 56, 10
 POINT_COLUMNS = ("point", "asked", "MACs", "parameters", "bytes", "speedup", "drop", "agreement", "best")
@@ -97,7 +98,7 @@ def picture(points: Sequence[Point]) -> list[str]:
 
 def lines_of(report: ExploreReport) -> Iterator[str]:
     """What is to be said beside the table."""
-    yield f"{len(report.points)} proved models, drop by {report.metric} on held-out samples"
+    yield f"{counted(len(report.points), 'proved model')}, drop by {report.metric} on held-out samples"
     kept = "" if report.unused is None else f", {report.reused} from the checkpoint"
     others = f" ({report.unused} more there are of other models, options, targets or versions)" if report.unused else ""
     yield f"jobs: {report.computed} computed{kept}{others}; {report.where}"

@@ -9,6 +9,7 @@ from onnxprune.report.report import Report
 from onnxprune.report.sparsity import SparsityReport
 from onnxprune.report.values import CalibrationSummary, Decided, Latency, NotJudged
 from onnxprune.runtime import OnnxRuntime, Speedup
+from onnxprune.words import counted
 
 NAMED = 3  # nodes and tensors in one line
 SAVING = 5  # groups in one line
@@ -88,9 +89,11 @@ def depth_lines(report: Report) -> list[str]:
     whole = report.cost.macs.before if report.cost.macs else 0
     share = f"{sum(r.macs for r in rows) / whole:.1%} of the MACs" if whole else "no MACs"
     count = "1 bypass" if len(rows) == 1 else f"{len(rows)} bypasses"
-    lines = [f"{count} ({sum(r.nodes for r in rows)} nodes, {share}); {len(declined)} others looked at"]
+    lines = [
+        f"{count} ({counted(sum(r.nodes for r in rows), 'node')}, {share}); {counted(len(declined), 'other')} looked at"
+    ]
     for r in sorted(rows, key=lambda r: -r.macs):
-        lines.append(f"- '{r.tensor}' is now '{r.by}': {r.nodes} nodes, {r.macs:,} MACs")
+        lines.append(f"- '{r.tensor}' is now '{r.by}': {counted(r.nodes, 'node')}, {counted(r.macs, 'MAC')}")
     return lines
 
 
@@ -110,13 +113,13 @@ def repair_lines(report: Report) -> list[str]:
     if calibration is not None and calibration.decided:
         lines.append(decided_line(calibration.decided))
     if calibration is not None and calibration.mixed_blocks:
-        lines.append(f"{calibration.mixed_blocks} blocks of units mixed into principal directions")
+        lines.append(f"{counted(calibration.mixed_blocks, 'block')} of units mixed into principal directions")
     if repair is not None:
         before, after = repair.damage
         on = "held-out samples" if calibration is None or calibration.held_out else "the samples that were fitted"
         if calibration is not None and calibration.made_up:
             on = "made-up inputs, which says nothing of real ones,"
-        fitted = f"{repair.fitted} of {repair.layers} layers fitted ({repair.recover})"
+        fitted = f"{repair.fitted} of {counted(repair.layers, 'layer')} fitted ({repair.recover})"
         judged = f"divergence from the original on {on} {number(before)} -> {number(after)}"
         lines.append(f"{fitted}; {judged if before is not None else 'the whole model was not judged'}")
     if drop is not None:
@@ -166,9 +169,9 @@ def drop_lines(drop: Drop) -> list[str]:
     return lines
 
 
-def counted(count: int, what: str) -> str:
-    """A number of something, in the singular where it is one."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+def sentence(line: str) -> str:
+    """A line as a sentence."""
+    return f"{line[:1].upper()}{line[1:]}."
 
 
 def pace_lines(report: Report) -> list[str]:
@@ -192,16 +195,16 @@ def tuning_lines(report: Report) -> list[str]:
     t = report.tuning
     if t is None:
         return []
-    inside = f" and {len(t.features)} tensors inside" if t.features else ""
+    inside = f" and {counted(len(t.features), 'tensor')} inside" if t.features else ""
     before, after = t.loss
     gained = (
         f"{number(before)} -> {number(after)}"
         if t.best_step or t.blocks
         else f"{number(before)}: nothing was better, unchanged"
     )
-    first = f"{t.blocks} blocks on their own, then " if t.blocks else ""
+    first = f"{counted(t.blocks, 'block')} on their own, then " if t.blocks else ""
     return [
-        f"{t.minutes:.1f} minutes, {first}{t.steps:,} steps towards the original's outputs{inside}, without labels ({t.stopped})",
+        f"{t.minutes:.1f} minutes, {first}{counted(t.steps, 'step')} towards the original's outputs{inside}, without labels ({t.stopped})",
         f"held-out loss {gained} (trained on {t.samples} of your own inputs, judged by {t.held_out} others)",
     ]
 
@@ -264,7 +267,7 @@ def zeros_line(report: SparsityReport) -> str:
     z = report.zeros
     share = z.after / max(z.weights, 1)
     what = f"{share:.1%}; {report.target}; {report.criterion}"
-    return f"{z.before:,} -> {z.after:,} of {z.weights:,} weights in {len(report.layers)} layers ({what})"
+    return f"{z.before:,} -> {z.after:,} of {counted(z.weights, 'weight')} in {counted(len(report.layers), 'layer')} ({what})"
 
 
 def difference_line(report: SparsityReport) -> str:
@@ -284,7 +287,7 @@ def pruned_line(report: SparsityReport) -> str:
     if p is None or not p.units:
         return "nothing: no unit is zero as a whole, or unread"
     return (
-        f"{p.units} units of {len(p.groups)} groups that were zero or unread; outputs equal the sparse model's to "
+        f"{counted(p.units, 'unit')} of {counted(len(p.groups), 'group')} that were zero or unread; outputs equal the sparse model's to "
         f"{p.error:.1e} of their scale"
     )
 

@@ -27,6 +27,7 @@ from onnxprune.report.profile import ProfileReport
 from onnxprune.report.profile_lines import markdown_of
 from onnxprune.report.report import Report
 from onnxprune.report.sparsity import SparsityReport
+from onnxprune.words import counted
 
 
 def markdown(report: Report | SparsityReport | ProfileReport | ExploreReport | Comparison) -> str:
@@ -72,7 +73,7 @@ def _pruning(report: Report) -> Iterator[str]:
         yield "Nothing: every group of more than one unit can be pruned."
     for d in report.declined:
         remedy = f" Remedy: {d.remedy}." if d.remedy else ""
-        yield f"- {d.units} units of {d.groups} group(s): {d.reason}.{remedy}"
+        yield f"- {counted(d.units, 'unit')} of {counted(d.groups, 'group')}: {d.reason}.{remedy}"
     if report.unknown_operators:
         yield from ("", "Operators without a rule: " + ", ".join(report.unknown_operators[:20]) + ".")
     yield from _seconds(report.seconds)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from onnxprune.report.profile import BOUNDS, Finding, ModelProfile, ProfileReport, Total
+from onnxprune.words import counted
 
 Row = tuple[str, ...]
 PARTS = {"prunable": "pruning could save, at most", "session": "outside of kernels: inputs, outputs, starting kernels"}
@@ -41,12 +42,12 @@ def _head(report: ProfileReport) -> Iterator[str]:
     for m in (report.model, report.pruned):
         if m is not None:
             yield (
-                f"{m.model}: {_ms(m.run_ms)} ms per run ({_ms(m.measured_ms)} as timed from outside), {int(m.macs):,} MACs, "
-                f"{len(m.kernels)} kernels, loaded in {_ms(m.load_ms)} ms"
+                f"{m.model}: {_ms(m.run_ms)} ms per run ({_ms(m.measured_ms)} as timed from outside), {counted(int(m.macs), 'MAC')}, "
+                f"{counted(len(m.kernels), 'kernel')}, loaded in {_ms(m.load_ms)} ms"
             )
     sizes = ", ".join(f"{k} {'x'.join(map(str, v)) or 'scalar'}" for k, v in report.inputs.items())
-    blocks = f", blocks of {report.block} channels" if report.block else ""
-    yield f"{report.engine}; {report.model.runs} runs; inputs {sizes}; a copy moves {report.gb_per_s:.1f} GB/s{blocks}"
+    blocks = f", blocks of {counted(report.block, 'channel')}" if report.block else ""
+    yield f"{report.engine}; {counted(report.model.runs, 'run')}; inputs {sizes}; a copy moves {report.gb_per_s:.1f} GB/s{blocks}"
 
 
 def finding_line(f: Finding) -> str:

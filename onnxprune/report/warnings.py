@@ -30,6 +30,7 @@ from onnxprune.repair.fits import Repair
 from onnxprune.report.outcome import Outcome
 from onnxprune.report.values import Tuned
 from onnxprune.runtime import speedup
+from onnxprune.words import counted, were
 
 NO_DATA = "no inputs were given, so made-up ones were used; judge the result on your own data, or give some with --data FILE.npz"
 BELOW = (
@@ -93,7 +94,7 @@ def warnings(
         if repair.unpaired:
             names = ", ".join(f"'{x}'" for x in repair.unpaired[:3])
             found.append(
-                f"{len(repair.unpaired)} layers were not fitted ({names}): values decide which rows they see, and in the pruned model "
+                f"{were(len(repair.unpaired), 'layer')} not fitted ({names}): values decide which rows they see, and in the pruned model "
                 "these are others"
             )
         found += _of_distance(repair, tuning)
@@ -199,8 +200,9 @@ def _of_loops(analysis: Analysis, calibration: Calibration) -> Iterator[str]:
             else:
                 why = "nothing shows what it feeds them"
             names = ", ".join(f"'{name_of(n.key)}'" for n in inside[:3])
+            verb = "was" if len(inside) == 1 else "were"
             yield (
-                f"{len(inside)} layers inside {node} were not calibrated ({names}), as {why}; they are cut but not repaired"
+                f"{counted(len(inside), 'layer')} inside {node} {verb} not calibrated ({names}), as {why}; cut but not repaired"
             )
 
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 WIDTH, HEIGHT = 920, 340
-BAR = 15  # pixels of a bar, at least
+BAR = 15  # pixels of a bar, at least, where each stands for itself
+BARS = 110  # in a picture, at most
 LEAST = 1e-9  # of an axis with logarithms
 GEOMETRY = ("x", "y", "width", "height", "cx", "cy", "d", "transform")
 DIGITS = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
@@ -52,11 +53,27 @@ class Bar:
     group: str = ""
 
 
-def bars(found: Sequence[Bar], about: str, y_title: str = "") -> Markup:
-    """What is kept below, what is gone on top; in the order given. about: the picture in words, for those who do not see it."""
+def gathered(found: Sequence[Bar], what: str, parts: tuple[str, str]) -> tuple[list[Bar], int]:
+    """At most `BARS`, and how many of those that were given lie in each, added up. what: each is; parts: what is kept, what is gone."""
+    each = ceil(len(found) / BARS)
+    if each <= 1:
+        return list(found), 1
+    made = []
+    for start in range(0, len(found), each):
+        some = found[start : start + each]
+        kept, gone = sum(b.kept for b in some), sum(b.gone for b in some)
+        where = f"{what}s {start + 1:,} to {start + len(some):,} of {len(found):,}"
+        made.append(Bar(kept, gone, f"{where}: {amount(kept)} {parts[0]}, {amount(gone)} {parts[1]}"))
+    return made, each
+
+
+def bars(found: Sequence[Bar], about: str, y_title: str = "", *, is_dense: bool = False) -> Markup:
+    """What is kept below, what is gone on top; in the order given. about: the picture in words, for those who do not see it.
+    is_dense: all of them in one width, however many.
+    """
     import pygal
 
-    width = max(WIDTH, BAR * len(found) + 90)
+    width = WIDTH if is_dense else max(WIDTH, BAR * len(found) + 90)
     chart = pygal.StackedBar(
         **_style(width, 260), y_title=y_title or None, x_labels=["" for _ in found], show_x_labels=False
     )

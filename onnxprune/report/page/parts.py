@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from onnxprune.report.page.charts import Bar, bars, gathered
 from onnxprune.report.page.text import short
+from onnxprune.words import counted
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
 ROWS = 150  # of a table, at most
+MANY = 2000  # of one that is the only place where all of its rows are
 Tone = Literal["good", "bad", "plain"]
 
 
@@ -118,9 +121,21 @@ def table(
     )
 
 
-def picture(svg: Markup, caption: str, legend: Sequence[tuple[str, str]] = ()) -> Markup:
-    """A chart. legend: class of a series (`s0`, `s1`, …) and what it is."""
-    return rendered("picture.html", svg=svg, caption=caption, legend=legend)
+def picture(
+    svg: Markup, caption: str, legend: Sequence[tuple[str, str]] = (), *, note: str = "", hint: str = ""
+) -> Markup:
+    """A chart. legend: class of a series (`s0`, `s1`, …) and what it is. note: a sentence below; hint: one that is not printed."""
+    return rendered("picture.html", svg=svg, caption=caption, legend=legend, note=note, hint=hint)
+
+
+def bars_picture(found: Sequence[Bar], about: str, y_title: str, what: str, parts: tuple[str, str]) -> Markup:
+    """Bars, neighbours together where there are many. what: each bar is, in the singular. parts: what is kept, what is gone."""
+    shown, each = gathered(found, what, parts)
+    note = ""
+    if each > 1:
+        note = f"{counted(len(found), what)} in {counted(len(shown), 'bar')}, {each} neighbours in each; the table has every one."
+    legend = (("s0", parts[0]), ("s1", parts[1]))
+    return picture(bars(shown, about, y_title, is_dense=each > 1), about, legend, note=note)
 
 
 def command(words: Sequence[str], about: str) -> Markup:

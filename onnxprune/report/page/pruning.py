@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from onnxprune.report import lines as told
 from onnxprune.report.drawing import Graph
-from onnxprune.report.page.charts import Bar, Line, Mark, bars, lines
+from onnxprune.report.page.charts import Bar, Line, Mark, lines
 from onnxprune.report.page.common import (
     commands,
     cost_fact,
@@ -18,11 +18,13 @@ from onnxprune.report.page.common import (
     words_after,
 )
 from onnxprune.report.page.graph import HELD, NONE, GroupCard, Look, graph_section, level_of
-from onnxprune.report.page.parts import Fact, Section, facts, listed, markup, notes, picture, table
+from onnxprune.report.page.parts import MANY, Fact, Section, bars_picture, facts, listed, markup, notes, picture, table
 from onnxprune.report.page.text import amount, bytes_of, milliseconds, number, short
+from onnxprune.report.page.time import pace_fact, time_sections
 from onnxprune.report.page.tradeoff import Kind, Point, tradeoff
 from onnxprune.report.report import Report
 from onnxprune.report.values import GroupRow
+from onnxprune.words import counted
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -65,7 +67,7 @@ def pruning_sections(report: Report) -> Iterator[Section]:
     yield _groups(report)
     yield _pinned(report)
     yield _proof(report)
-    yield from _time(report)
+    yield from time_sections(report)
     yield from _commands(report)
     yield seconds_section(report.seconds)
 
@@ -82,6 +84,8 @@ def _summary(report: Report) -> Section:
     found.append(cost_fact("File", cost.bytes, bytes_of))
     if report.latency_ms is not None:
         found.append(latency_fact(report.latency_ms))
+    if report.pace is not None:
+        found.append(pace_fact(report.pace))
     if report.drop is not None:
         d = report.drop
         note = f"at most {d.allowed:g} with {d.confidence:.0%} confidence; {d.samples:,} samples that no step has seen"
@@ -99,7 +103,7 @@ def _summary(report: Report) -> Section:
             "Units removed",
             f"{gone:,}",
             f"of {units:,}",
-            note=f"from {hit} of {len(report.groups)} groups",
+            note=f"from {hit} of {counted(len(report.groups), 'group')}",
         )
     )
     parts = [facts(found)]
@@ -182,12 +186,12 @@ def _widths(graph: Graph) -> Iterator[Section]:
         share = f"{after / before:.0%}" if before else "–"
         rows.append((name, n.op, f"{before:,}", f"{after:,}", share, amount(n.macs.before), amount(n.macs.after)))
         groups.append(group)
-    about = f"Widths of {len(found)} layers from input to output, kept and removed"
-    legend = (("s0", "kept"), ("s1", "removed"))
+    about = f"Widths of {counted(len(found), 'layer')} from input to output, kept and removed"
+    legend = ("kept", "removed")
     heads = ("layer", "operator", "width before", "after", "kept", "MACs before", "MACs after")
     parts = [
-        picture(bars(drawn, about, "channels, heads or neurons"), about, legend),
-        table(heads, rows, ("layer", "operator"), caption="Widths per layer", groups=groups),
+        bars_picture(drawn, about, "channels, heads or neurons", "layer", legend),
+        table(heads, rows, ("layer", "operator"), caption="Widths per layer", groups=groups, most=MANY),
     ]
     lead = "Every layer that multiplies, from input to output."
     yield Section("widths", "Widths per layer", markup(parts), lead, "Widths")
@@ -198,16 +202,22 @@ def _widths(graph: Graph) -> Iterator[Section]:
 
 def _candidates(report: Report) -> Iterator[Section]:
     tried = report.candidates
-    if len(tried) > 1 or (tried and report.drop is not None):
+    if tried:
         timed = all(t.time is not None for t in tried)
         cost = "time, by the original's" if timed else "MACs kept"
         measured = all(t.loss is not None for t in tried)
         points = [
-            Point(t.asked, t.time if timed else t.macs, t.loss if measured else t.macs, OUTCOMES[t.outcome])  # type: ignore[arg-type]
+            Point(
+                t.asked,
+                t.time if timed else t.macs,  # type: ignore[arg-type]
+                t.loss if measured else t.macs,  # type: ignore[arg-type]
+                OUTCOMES[t.outcome],
+                f"{t.outcome}, with {t.macs:.1%} of the MACs" if timed else t.outcome,
+            )
             for t in tried
         ]
         loss = f"loss ({tried[0].measure})" if measured else "MACs kept"
-        lead = f"All {len(tried)} whole models that were made and judged on the way. Down and to the left is better."
+        lead = f"{counted(len(tried), 'whole model')}, all that were made and judged on the way. Down and to the left is better."
         yield tradeoff(points, cost, loss, lead=lead)
     if len(report.variants) > 1:
         points = [
@@ -242,11 +252,8 @@ def _curves(report: Report) -> Iterator[Section]:
     about = "How far the outputs are from the original's when one group alone shrinks"
     legend = (("curve", "a group"), ("s2", "where it was cut"))
     svg = lines(found, about, "share of the group removed", "divergence", logarithmic=True)
-    body = markup([picture(svg, about, legend), _curve_table(report, rows)])
-    lead = (
-        "What the whole model suffers when one group alone shrinks. The target was spent where these are low. "
-        "Choose a curve to see its group."
-    )
+    body = markup([picture(svg, about, legend, hint="Choose a curve to see its group."), _curve_table(report, rows)])
+    lead = "What the whole model suffers when one group alone shrinks. The target was spent where these are low."
     yield Section("curves", "Sensitivity", body, lead, "Sensitivity")
 
 
@@ -342,7 +349,7 @@ def _groups(report: Report) -> Section:
         rows.append(row)
         ids.append(g.id)
     lead = "A group is a set of units that are alternatives to each other, such as the channels of one layer. The most pruned come first."
-    body = table(heads, rows, ("group", "where", "kind", "exact"), caption="Groups", groups=ids)
+    body = table(heads, rows, ("group", "where", "kind", "exact"), caption="Groups", groups=ids, most=MANY)
     return Section("groups", "Groups", body, lead, "Groups")
 
 
@@ -368,7 +375,7 @@ def _proof(report: Report) -> Section:
         if check.float_noise is not None:
             found.append(f"Rounding alone changes the outputs by {number(check.float_noise)} of their scale.")
     found += [f"{x}." for x in told.interface_lines(report)]
-    found += [f"{_capital(x)}." for x in (*told.repair_lines(report), *told.tuning_lines(report))]
+    found += [told.sentence(x) for x in (*told.repair_lines(report), *told.tuning_lines(report))]
     parts = [listed(found)]
     if report.repair is not None and report.repair.fits:
         rows = [
@@ -386,34 +393,7 @@ def _proof(report: Report) -> Section:
     return Section("proof", "Verification and repair", markup(parts), menu="Proof")
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-# ---------------------------------------------------------------- time and commands
-
-
-def _time(report: Report) -> Iterator[Section]:
-    found = [f"{_capital(x)}." for x in told.pace_lines(report)]
-    t = report.latency_ms
-    if t is not None:
-        (a, b), (c, d) = t.spread[0], t.spread[1]
-        found.append(f"{t.runs:,} rounds on {t.runner}: {a:g} to {b:g} ms before, {c:g} to {d:g} ms after.")
-    parts = [listed(found)] if found else []
-    if report.pace is not None and report.pace.groups:
-        rows = [(g.group, number(g.expected), number(g.measured)) for g in report.pace.groups]
-        heads = ("group", "ms expected", "ms measured")
-        parts.append(table(heads, rows, ("group",), caption="What each group saves", groups=[r[0] for r in rows]))
-    output = words_after(report.command, "-o", "--output")
-    if report.model and output:
-        words = ["onnxprune", "profile", report.model, output]
-        plan = words_after(report.command, "--plan", "--apply")
-        words += ["--plan", plan] if plan else []
-        parts.append(
-            commands([(words, "Times per node were not recorded; this measures them, before and after side by side:")])
-        )
-    if parts:
-        yield Section("time", "Time", markup(parts), menu="Time")
+# ---------------------------------------------------------------- commands
 
 
 def _commands(report: Report) -> Iterator[Section]:

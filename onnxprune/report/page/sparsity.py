@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 from onnxprune.report import lines as told
 from onnxprune.report.drawing import Graph
-from onnxprune.report.page.charts import Bar, bars
+from onnxprune.report.page.charts import Bar
 from onnxprune.report.page.common import commands, cost_fact, latency_fact, seconds_section
 from onnxprune.report.page.graph import NONE, Look, graph_section, level_of
-from onnxprune.report.page.parts import Fact, Section, facts, listed, markup, notes, picture, table
+from onnxprune.report.page.parts import MANY, Fact, Section, bars_picture, facts, listed, markup, notes, table
 from onnxprune.report.page.text import amount, bytes_of, number, short
 from onnxprune.report.sparsity import SparseLayer, SparsityReport
+from onnxprune.words import counted
 
 LEGEND = {
     0: "no zeros",
@@ -58,7 +59,7 @@ def _summary(report: SparsityReport) -> Section:
             "Zeros",
             f"{share:.1%}",
             f"{z.before / max(z.weights, 1):.1%} before",
-            note=f"{z.after:,} of {z.weights:,} weights in {len(report.layers)} layers",
+            note=f"{z.after:,} of {z.weights:,} weights in {counted(len(report.layers), 'layer')}",
             share=share,
         ),
         cost_fact("File", report.bytes.file, bytes_of),
@@ -108,11 +109,11 @@ def _weights(report: SparsityReport) -> Iterator[Section]:
         )
         for x in report.layers
     ]
-    about = f"Weights of {len(drawn)} layers, zero and not"
+    about = f"Weights of {counted(len(drawn), 'layer')}, zero and not"
     heads = ("weight", "shape", "zeros before", "after", "share", "how")
     parts = [
-        picture(bars(drawn, about, "weights"), about, (("s0", "not zero"), ("s1", "zero"))),
-        table(heads, told.layer_rows(report), ("weight", "shape", "how"), caption="Weights"),
+        bars_picture(drawn, about, "weights", "layer", ("not zero", "zero")),
+        table(heads, told.layer_rows(report), ("weight", "shape", "how"), caption="Weights", most=MANY),
     ]
     yield Section("weights", "Weights", markup(parts), menu="Weights")
 

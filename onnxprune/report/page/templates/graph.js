@@ -140,44 +140,64 @@
     if (!keys.length) return;
     make("h4", head, card);
     const row = make("div", undefined, card, "chips");
-    keys.slice(0, 60).forEach((k) => { const b = make("button", text(k), row, "chip"); b.type = "button"; b.addEventListener("click", () => act(k)); });
-    if (keys.length > 60) make("span", "and " + (keys.length - 60) + " more", row, "note");
+    const button = (words, does) => { const b = make("button", words, row, "chip"); b.type = "button"; b.addEventListener("click", does); return b; };
+    const add = (some) => some.map((k) => button(text(k), () => act(k)))[0];
+    add(keys.slice(0, 60));
+    if (keys.length > 60) {
+      const more = button("and " + (keys.length - 60) + " more", () => { more.remove(); add(keys.slice(60)).focus(); });
+    }
+  };
+  const fill = (write) => {  // anew; who was in there stays there
+    const inside = card.contains(document.activeElement);
+    card.replaceChildren();
+    write();
+    if (inside) card.focus();
   };
   const selectNode = (k) => {
     chosen = k; group = nodes[k][MAKES].length ? nodes[k][MAKES][0] : -1;
     const n = nodes[k];
-    card.replaceChildren();
-    make("h3", n[OP], card);
-    facts([["name", n[NAME]], ...n[FACTS]]);
-    chips("Its units are of", n[MAKES], (g) => groups[g].id, selectGroup);
-    chips("It reads units of", n[TAKES], (g) => groups[g].id, selectGroup);
-    chips("Reads from", above[k], (j) => nodes[j][OP] + " " + nodes[j][NAME], selectNode);
-    chips("Is read by", below[k], (j) => nodes[j][OP] + " " + nodes[j][NAME], selectNode);
+    fill(() => {
+      make("h3", n[OP], card);
+      facts([["name", n[NAME]], ...n[FACTS]]);
+      chips("Its units are of", n[MAKES], (g) => groups[g].id, selectGroup);
+      chips("It reads units of", n[TAKES], (g) => groups[g].id, selectGroup);
+      chips("Reads from", above[k], (j) => nodes[j][OP] + " " + nodes[j][NAME], selectNode);
+      chips("Is read by", below[k], (j) => nodes[j][OP] + " " + nodes[j][NAME], selectNode);
+    });
     highlight(); reveal(k);
   };
   const selectGroup = (g) => {
     group = g; chosen = -1;
-    card.replaceChildren();
-    make("h3", "Group " + groups[g].id, card);
-    facts(groups[g].facts);
-    for (const [head, texts] of groups[g].lists) { make("h4", head, card); const list = make("ul", undefined, card); for (const t of texts) make("li", t, list); }
-    chips("Nodes", members[g], (j) => nodes[j][OP] + " " + nodes[j][NAME], selectNode);
+    fill(() => {
+      make("h3", "Group " + groups[g].id, card);
+      facts(groups[g].facts);
+      for (const [head, texts] of groups[g].lists) { make("h4", head, card); const list = make("ul", undefined, card); for (const t of texts) make("li", t, list); }
+      chips("Nodes", members[g], (j) => nodes[j][OP] + " " + nodes[j][NAME], selectNode);
+    });
     highlight();
     if (members[g].length) reveal(members[g][0]);
   };
   const highlight = () => {
     for (const s of document.querySelectorAll(".series.curve")) s.classList.toggle("on", group >= 0 && s.dataset.group === groups[group].id);
   };
-  const hint = () => {
-    card.replaceChildren();
-    make("p", "Choose a node: click on it, or walk with the arrow keys.", card, "note");
-    const told = groups.map((_, g) => g).filter((g) => groups[g].facts.length);
+  const told = groups.map((_, g) => g).filter((g) => groups[g].facts.length);
+  const hint = () => fill(() => {
+    make("p", "Choose a node: click on it, or walk with the arrow keys. G goes from group to group.", card, "note");
     chips("Groups", told, (g) => groups[g].id + ": " + groups[g].facts[0][1], selectGroup);
-  };
+  });
+  const turn = (by) => { if (told.length) selectGroup(told[(told.indexOf(group) + by + told.length + (group < 0 && by < 0)) % told.length]); };
+  let opener = null;  // what was chosen elsewhere on the page, to go back to
   const clear = () => { chosen = group = -1; hint(); highlight(); ask(); };
+  const back = () => {
+    const to = opener?.isConnected ? opener : card.contains(document.activeElement) ? canvas : null;
+    opener = null;
+    clear();
+    to?.focus();
+  };
   document.addEventListener("group", (event) => {
     const g = byId.get(event.detail);
     if (g === undefined) return;
+    opener = document.activeElement?.closest?.("[data-group]");
     selectGroup(g);
     document.getElementById("graph").scrollIntoView({ block: "start" });
     canvas.focus({ preventScroll: true });
@@ -237,13 +257,14 @@
     else if (event.key === "ArrowLeft") selectNode(Math.max(0, chosen - 1));
     else if (event.key === "ArrowRight") selectNode(Math.min(nodes.length - 1, chosen + 1));
     else if (event.key === "Enter" && group >= 0) selectGroup(group);
-    else if (event.key === "Escape") clear();
+    else if (event.key === "g" || event.key === "G") turn(event.shiftKey ? -1 : 1);
     else if (event.key === "+" || event.key === "=") zoom(1.3);
     else if (event.key === "-") zoom(1 / 1.3);
     else if (event.key === "0") fit();
     else return;
     event.preventDefault();
   });
+  canvas.closest(".graph").addEventListener("keydown", (event) => { if (event.key === "Escape") back(); });
   const find = document.getElementById("graph-find");
   let last = -1;
   const search = (from) => {

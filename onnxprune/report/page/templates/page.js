@@ -12,7 +12,11 @@
   };
   button.addEventListener("click", () => { theme = themes[(themes.indexOf(theme) + 1) % 3]; kept.set(theme); show(); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => document.dispatchEvent(new Event("repaint")));
-  addEventListener("beforeprint", () => { root.dataset.theme = "light"; document.dispatchEvent(new Event("repaint")); });
+  addEventListener("beforeprint", () => {
+    root.dataset.theme = "light";
+    for (const folded of document.querySelectorAll("details")) folded.open = true;
+    document.dispatchEvent(new Event("repaint"));
+  });
   addEventListener("afterprint", show);
   show();
 
@@ -36,6 +40,21 @@
     const named = event.target.closest?.("[data-group]");
     if (named) document.dispatchEvent(new CustomEvent("group", { detail: named.dataset.group }));
   });
+
+  // the buttons of a table are one stop of the tab key; arrows go from one to the next
+  for (const table of document.querySelectorAll("table")) {
+    const chips = [...table.querySelectorAll("button.chip")];
+    const stop = (at) => chips.forEach((c, k) => { c.tabIndex = k === at ? 0 : -1; });
+    stop(0);
+    table.addEventListener("keydown", (event) => {
+      const at = chips.indexOf(document.activeElement), last = chips.length - 1;
+      const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: last }[event.key];
+      if (at < 0 || to === undefined || to < 0 || to > last) return;
+      stop(to); chips[to].focus(); event.preventDefault();
+    });
+    table.addEventListener("focusin", (event) => { const at = chips.indexOf(event.target); if (at >= 0) stop(at); });
+  }
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
 
   for (const copy of document.querySelectorAll(".copy")) copy.addEventListener("click", async () => {
     const code = copy.parentElement.querySelector("code");
