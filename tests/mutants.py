@@ -139,9 +139,16 @@ MUTANTS = (
     Mutant(
         "repair kept in any case",
         "choose/channels.py",
-        "        if after < before:",
-        "        if True:",
+        "        if after[0] < before[0] or (",
+        "        if True or (",
         guard("a_repair_that_does_not_help_is_not_kept"),
+    ),
+    Mutant(
+        "a repair judged by divergence alone",
+        "choose/channels.py",
+        "after[1] < before[1] / 2",
+        "False",
+        guard("a_repair_that_is_sure_of_itself_is_kept"),
     ),
     Mutant(
         "more cut than needed",

@@ -20,6 +20,7 @@ from onnxprune import BadInputError, Budget, Plan, VerificationError, runtime
 from onnxprune.analyse.feeds import samples_of
 from onnxprune.analyse.observe import analysis_of
 from onnxprune.calibrate.calibrate import calibrate
+from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.judging import judged_by
 from onnxprune.choose import channels
 from onnxprune.choose.channels import keeps_size, repaired
@@ -30,6 +31,8 @@ from onnxprune.choose.spend import spend
 from onnxprune.clock import Clock
 from onnxprune.cut.plan import removed_by
 from onnxprune.cut.rewrite import rewrite
+from onnxprune.groups.analysis import Analysis
+from onnxprune.groups.classes import Bools
 from onnxprune.model.files import staged
 from onnxprune.model.load import load
 from onnxprune.model.loaded import Model
@@ -132,8 +135,8 @@ def test_made_up_inputs_do_not_let_one_group_pay_for_all(tmp_path: Path) -> None
 # ---------------------------------------------------------------- the repair
 
 
-def test_a_repair_that_does_not_help_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each layer's fit may be better, and the model's outputs worse: the model is what counts."""
+def a_repair() -> tuple[Analysis, Calibration, Bools, Options]:
+    """A small model, calibrated, with what to remove of it."""
     model, rng = net(MLP, seed=2), np.random.default_rng(0)
     settings = completed(Options(round_to=1), Budget("macs", 0.5))
     analysis = analysis_of(load(model), settings)
@@ -141,7 +144,12 @@ def test_a_repair_that_does_not_help_is_not_kept(monkeypatch: pytest.MonkeyPatch
         [{"x": rng.standard_normal((1, 8)).astype(np.float32)} for _ in range(64)], runtime.graph_inputs(model)
     )
     calibration = calibrate(analysis, samples, judged_by(analysis.model, keeps_size(analysis)))
-    removed = removed_by(prune(model, 0.25, importance="l2").plan, analysis)
+    return analysis, calibration, removed_by(prune(model, 0.25, importance="l2").plan, analysis), settings
+
+
+def test_a_repair_that_does_not_help_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each layer's fit may be better, and the model's outputs worse: the model is what counts."""
+    analysis, calibration, removed, settings = a_repair()
     cut = rewrite(analysis, removed)
 
     def kept() -> tuple[ModelProto, Repair]:
@@ -169,6 +177,20 @@ def test_a_repair_that_does_not_help_is_not_kept(monkeypatch: pytest.MonkeyPatch
     left, repair = kept()
     assert repair.recover == "bias" and repair.changed and repair.before is not None
     assert repair.after == judge(calibration, Model(left)) < repair.before
+
+
+def test_a_repair_that_is_sure_of_itself_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few sure mistakes weigh more in a divergence than a model that knows nothing; classes tell them apart."""
+    analysis, calibration, removed, settings = a_repair()
+    cut = scaled(rewrite(analysis, removed), "c", -0.01)  # all classes the other way round, and not sure of any
+
+    def sure(*given: Any, **options: Any) -> Repaired:
+        found = compensate(*given, **options)
+        return replace(found, model=scaled(found.model, "c", 30.0))
+
+    monkeypatch.setattr(channels, "compensate", sure)
+    _, repair = repaired(analysis, removed, cut, calibration, settings, Clock(lambda stage: None))
+    assert repair.changed and repair.before is not None and repair.after is not None and repair.after > repair.before
 
 
 def test_samples_to_judge_with_are_not_fitted_on() -> None:

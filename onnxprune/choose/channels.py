@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import prod
+from math import isfinite, prod
 
 import numpy as np
 import onnx
@@ -18,8 +18,10 @@ from onnxprune.analyse.runs import between, growth, taking
 from onnxprune.analyse.samples import Samples
 from onnxprune.analyse.sources import BY_SAMPLE, Aside
 from onnxprune.analyse.synthesize import COUNT, synthesize
+from onnxprune.calibrate.answers import judges_classes
 from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.calibrate.calibration import Calibration
+from onnxprune.calibrate.damage import disagreement, divergence
 from onnxprune.calibrate.judging import judged_by
 from onnxprune.choose.allocate import allocate
 from onnxprune.choose.budget import AUTO, Budget
@@ -28,7 +30,7 @@ from onnxprune.choose.importance import Ordering, importance_of, scores_of
 from onnxprune.choose.keep_axes import Scores
 from onnxprune.choose.options import Options
 from onnxprune.choose.order import Order
-from onnxprune.choose.sensitivity import Trials, cautious, judge, sense
+from onnxprune.choose.sensitivity import Trials, cautious, judged, sense
 from onnxprune.choose.surgeon import ranked
 from onnxprune.clock import Clock
 from onnxprune.cut.bypass import Bypass
@@ -37,6 +39,7 @@ from onnxprune.errors import TargetNotReachableError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.observation import Feeds, batch_of
+from onnxprune.model.loaded import Model
 from onnxprune.repair.fits import Repair
 from onnxprune.repair.least_squares import compensate
 
@@ -190,18 +193,33 @@ def repaired(
     clock: Clock,
     bypasses: Sequence[Bypass] = (),
 ) -> tuple[onnx.ModelProto, Repair]:
-    """The repaired model: fitted weights and biases; where those do not help on held-out samples, biases alone; else the cut model."""
+    """The repaired model: fitted weights and biases; where those do not help on held-out samples, biases alone; else the cut model.
+
+    A repair helps where outputs come nearer to the original's, or where the classes that differ are halved: of few samples, one sure
+    mistake weighs more in a divergence than a model that knows nothing.
+    """
     tried: list[Repair] = []
-    before: float | None = None
+    before: tuple[float, float] | None = None
     for recover in ("lsq", "bias") if settings.recover in (None, "lsq") else (settings.recover,):
         found = compensate(
             analysis, removed, cut, calibration, recover, seed=settings.seed, progress=clock.share, bypasses=bypasses
         )
         if not calibration.judged.tensors:  # each layer was fitted better on held-out samples, and more is not known
             return found.model, found.repair
-        before = judge(calibration, analysis.model.beside(cut)) if before is None else before
-        after = judge(calibration, analysis.model.beside(found.model))
-        if after < before:
-            return found.model, replace(found.repair, before=before, after=after)
+        before = _apart(calibration, analysis.model.beside(cut)) if before is None else before
+        after = _apart(calibration, analysis.model.beside(found.model))
+        if after[0] < before[0] or (isfinite(after[0]) and after[1] < before[1] / 2):
+            return found.model, replace(found.repair, before=before[0], after=after[0])
         tried.append(found.repair)
-    return cut, replace(tried[0], changed=(), before=before, after=before)
+    assert before is not None
+    return cut, replace(tried[0], changed=(), before=before[0], after=before[0])
+
+
+def _apart(calibration: Calibration, model: Model) -> tuple[float, float]:
+    """Divergence on held-out samples, and the share of other classes; 0 of these where there are none."""
+    by = calibration.judged.by_tensors
+    wanted = [(by(divergence), None)]
+    if judges_classes(calibration.judged, calibration.outputs):
+        wanted.append((by(disagreement), None))
+    found = judged(calibration, model, wanted)
+    return found[0], found[1] if len(found) > 1 else 0.0
