@@ -2,7 +2,7 @@
 
 For every model and each of 1.3, 1.5 and 2 times: the model of `--speedup`, timed again in turn with the original when all is done, and the
 model of a MACs target of which the share is lowered until it is as fast, both on inputs that the pruning has not seen. "Score" is the share of
-those on which the top class is the original's, else 1 - divergence. Where the packages of the extra `peers` are there, onnxsim's
+those on which the top class is the original's; of the models that `models/fetch.py` has fetched, what `models/scores.py` says. Where the packages of the extra `peers` are there, onnxsim's
 output is timed beside them. Run it on a machine that does nothing else.
 """
 
@@ -11,14 +11,16 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 
 import onnxprune
+from models import scores
 from onnxprune import Budget, OnnxPruneError, runtime
 from onnxprune.analyse.observe import feeds_of
 from onnxprune.analyse.scope import Scope
@@ -39,16 +41,29 @@ HEAD = (
     "| model | asked | by time: measured | within | score | MACs kept | by MACs, as fast: measured | score | MACs kept | onnxsim | seconds |\n"
     "|---|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|"
 )
+INPUTS = 64
 STEPS = 6  # of the bisection for the MACs target that is as fast
 
 
-def models(folders: list[Path], only: str) -> Iterator[tuple[str, Any, Path | None, dict[str, Any] | None]]:
-    """(name, model, calibration inputs, other inputs)."""
+Judge = Callable[[onnx.ModelProto], float]
+
+
+class Case(NamedTuple):
+    """judge: the score of a pruned model; None where nothing true can be said."""
+
+    name: str
+    model: Any
+    data: Path | None = None
+    judge: Judge | None = None
+
+
+def models(folders: list[Path], only: str) -> Iterator[Case]:
     data = ROOT / "models" / "digits_calib.npz"
     for name in ("digits", "digits_vit"):
         if only in name:
             with np.load(ROOT / "models" / "digits_test.npz") as test:
-                yield name, ROOT / "models" / f"{name}.onnx", data, {"x": test["x"]}
+                model = ROOT / "models" / f"{name}.onnx"
+                yield Case(name, model, data, partial(agreement, model, {"x": test["x"]}))
     if NETS.exists():
         with np.load(NETS / "digits.npz") as nets, tempfile.TemporaryDirectory() as place:
             scaled = {k: (nets[k] / 255 * 3 - 1).astype(np.float32).reshape(-1, 1, 32, 32) for k in ("Xtr", "Xte")}
@@ -57,26 +72,38 @@ def models(folders: list[Path], only: str) -> Iterator[tuple[str, Any, Path | No
                     name = onnx.load(path, load_external_data=False).graph.input[0].name
                     given = Path(place) / f"{path.stem}.npz"
                     np.savez(given, **{name: scaled["Xtr"][:256]})
-                    yield path.stem, path, given, {name: scaled["Xte"][:1000]}
+                    yield Case(path.stem, path, given, partial(agreement, path, {name: scaled["Xte"][:1000]}))
+    for path in sorted(scores.REAL.glob("*.onnx")):
+        if only in path.stem and path.stem in scores.TASKS:
+            yield from fetched(path)
     for folder in folders:
         for path in sorted(folder.glob("*.onnx")):
             if only in path.stem:
                 calib = path.with_suffix(".npz")
-                yield path.stem, path, calib if calib.exists() else None, None
+                yield Case(path.stem, path, calib if calib.exists() else None)
     for stem in SHAPES:
         path = ZOO / f"{stem}{SUFFIX}"
         if path.exists() and only in stem:
-            yield stem, load_graph(path), None, None
+            yield Case(stem, load_graph(path))
 
 
-def score(original: Any, pruned: onnx.ModelProto, others: dict[str, Any] | None) -> float | None:
+def fetched(path: Path) -> Iterator[Case]:
+    """A real model with its unlabelled inputs and its score."""
+    with tempfile.TemporaryDirectory() as place:
+        for k, feed in enumerate(scores.calibration(path.stem, INPUTS)):
+            np.savez(Path(place) / f"{k:03d}.npz", **feed)
+        made = Path(place) / "made.onnx"
+
+        def judge(pruned: onnx.ModelProto) -> float:
+            onnx.save(pruned, made)
+            return scores.score(path.stem, made)
+
+        yield Case(path.stem, path, Path(place), judge)
+
+
+def agreement(original: Path, inputs: dict[str, Any], pruned: onnx.ModelProto) -> float:
     """Share of equal top classes on inputs that nothing has seen."""
-    if others is None:
-        return None
-    sessions = [runtime.Session(m) for m in (load(original), load(pruned))]
-    name = next(iter(runtime.graph_inputs(load(original).proto))).name
-    inputs = {name: next(iter(others.values()))}
-    a, b = (s.run(inputs)[0].argmax(axis=-1) for s in sessions)
+    a, b = (runtime.Session(m).run(inputs)[0].argmax(axis=-1) for m in (load(original), load(pruned)))
     return float((a == b).mean())
 
 
@@ -118,7 +145,8 @@ def kept(result: onnxprune.PruneResult) -> str:
     return "-" if macs is None else f"{macs.after / macs.before:.3f}"
 
 
-def row(name: str, model: Any, data: Path | None, others: dict[str, Any] | None, asked: float, rival: bool) -> str:
+def row(case: Case, asked: float, rival: bool) -> str:
+    name, model, data, judge = case
     start = time.perf_counter()
     try:
         timed = onnxprune.prune(model, Budget("speedup", asked), data=data, benchmark=False)
@@ -135,26 +163,26 @@ def row(name: str, model: Any, data: Path | None, others: dict[str, Any] | None,
         f"{asked:g}",
         f"{own.ratio:.2f} ({own.low:.2f} to {own.high:.2f})",
         within,
-        _number(score(model, timed.model, others)),
+        _score(judge, timed.model),
         kept(timed),
     ]
     if counted is not None:
-        cells += [f"{speeds[1].ratio:.2f}", _number(score(model, counted.model, others)), kept(counted)]
+        cells += [f"{speeds[1].ratio:.2f}", _score(judge, counted.model), kept(counted)]
     else:
         cells += ["-"] * 3
     sim = len(others_made) > (counted is not None)
     return f"| {' | '.join([*cells, f'{speeds[-1].ratio:.2f}' if sim else '-', f'{seconds:.0f}'])} |"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _score(judge: Judge | None, pruned: onnx.ModelProto) -> str:
+    return "-" if judge is None else f"{judge(pruned):.3f}"
 
 
 def measure(folders: list[Path], only: str, speeds: tuple[float, ...], rival: bool) -> None:
     print(HEAD)
-    for name, model, data, others in models(folders, only):
+    for case in models(folders, only):
         for asked in speeds:
             try:
-                print(row(name, model, data, others, asked, rival), flush=True)
+                print(row(case, asked, rival), flush=True)
             except OnnxPruneError as problem:
-                print(f"{name} at {asked:g}: {problem}", file=sys.stderr)
+                print(f"{case.name} at {asked:g}: {problem}", file=sys.stderr)
