@@ -45,7 +45,7 @@ from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.layers import find_layers
 from onnxprune.ops.linear import Floats
 from onnxprune.repair.fits import Fit, Repair
-from onnxprune.repair.pool import Pool, error, ridges, variance
+from onnxprune.repair.pool import Pool, Regression, downhill, error, variance
 
 ROUNDING = 1e-6  # of a layer's variance: a smaller gain is rounding, which differs from machine to machine
 CAP = 5000
@@ -175,10 +175,15 @@ class _Repairs:
         refit = self.recover == "lsq" and is_own and w.shape[1] <= CAP
         if any(p.is_free for p in seen):
             best = min(best, (error(seen, w, [p.bias_for(w) for p in seen]), np.inf, w), key=lambda x: x[0])
-        for ridge, fitted in ridges(seen, w) if refit else ():
-            read = self._as_read(layer, fitted)
-            trial = error(seen, read, [p.bias_for(read) for p in seen])
-            best = min(best, (trial, ridge, fitted), key=lambda x: x[0])
+        if refit:
+            regression = Regression(seen, w)
+
+            def trial(ridge: float) -> tuple[float, float | None, Floats]:
+                fitted = regression(ridge)
+                read = self._as_read(layer, fitted)
+                return error(seen, read, [p.bias_for(read) for p in seen]), ridge, fitted
+
+            best = min(best, downhill(trial, lambda x: x[0]), key=lambda x: x[0])
         after, chosen, w = best
         if chosen is None or before - after <= ROUNDING * scale:
             return Fit(layer.key, before / scale, before / scale, None)

@@ -9,8 +9,9 @@ so their covariances are added, each around its own mean. One layer alone is a p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,8 +19,11 @@ from onnxprune.calibrate.moments import Moments
 from onnxprune.ops.layer import LinearLayer
 from onnxprune.ops.linear import Floats
 
+T = TypeVar("T")
+
 LARGE = 256  # inputs from which on a layer's covariance is large
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+START = 3  # of these, the one that is best most often
 
 
 @dataclass(frozen=True)
@@ -61,22 +65,39 @@ def variance(pools: Sequence[Pool]) -> float:
     return each[0] if len(each) == 1 else float(np.average(each, weights=_weights([p.held.count for p in pools])))
 
 
-def ridges(pools: Sequence[Pool], w0: Floats) -> Iterator[tuple[float, Floats]]:
-    """Ridge regressions towards w0 [g, K, O]; the ridge is in units of the mean variance of the inputs."""
-    a, c = pools[0].moments()
-    if len(pools) > 1:
-        weights = _weights([p.train.count for p in pools])
-        a, c = weights[0] * a, weights[0] * c
-        for pool, weight in zip(pools[1:], weights[1:], strict=True):
-            more = pool.moments()
-            a, c = a + weight * more[0], c + weight * more[1]
-    diagonal = np.einsum("gkk->gk", a)
-    mean = diagonal.mean(axis=1, keepdims=True)
-    plain = diagonal.copy()
-    for ridge in RIDGES:
-        damping = ridge * mean + 1e-12
-        np.einsum("gkk->gk", a)[:] = plain + damping  # in place: a layer's covariance may be large
-        yield ridge, _solved(a, c + damping[:, :, None] * w0)
+class Regression:
+    """Ridge regressions of pools towards w0 [g, K, O]: gives the weights for a ridge, in units of the mean variance of the inputs."""
+
+    def __init__(self, pools: Sequence[Pool], w0: Floats) -> None:
+        a, c = pools[0].moments()
+        if len(pools) > 1:
+            weights = _weights([p.train.count for p in pools])
+            a, c = weights[0] * a, weights[0] * c
+            for pool, weight in zip(pools[1:], weights[1:], strict=True):
+                more = pool.moments()
+                a, c = a + weight * more[0], c + weight * more[1]
+        self.a, self.c, self.w0 = a, c, w0
+        diagonal = np.einsum("gkk->gk", a)
+        self.mean, self.plain = diagonal.mean(axis=1, keepdims=True), diagonal.copy()
+
+    def __call__(self, ridge: float) -> Floats:
+        damping = ridge * self.mean + 1e-12
+        np.einsum("gkk->gk", self.a)[:] = self.plain + damping  # in place: a layer's covariance may be large
+        return _solved(self.a, self.c + damping[:, :, None] * self.w0)
+
+
+def downhill(trial: Callable[[float], T], error: Callable[[T], float]) -> T:
+    """The trial with the least error over `RIDGES`, from `START` on as long as it falls: with more ridge the error falls and then rises."""
+    k, best = START, trial(RIDGES[START])
+    for step in (1, -1):
+        while 0 <= k + step < len(RIDGES):
+            found = trial(RIDGES[k + step])
+            if not error(found) < error(best):
+                break
+            k, best = k + step, found
+        if k > START:
+            break
+    return best
 
 
 def _solved(a: Floats, c: Floats) -> Floats:
