@@ -216,6 +216,7 @@ def _candidates(report: Report) -> Iterator[Section]:
             )
             for t in tried
         ]
+        points.append(Point("the original", 1.0, 0.0 if measured else 1.0, "original"))
         loss = f"loss ({tried[0].measure})" if measured else "MACs kept"
         lead = f"{counted(len(tried), 'whole model')}, all that were made and judged on the way. Down and to the left is better."
         yield tradeoff(points, cost, loss, lead=lead)
