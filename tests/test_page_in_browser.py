@@ -209,8 +209,8 @@ def fact(found: Opened, name: str, within: str = "#summary") -> str:
 def test_headline_groups_candidates_and_warnings_are_those_of_the_report(name: str, opened: Any, pages: Pages) -> None:
     found = opened(name)
     report = pages.reports[name].to_dict()
-    macs = report["cost"]["macs"]
-    assert amount(macs["after"]) in fact(found, "MACs") and amount(macs["before"]) in fact(found, "MACs")
+    before, after = report["cost"]["macs"]
+    assert amount(after) in fact(found, "MACs") and amount(before) in fact(found, "MACs")
     gone = sum(g["removed"] for g in report["groups"])
     assert f"{gone:,} of {sum(g['units'] for g in report['groups']):,}" in fact(found, "Units removed")
     shown = {row[0]: row for row in cells(found, "Groups")}
