@@ -301,10 +301,12 @@ def test_costs_lists_exports_and_clears(cache: Path, tmp_path: Path) -> None:
     kept.put("a", 1.0)
     kept.save()
     run = CliRunner().invoke(main, ["costs", "--export", str(tmp_path / "c.json")])
-    assert run.exit_code == 0 and "made-up" in run.output
+    assert run.exit_code == 0 and "made-up" in run.output and "1 place in " in run.output
     assert json.loads((tmp_path / "c.json").read_text())["places"][0]["ms"] == {"a": 1.0}
     assert CliRunner().invoke(main, ["costs", "--clear", "--json"]).exit_code == 2
-    assert CliRunner().invoke(main, ["costs", "--clear"]).exit_code == 0 and not list(all_kept()) and clear() == 0
+    cleared = CliRunner().invoke(main, ["costs", "--clear"])
+    assert cleared.output == "1 file deleted\n" and cleared.exit_code == 0 and not list(all_kept()) and clear() == 0
+    assert "0 places in " in CliRunner().invoke(main, ["costs"]).output
 
 
 # ---------------------------------------------------------------- with other options
@@ -323,6 +325,24 @@ def test_reports_say_what_each_group_saves() -> None:
     assert sum(g.expected for g in groups) == pytest.approx(times.before - times.after, rel=0.1)
     assert all(g.measured == pytest.approx(g.expected, rel=0.5, abs=0.02) for g in groups if g.measured is not None)
     assert "ms expected" in markdown(result.report) and "asked" in markdown(result.report)
+
+
+def test_reports_say_how_long_each_width_takes() -> None:
+    device = Device(8)
+    report = onnxprune.prune(DIGITS, Budget("speedup", 1.5), runner=device, **QUICK).report
+    rows = {g.id: g for g in report.groups}
+    assert {c.group for c in report.pace.curves} == {*rows}
+    assert [c.points[0].ms for c in report.pace.curves] == sorted(
+        (c.points[0].ms for c in report.pace.curves), reverse=True
+    )
+    for c in report.pace.curves:
+        g, removed = rows[c.group], [p.removed for p in c.points]
+        assert removed[0] == 0 and removed == sorted({*removed}) and g.removed in removed and len(removed) <= 9
+        assert all(n <= g.removable for n in removed)
+        for p in c.points:  # the device works in blocks of 8: what is left of the last block costs as much
+            same = [q.ms for q in c.points if -(-(g.units - q.removed) // 8) == -(-(g.units - p.removed) // 8)]
+            assert p.ms == pytest.approx(sum(same) / len(same), rel=0.05)
+        assert c.points[-1].ms < 0.6 * c.points[0].ms
 
 
 @pytest.mark.slow

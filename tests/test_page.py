@@ -22,8 +22,10 @@ from onnxprune.cli import main
 from onnxprune.model.load import load
 from onnxprune.report import renderer_for
 from onnxprune.report.drawing import graph_of
-from onnxprune.report.page import Point, page, tradeoff
+from onnxprune.report.page import Bar, Point, page, tradeoff
+from onnxprune.report.page.charts import BARS, gathered
 from onnxprune.report.page.graph import placed
+from onnxprune.report.page.parts import bars_picture
 from onnxprune.report.page.text import amount, percent, short
 from onnxprune.report.page.tradeoff import front
 from onnxprune.report.report import Report
@@ -216,6 +218,8 @@ def test_two_thousand_nodes_stay_small(tmp_path: Path) -> None:
     assert len(large.nodes) == 2000
     text = HTML.render(replace(report, graph=large))
     assert len(text.encode()) < LARGEST / 2 and len(Parsed(text).graph["nodes"]) == 2000
+    layers = [n for n in large.nodes if n.macs is not None and n.width is not None]
+    assert len(layers) == 800 and all(f">{n.name}</" in text for n in layers), "the table has every layer"
     assert len(replace(report, graph=large).to_json()) < 1_200_000
 
 
@@ -237,6 +241,20 @@ def test_without_the_layout_library_the_groups_are_listed(monkeypatch: pytest.Mo
 
 
 # ---------------------------------------------------------------- the parts
+
+
+def test_hundreds_of_bars_become_few_and_none_is_lost() -> None:
+    each = [Bar(k, 2 * k, f"layer {k}") for k in range(1, 801)]
+    shown, together = gathered(each, "layer", ("kept", "removed"))
+    assert together == 8 and len(shown) == 100
+    assert sum(b.kept for b in shown) == sum(b.kept for b in each)
+    assert shown[1].kept == sum(range(9, 17)) and shown[1].tip == "layers 9 to 16 of 800: 100 kept, 200 removed"
+    assert gathered(each[:BARS], "layer", ("kept", "removed")) == (each[:BARS], 1)
+    text = str(bars_picture(each, "Widths", "channels", "layer", ("kept", "removed")))
+    assert "800 layers in 100 bars, 8 neighbours in each" in text and text.count("data-tip") <= 200
+    assert len(text) < 60_000
+    few = str(bars_picture(each[:20], "Widths", "channels", "layer", ("kept", "removed")))
+    assert "neighbours" not in few and few.count("data-tip") == 40
 
 
 def test_the_front_is_what_no_other_beats() -> None:

@@ -329,7 +329,7 @@ def test_init_writes_what_run_takes(place: Path) -> None:
     done = CliRunner().invoke(main, ["init", str(place / "net.onnx"), "-o", str(place / "prune.yaml")])
     assert done.exit_code == 0, done.output
     text = (place / "prune.yaml").read_text()
-    assert "input x: [n, 16]" in text and "1 groups of channels" in text and 'data: "net_calib.npz"' in text
+    assert "input x: [n, 16]" in text and "1 group of channels" in text and 'data: "net_calib.npz"' in text
     assert onnxprune.run(place / "prune.yaml").is_published
     again = CliRunner().invoke(main, ["init", str(place / "net.onnx"), "-o", str(place / "prune.yaml")])
     assert again.exit_code == 2 and "--force" in again.stderr and (place / "prune.yaml").read_text() == text

@@ -32,7 +32,11 @@ class GroupTime:
 
 @dataclass(frozen=True)
 class WidthTime:
-    """removed: units. ms: milliseconds that the layers of the group take together without them, with all other groups whole."""
+    """One width of a group.
+
+    removed: units that are gone.
+    ms: milliseconds that the layers of the group take together then, with all other groups whole.
+    """
 
     removed: int
     ms: float

@@ -19,6 +19,7 @@ from onnxprune.errors import BadInputError
 from onnxprune.model.loaded import LoadedModel, Model
 from onnxprune.pipeline.config import Gates, limit_of
 from onnxprune.report.values import Latency
+from onnxprune.words import counted
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,18 @@ def judge_gates(
             f"The gate {wanted} compares answers: give inputs, with 'data:' in the model or in its gates."
         )
     compared = Compared(original, finished, data)
+    on = counted(compared.count, "sample")
     if gates.max_drop is not None:
         drop = compared.drop(gates.metric)
-        text = f"{drop:.4g} lost ({gates.metric}) on {compared.count:,} samples, at most {gates.max_drop:g} wanted"
+        text = f"{drop:.4g} lost ({gates.metric}) on {on}, at most {gates.max_drop:g} wanted"
         found.append(_gate("max_drop", gates.max_drop, drop, drop <= gates.max_drop, text))
     if gates.min_agreement is not None:
         equal = compared.agreement()
-        text = f"{equal:.4g} of the answers on {compared.count:,} samples are the original's, at least {gates.min_agreement:g} wanted"
+        text = f"{equal:.4g} of the answers on {on} are the original's, at least {gates.min_agreement:g} wanted"
         found.append(_gate("min_agreement", gates.min_agreement, equal, equal >= gates.min_agreement, text))
     if gates.fidelity is not None:
         cosine = compared.fidelity()
-        text = f"cosine similarity {cosine:.4g} to the original's outputs on {compared.count:,} samples, at least {gates.fidelity:g} wanted"
+        text = f"cosine similarity {cosine:.4g} to the original's outputs on {on}, at least {gates.fidelity:g} wanted"
         found.append(_gate("fidelity", gates.fidelity, cosine, cosine >= gates.fidelity, text))
     return tuple(found)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from onnxprune import runtime
 from onnxprune.model.loaded import LoadedModel
+from onnxprune.words import counted
 
 SCHEMA_FILE = "onnxprune.schema.json"
 SHOWN = 6  # inputs, and reasons
@@ -92,7 +93,7 @@ def _facts(facts: Facts) -> Iterator[str]:
     groups = [g for g in found["groups"] if g["removable"]]
     units = sum(g["removable"] for g in groups)
     yield f"  {found['macs']:,} multiply-accumulates, {found['params']:,} parameters"
-    yield f"  {len(groups)} groups of channels, heads or neurons can be pruned, {units:,} units in all"
+    yield f"  {counted(len(groups), 'group')} of channels, heads or neurons can be pruned, {counted(units, 'unit')} in all"
     pinned = [g for g in found["groups"] if not g["removable"] and g["pins"]]
     for reason in dict.fromkeys(str(g["pins"][0]["reason"]) for g in pinned[:SHOWN]):
         yield f"  not pruned: {_shown(reason)}"

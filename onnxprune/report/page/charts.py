@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 WIDTH, HEIGHT = 920, 340
+LABEL = 17  # pixels that labels have room for: so large are those of a phone, in the units of the picture
 BAR = 15  # pixels of a bar, at least, where each stands for itself
 BARS = 110  # in a picture, at most
 LEAST = 1e-9  # of an axis with logarithms
@@ -96,7 +97,7 @@ def lines(
         y_title=y_title,
         dots_size=4,
         xrange=_range([m.x for x in drawn for m in x.marks]),
-        **(_powers([m.y for x in drawn for m in x.marks]) if logarithmic else {}),
+        **(_powers if logarithmic else _from_zero)([m.y for x in drawn for m in x.marks]),
     )
     for x in drawn:
         values = [{"value": (m.x, log10(m.y) if logarithmic else m.y), "label": str(k)} for k, m in enumerate(x.marks)]
@@ -126,6 +127,15 @@ def _powers(values: Sequence[float]) -> dict[str, Any]:
     return {"y_labels": labels, "range": (marks[0], marks[-1])}
 
 
+def _from_zero(values: Sequence[float]) -> dict[str, Any]:
+    """A y axis from 0, unless all values are far from it."""
+    if not values:
+        return {}
+    low, high = min(values), max(values)
+    room = 0.04 * (high - low or abs(high) or 1.0)
+    return {"range": (0.0 if 0 <= low < high / 2 or low == high >= 0 else low - room, high + room)}
+
+
 def _range(values: Sequence[float]) -> tuple[float, float] | None:
     """A little more than the values, so that no point lies on the frame."""
     if not values:
@@ -136,7 +146,10 @@ def _range(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def _style(width: int, height: int) -> dict[str, Any]:
+    from pygal.style import Style
+
     return {
+        "style": Style(label_font_size=LABEL, major_label_font_size=LABEL, title_font_size=LABEL),
         "width": width,
         "height": height,
         "show_legend": False,

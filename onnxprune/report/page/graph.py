@@ -13,6 +13,7 @@ from typing import Any
 from onnxprune.report.drawing import Graph, GraphNode
 from onnxprune.report.page.parts import Section, notes, rendered
 from onnxprune.report.page.text import amount, short
+from onnxprune.words import counted
 
 COLUMN, ROW = 132, 54  # pixels from node to node
 SPACING = 72.0  # what the layout puts between nodes
@@ -113,7 +114,7 @@ def graph_section(graph: Graph, look: Look, title: str, lead: str) -> Section:
         layout = placed(graph)
     except ImportError:
         return Section("graph", title, notes([MISSING]), menu="Graph")
-    hidden = f" {graph.hidden:,} nodes that only compute shapes are not drawn." if graph.hidden else ""
+    hidden = f" Not drawn: {counted(graph.hidden, 'node')} of shapes alone." if graph.hidden else ""
     body = rendered("graph.html", data=_data(graph, look, layout), legend=look.legend, count=len(graph.nodes))
     return Section("graph", title, body, lead + hidden, "Graph")
 

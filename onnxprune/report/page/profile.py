@@ -10,9 +10,10 @@ from onnxprune.report.page.charts import Line, Mark, lines
 from onnxprune.report.page.common import commands
 from onnxprune.report.page.graph import NONE, GroupCard, Look, graph_section
 from onnxprune.report.page.parts import Fact, Section, facts, markup, notes, picture, table
-from onnxprune.report.page.text import amount, milliseconds, number, percent
+from onnxprune.report.page.text import amount, milliseconds, percent
 from onnxprune.report.profile import ModelProfile, ProfileReport
 from onnxprune.report.profile_lines import finding_line, sections
+from onnxprune.words import counted
 
 BOUNDS = (0.001, 0.003, 0.01, 0.03, 0.1)  # of the run: where the levels of nodes begin
 LEGEND = {
@@ -65,7 +66,7 @@ def _summary(report: ProfileReport) -> Section:
             f"{milliseconds(first.run_ms)} before" if last is not None else "",
             percent(share - 1) if share is not None else "",
             "good" if share is not None and share < 1 else "plain",
-            f"{milliseconds(shown.measured_ms)} as timed from outside; {shown.runs} runs",
+            f"{milliseconds(shown.measured_ms)} as timed from outside; {counted(shown.runs, 'run')}",
             share,
         )
     ]
@@ -166,8 +167,8 @@ def _rates(model: ModelProfile) -> Section:
     svg = lines([Line(tuple(marks), "s0")], about, "kernels, the longest first", "% of the run")
     most = next((k for k, m in enumerate(marks) if m.y >= 50), None)
     lead = (
-        f"{most} of {len(model.kernels)} kernels take half of the run."
+        f"{most} of {counted(len(model.kernels), 'kernel')} take half of the run."
         if most
-        else f"{number(len(model.kernels))} kernels."
+        else f"{counted(len(model.kernels), 'kernel')}."
     )
     return Section("sum", "How the time adds up", picture(svg, about), lead, "Sum")

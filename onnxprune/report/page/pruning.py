@@ -88,7 +88,7 @@ def _summary(report: Report) -> Section:
         found.append(pace_fact(report.pace))
     if report.drop is not None:
         d = report.drop
-        note = f"at most {d.allowed:g} with {d.confidence:.0%} confidence; {d.samples:,} samples that no step has seen"
+        note = f"at most {d.allowed:g} with {d.confidence:.0%} confidence; {counted(d.samples, 'sample')} that no step has seen"
         found.append(Fact(f"Loss ({d.metric})", number(d.measured), tone="good", note=note))
     damage = None if report.repair is None else report.repair.damage
     if damage is not None and damage.after is not None:
@@ -216,6 +216,7 @@ def _candidates(report: Report) -> Iterator[Section]:
             )
             for t in tried
         ]
+        points.append(Point("the original", 1.0, 0.0 if measured else 1.0, "original"))
         loss = f"loss ({tried[0].measure})" if measured else "MACs kept"
         lead = f"{counted(len(tried), 'whole model')}, all that were made and judged on the way. Down and to the left is better."
         yield tradeoff(points, cost, loss, lead=lead)
@@ -371,7 +372,7 @@ def _proof(report: Report) -> Section:
     check = report.check
     found = ["Not checked."] if check is None else [f"The result {told.check_line(report)}."]
     if check is not None:
-        found.append(f"{check.masked_activations:,} activations of the original were masked for it.")
+        found.append(f"Masked in the original for it: {counted(check.masked_activations, 'activation')}.")
         if check.float_noise is not None:
             found.append(f"Rounding alone changes the outputs by {number(check.float_noise)} of their scale.")
     found += [f"{x}." for x in told.interface_lines(report)]

@@ -64,8 +64,11 @@ def _facts(pace: Pace) -> list[Fact]:
         Fact(
             "Measured", f"{pace.measured:.3g}×", note=f"{low:.3g} to {high:.3g} with 95 % confidence, before the repair"
         ),
-        Fact("Timed", counted(pace.rounds, "model"), note=f"and {counted(measured + known, 'small graph')}"),
-        Fact("Where", pace.runner),
+        Fact(
+            "Timed",
+            counted(pace.rounds, "model"),
+            note=f"and {counted(measured + known, 'small graph')}, on {pace.runner}",
+        ),
     ]
 
 

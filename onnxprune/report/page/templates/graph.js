@@ -136,9 +136,9 @@
     return made;
   };
   const facts = (rows) => { const list = make("dl", undefined, card); for (const [name, value] of rows) { make("dt", name, list); make("dd", value, list); } };
-  const chips = (head, keys, text, act) => {
+  const chips = (head, keys, text, act, level = "h4") => {
     if (!keys.length) return;
-    make("h4", head, card);
+    make(level, head, card);
     const row = make("div", undefined, card, "chips");
     const button = (words, does) => { const b = make("button", words, row, "chip"); b.type = "button"; b.addEventListener("click", does); return b; };
     const add = (some) => some.map((k) => button(text(k), () => act(k)))[0];
@@ -180,10 +180,11 @@
   const highlight = () => {
     for (const s of document.querySelectorAll(".series.curve")) s.classList.toggle("on", group >= 0 && s.dataset.group === groups[group].id);
   };
-  const told = groups.map((_, g) => g).filter((g) => groups[g].facts.length);
+  const held = (g) => Number(groups[g].facts[0][0] === "may lose");
+  const told = groups.map((_, g) => g).filter((g) => groups[g].facts.length).sort((a, b) => held(a) - held(b));
   const hint = () => fill(() => {
     make("p", "Choose a node: click on it, or walk with the arrow keys. G goes from group to group.", card, "note");
-    chips("Groups", told, (g) => groups[g].id + ": " + groups[g].facts[0][1], selectGroup);
+    chips("Groups", told, (g) => groups[g].id + ": " + groups[g].facts[0][1], selectGroup, "h3");
   });
   const turn = (by) => { if (told.length) selectGroup(told[(told.indexOf(group) + by + told.length + (group < 0 && by < 0)) % told.length]); };
   let opener = null;  // what was chosen elsewhere on the page, to go back to
