@@ -24,10 +24,11 @@ import onnx
 from onnxprune import runtime
 from onnxprune.choose.budget import AUTO, Budget, flag_of
 from onnxprune.choose.challenge import Ask, Expected, challenged
-from onnxprune.choose.channels import Decider, decider
+from onnxprune.choose.channels import Decider
 from onnxprune.choose.layers import Choice, chosen
 from onnxprune.choose.options import Options
-from onnxprune.choose.subject import Subject
+from onnxprune.choose.sensitivity import Trials as Sensed
+from onnxprune.choose.subject import Subject, deciding
 from onnxprune.choose.trials import TOLERANCE, Between, Trial, is_same, least_harm
 from onnxprune.choose.tried import Tried
 from onnxprune.clock import Clock
@@ -94,27 +95,38 @@ def paced(
     settings: Options,
     clock: Clock,
     made: Made,
+    *,
     is_quantized: bool = False,
     known: Decider | None = None,
+    sensed: Sensed | None = None,
 ) -> tuple[Choice, Pace]:
     """The choice that is as fast as asked, at the least damage found. is_quantized: `made` quantizes.
 
-    known: damages of the original's groups, where they have been measured.
+    known: damages of the original's groups, where they have been measured. sensed: as `sense` takes trials.
 
     Raises `TargetNotReachableError` with how far it gets, and `NothingPrunableError`.
     """
     with ExitStack() as stack:
-        pacer = Pacer(original, budget, settings, clock, made, stack)
+        pacer = Pacer(original, budget, settings, clock, made, stack, sensed)
         pacer.known = known
         best = pacer.search(is_quantized)
         return replace(best.choice, tried=pacer.tried_models(best)), pacer.pace(best)
 
 
 class Pacer:
-    """Times whole models against the original, and decides by what they teach. stack: closes the original at the end."""
+    """Times whole models against the original, and decides by what they teach. stack: closes the original at the end. sensed: as `sense`
+    takes trials.
+    """
 
     def __init__(
-        self, original: Subject, budget: Budget, settings: Options, clock: Clock, made: Made, stack: ExitStack
+        self,
+        original: Subject,
+        budget: Budget,
+        settings: Options,
+        clock: Clock,
+        made: Made,
+        stack: ExitStack,
+        sensed: Sensed | None = None,
     ) -> None:
         timer = original.costs.timer
         assert timer is not None, "a target of time needs a timer"
@@ -135,6 +147,7 @@ class Pacer:
         self.goal = budget.goal(self.ms)
         self.in_ms = budget.metric == "latency"
         self.trials: list[Trial] = []
+        self.sensed = sensed
         self.problem = ""  # what the table said where it knew no widths that are fast enough
         self.expected: float | None = None  # milliseconds of the first choice, before whole models corrected the table
         self.known: Decider | None = None  # of the original
@@ -219,9 +232,9 @@ class Pacer:
         if self._decide is not None:
             return self._decide(target, self.round_to)
         if self.settings.depth == "only":
-            return chosen(self.original, target, self.settings, self.clock)
+            return chosen(self.original, target, self.settings, self.clock, self.sensed)
         if self.settings.depth == "auto":
-            choice = chosen(self.original, target, self.settings, self.clock)
+            choice = chosen(self.original, target, self.settings, self.clock, self.sensed)
             self._decide = self._of(choice)
             return choice
         self._decide = self._of(Choice(self.original, np.zeros(self.original.bare.solution.count, bool)))
@@ -238,7 +251,7 @@ class Pacer:
         latency = Budget("latency", 1.0)
         own = self.known if subject is self.original else None
         if own is None:
-            own = decider(subject.analysis, subject.calibration, latency, self.settings, subject.costs, self.clock)
+            own = deciding(subject, latency, self.settings, self.clock, self.sensed)
         self._damage = lambda found: own.damage(found.removed) if found.subject is subject else None
 
         def decide(target: Budget, round_to: int) -> Choice:

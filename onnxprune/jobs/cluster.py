@@ -7,9 +7,9 @@ runs none twice, what is shared is sent again where the workers that had it are 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -21,6 +21,8 @@ from onnxprune.version import __version__
 
 PATIENCE = 10.0
 """Seconds to wait for the scheduler."""
+LOOK = 5.0
+"""Seconds after which it is looked whether hosts are still there."""
 ROUNDS = 4
 """How often jobs are sent whose workers were lost with what they had been given."""
 SAME = ("onnxprune", "onnxruntime", "onnx", "numpy", "scipy")
@@ -98,24 +100,73 @@ class Cluster:
         from distributed import as_completed
         from distributed.scheduler import KilledWorker
 
-        # `shared` is sent once to each worker; it is named by its content, so a second command need not send it
-        data = self.client.scatter([shared.packed], broadcast=True, hash=True)[0]
-        own = versions()
-        futures = {
-            self.client.submit(_there, data, shared.digest, work, job.argument, own, key=f"onnxprune-{job.key}"): k
-            for k, job in jobs.items()
-        }
-        try:
+        with self._submitted(work, shared, jobs) as futures:
             for future in as_completed(list(futures), loop=self.client.loop):
                 try:
                     found = future.result()
                 except (KilledWorker, CancelledError):
                     continue
                 yield futures[future], found
+
+    @contextmanager
+    def _submitted(
+        self, work: Work, shared: Shared, jobs: dict[int, Job], hosts: Sequence[str] = ()
+    ) -> Iterator[dict[Any, int]]:
+        """Futures of jobs, with their numbers. hosts: of those that measure time, where they may run; else anywhere."""
+        # `shared` is sent once to each worker; it is named by its content, so a second command need not send it
+        data = self.client.scatter([shared.packed], broadcast=True, hash=True)[0]
+        own, where = versions(), {"workers": list(hosts), "allow_other_workers": False} if hosts else {}
+        futures = {
+            self.client.submit(
+                _there, data, shared.digest, work, job.argument, own, bool(hosts), key=f"onnxprune-{job.key}", **where
+            ): k
+            for k, job in jobs.items()
+        }
+        try:
+            yield futures
         finally:
             self.client.cancel([f for f in futures if not f.done()], force=False)
             for future in futures:
                 future.release()
+
+    # -- time
+
+    @property
+    def width(self) -> int:
+        return max(1, len(self._workers()))
+
+    def _workers(self) -> dict[str, str]:
+        """The host of each worker, by its address."""
+        return {name: w["host"] for name, w in self.client.scheduler_info(n_workers=-1)["workers"].items()}
+
+    def alike(self, kind: Callable[[], Any]) -> list[str]:
+        """Hosts for all of whose workers `kind` gives what it gives here."""
+        own, hosts = kind(), self._workers()
+        found = self.client.run(kind, on_error="return")
+        other = {host for worker, host in hosts.items() if found.get(worker) != own}
+        return sorted({*hosts.values()} - other)
+
+    def measure(
+        self, work: Work, shared: Shared, jobs: Sequence[Job], hosts: Sequence[str]
+    ) -> Iterator[tuple[int, Result]]:
+        """Jobs that measure time, one at a time on each of these hosts. Those that are not given were lost with their host."""
+        from distributed import TimeoutError, wait
+        from distributed.scheduler import KilledWorker
+
+        with self._submitted(work, shared, dict(enumerate(jobs)), hosts) as futures:
+            left = set(futures)
+            while left:
+                try:
+                    done, left = wait(list(left), timeout=LOOK, return_when="FIRST_COMPLETED")
+                except TimeoutError:
+                    if not {*hosts} & {*self._workers().values()}:  # such a job would wait for ever
+                        return
+                    continue
+                except CancelledError:
+                    return
+                for future in done:
+                    with suppress(KilledWorker, CancelledError):
+                        yield futures[future], future.result()
 
 
 def _same(theirs: dict[str, str], own: dict[str, str], worker: str) -> None:
@@ -127,7 +178,7 @@ def _same(theirs: dict[str, str], own: dict[str, str], worker: str) -> None:
             )
 
 
-def _there(data: bytes, digest: str, work: Work, argument: Any, wanted: dict[str, str]) -> Result:
-    """On the worker. wanted: versions of the client."""
+def _there(data: bytes, digest: str, work: Work, argument: Any, wanted: dict[str, str], alone: bool) -> Result:
+    """On the worker. wanted: versions of the client. alone: the job measures time."""
     _same(versions(), wanted, platform.node())  # it may have come after the others were asked
-    return perform(digest, partial(bytes, data), work, argument)
+    return perform(digest, partial(bytes, data), work, argument, alone)
