@@ -94,10 +94,15 @@ def test_the_same_bytes_in_one_process_and_in_several(processes: None) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_bytes_with_layers(processes: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(max_drop, "LAYERS", (0.7, 0.5))
-    one, two = (onnxprune.prune(DIGITS, LIMIT, depth="auto", **QUICK, **more) for more in ({}, {"jobs": 2}))
-    assert told(one) == told(two) and one.plan.bypassed
+@pytest.mark.parametrize("depth", ["auto", "only"])
+def test_the_same_bytes_with_layers(depth: str, processes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates are told which layers are gone, and make of the original what was decided on."""
+    monkeypatch.setattr(max_drop, "LAYERS", (0.9, 0.8))
+    limit = Budget("max_drop", 2.0)
+    one, two = (onnxprune.prune(DIGITS, limit, depth=depth, **QUICK, **more) for more in ({}, {"jobs": 2}))
+    assert told(one) == told(two) and (one.plan.bypassed or depth == "auto")
+    chosen = next(t for t in one.report.candidates if t.outcome == "chosen")
+    assert one.report.drop is not None and chosen.loss == one.report.drop.measured
 
 
 def test_the_fastest_model_within_a_loss_is_the_same(processes: None, tmp_path: Path) -> None:
