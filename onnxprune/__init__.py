@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from onnxprune.choose.explore_options import ExploreOptions
     from onnxprune.choose.finetune_options import FinetuneOptions, GradualOptions
     from onnxprune.choose.importance import Importance
+    from onnxprune.choose.job_options import JobOptions
     from onnxprune.choose.options import Options
     from onnxprune.choose.place import Place
     from onnxprune.choose.sparsify_options import BenchOptions, CompareOptions, SparsifyOptions
@@ -83,6 +84,7 @@ PLACES = {  # where each name is; it is imported when it is first used, so that 
     "onnxprune.choose.budget": ("Budget",),
     "onnxprune.choose.cost": ("Cost",),
     "onnxprune.choose.explore_options": ("ExploreOptions",),
+    "onnxprune.choose.job_options": ("JobOptions",),
     "onnxprune.choose.finetune_options": ("FinetuneOptions", "GradualOptions"),
     "onnxprune.choose.importance": ("Importance",),
     "onnxprune.choose.options": ("Options",),
@@ -130,6 +132,7 @@ __all__ = [
     "GradualOptions",
     "GradualResult",
     "Importance",
+    "JobOptions",
     "NothingPrunableError",
     "OnnxPruneError",
     "Options",

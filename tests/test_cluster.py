@@ -1,4 +1,4 @@
-"""`explore` on a real Dask cluster of this machine: the same bytes, whatever is killed on the way."""
+"""`explore` and `prune` on a real Dask cluster of this machine: the same bytes, whatever is killed on the way."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,17 @@ import pytest
 
 import onnxprune
 from onnxprune import BadInputError
+from onnxprune.analyse.observe import analysis_of
+from onnxprune.analyse.scope import Scope
+from onnxprune.api.means import EACH, Means
+from onnxprune.choose.costs import CostModel
+from onnxprune.choose.place import Place as TimingPlace
+from onnxprune.clock import Clock, silent
 from onnxprune.jobs import Checkpoint, Job, Jobs, Result, Shared, cluster
 from onnxprune.jobs.cluster import Cluster, _same, versions
 from onnxprune.jobs.job import key_of
+from onnxprune.model.load import load
+from onnxprune.proof.elsewhere import Stopwatch
 
 DIGITS, DATA = "models/digits.onnx", "models/digits_calib.npz"
 WAIT = 120.0
@@ -152,6 +162,78 @@ def test_the_same_plans_with_a_worker_killed_and_the_client_stopped(local: Any, 
     ]
     assert found.reused == had and found.computed == wanted.computed - had
     assert Checkpoint(kept).count == wanted.computed
+
+
+@pytest.mark.slow
+def test_prune_gives_the_same_bytes_on_a_cluster(local: Any, tmp_path: Path) -> None:
+    limit, given = onnxprune.Budget("max_drop", 0.1), {"data": DATA, "benchmark": False}
+    one = onnxprune.prune(DIGITS, limit, **given)
+    found = onnxprune.prune(DIGITS, limit, cluster=local.scheduler_address, checkpoint=tmp_path, **given)
+    assert found.model == one.model and found.plan.to_json() == one.plan.to_json()
+    assert found.report.candidates == one.report.candidates and found.report.drop == one.report.drop
+    assert Checkpoint(tmp_path).count > len(one.report.candidates)
+
+
+def kind(value: str = "") -> str:
+    return f"a machine with {os.cpu_count()} cores {value and os.getpid()}"
+
+
+@pytest.mark.slow
+def test_tables_are_measured_by_hosts_of_the_same_kind(
+    place: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One host with two workers: one graph at a time, and none here."""
+    monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path))
+    assert len(place.alike(kind)) == 1 and place.alike(partial(kind, "of its own")) == [] and place.width == 2
+    timing = TimingPlace()
+    by = Means(Clock(silent), Jobs(place), timing, Stopwatch(timing.made()))
+    settings = onnxprune.Options()
+    timer = by.timer(settings)
+    assert timer.at_once == EACH
+
+    def never(*given: Any) -> None:
+        raise AssertionError("measured here")
+
+    monkeypatch.setattr("onnxprune.choose.timer.timed", never)
+    analysis = analysis_of(load(DIGITS), Scope())
+    costs = CostModel(analysis, timer)
+    timer.seconds = 0.0
+    assert costs.times.total(None) > 0 and timer.measured > 5
+    again = by.timer(settings)
+    again.seconds = 0.0
+    assert CostModel(analysis, again).times.total(None) == costs.times.total(None) and again.measured == 0
+    own = TimingPlace(runner="echo {model}")
+    assert Means(Clock(silent), Jobs(place), own, Stopwatch(own.made())).timer(settings).elsewhere is None
+
+
+def spanned(folder: str, number: int) -> Result:
+    begin = time.monotonic()
+    time.sleep(0.2)
+    return Result({"from": begin, "to": time.monotonic()})
+
+
+@pytest.mark.slow
+def test_jobs_that_measure_are_alone_on_their_host(place: Cluster) -> None:
+    listed = [Job(key_of("spanned", k, os.getpid()), k, str(k)) for k in range(4)]
+    found = sorted(
+        (r.values["from"], r.values["to"]) for _, r in place.measure(spanned, Shared(""), listed, place.alike(kind))
+    )
+    assert len(found) == 4 and all(a[1] <= b[0] for a, b in pairwise(found))
+
+
+@pytest.mark.slow
+def test_times_that_are_lost_with_their_host_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(cluster, "LOOK", 0.5)
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=":0") as own:
+        own.wait_for_workers(1)
+        with closing(Cluster(own.scheduler_address)) as there:
+            hosts = there.alike(kind)
+            gone = when(lambda: bool(list(tmp_path.iterdir())), lambda: own.scale(0))
+            found = list(there.measure(noted, Shared(str(tmp_path)), jobs_of(20, 0.5), hosts))
+            gone.join()
+    assert len(found) < 20
 
 
 def onnxprune_targets(text: str) -> Any:

@@ -17,13 +17,24 @@ from onnxprune import BadInputError, Budget, Options, cli
 from onnxprune.choose.explore_options import ExploreOptions
 from onnxprune.choose.field import default_of, flag_of, options
 from onnxprune.choose.finetune_options import FinetuneOptions, GradualOptions
+from onnxprune.choose.job_options import JobOptions
 from onnxprune.choose.options import replayed, settings_of
 from onnxprune.choose.place import Place
 from onnxprune.choose.sparsify_options import BenchOptions, CompareOptions, SparsifyOptions
 from tests.oracle import net
 
 NOWHERE = "there/is/no/model.onnx"  # what is said of an option comes before what is said of the model
-LISTS = (Options, Place, FinetuneOptions, GradualOptions, SparsifyOptions, BenchOptions, CompareOptions, ExploreOptions)
+LISTS = (
+    Options,
+    Place,
+    JobOptions,
+    FinetuneOptions,
+    GradualOptions,
+    SparsifyOptions,
+    BenchOptions,
+    CompareOptions,
+    ExploreOptions,
+)
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"samples": "many"}, "--samples must be a whole number, 1 or more, not 'many'."),
     ({"samples": True}, "--samples must be a whole number, 1 or more, not True."),
@@ -126,11 +137,15 @@ def test_a_string_is_one_pattern() -> None:
 
 def test_the_command_line_has_every_field_of_the_list() -> None:
     commands = {
-        "prune": (Options, Place, GradualOptions),
+        "prune": (Options, Place, JobOptions, GradualOptions),
         "finetune": (FinetuneOptions,),
         "sparsify": (SparsifyOptions, Options, Place),
     }
-    commands |= {"explore": (ExploreOptions, Options, Place), "compare": (CompareOptions, Options, Place)}
+    commands |= {
+        "explore": (ExploreOptions, JobOptions, Options, Place),
+        "run": (JobOptions,),
+        "compare": (CompareOptions, Options, Place),
+    }
     commands |= {"bench": (BenchOptions, Place, Options), "inspect": (Options,), "verify": (Options,)}
     for name, lists in commands.items():
         parameters = {p.name: p for p in cli.main.commands[name].params}

@@ -148,6 +148,40 @@ def test_what_changed_is_made_anew(place: Path, change: str) -> None:
     assert onnxprune.run(place / "prune.yaml", sets=sets).models[0].status == "up to date"
 
 
+def test_where_the_work_is_done_changes_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that do not say it themselves are told by the command, and nothing is made anew because of it."""
+    asked: list[dict[str, Any]] = []
+    real = onnxprune.prune
+
+    def noted(*given: Any, **how: Any) -> Any:
+        asked.append({k: how[k] for k in ("jobs", "cluster", "checkpoint") if k in how})
+        return real(*given, **how)
+
+    monkeypatch.setattr("onnxprune.api.steps.prune", noted)
+    config = place / "prune.yaml"
+    done = CliRunner().invoke(main, ["run", str(config), "--jobs", "2", "--checkpoint", str(place / "kept")])
+    assert done.exit_code == 0 and asked == [{"jobs": 2, "checkpoint": place / "kept"}]
+    assert list((place / "kept").glob("*.json"))
+    before = shown(place)
+    own = "models.net.steps.0.prune"
+    for sets in ([], [f"{own}.jobs=1"], [f"{own}.checkpoint=mine"], [f"{own}.cluster=tcp://127.0.0.1:1"]):
+        assert onnxprune.run(config, sets=sets).models[0].status == "up to date" and shown(place) == before
+    onnxprune.run(config, sets=[f"{own}.jobs=1", f"{own}.checkpoint=mine"], force=True, cluster="tcp://127.0.0.1:1")
+    assert asked[-1] == {"jobs": 1, "checkpoint": place / "mine"} and (place / "mine").is_dir()
+    assert {n: b for n, b in shown(place).items() if n == "net.onnx"} == {"net.onnx": before["net.onnx"]}
+
+
+def test_where_the_work_is_done_is_checked_before_work(place: Path) -> None:
+    config = place / "prune.yaml"
+    with pytest.raises(BadInputError, match="--jobs must be at least 1"):
+        onnxprune.run(config, jobs=0)
+    with pytest.raises(BadInputError, match="leave it out with --cluster"):
+        onnxprune.run(config, jobs=2, cluster="tcp://127.0.0.1:1")
+    own = "models.net.steps.0.prune"
+    with pytest.raises(BadInputError, match=r"prune\.yaml:\d+: --jobs counts processes of this machine"):
+        onnxprune.run(config, sets=[f"{own}.jobs=2", f"{own}.cluster=tcp://127.0.0.1:1"])
+
+
 def test_one_model_that_fails_holds_all_back(place: Path) -> None:
     export(place / "bad.onnx", 2, 1)
     text = NIGHTLY.replace(

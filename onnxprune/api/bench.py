@@ -21,6 +21,7 @@ from onnxprune.choose.sparsify_options import BenchOptions
 from onnxprune.clock import Progress, Step, silent
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Feeds
+from onnxprune.jobs import host
 from onnxprune.model.interface import cut_feeds, interface_of, marked, resized
 from onnxprune.model.load import Source, load
 from onnxprune.model.loaded import LoadedModel, Model
@@ -148,8 +149,9 @@ def _listed(sources: Sequence[Source], stack: ExitStack) -> list[_Listed]:
 def _rows(listed: Sequence[_Listed], setting: _Setting, how: BenchOptions, place: Place) -> Iterator[BenchRow]:
     """All models in one setting."""
     runner, names = setting.runner, [m.name for m in listed]
-    single = [_alone(m, setting, place) for m in listed]
     with ExitStack() as stack:
+        stack.enter_context(host.alone())
+        single = [_alone(m, setting, place) for m in listed]
         opened, differences = [], []
         for k, m in enumerate(listed):
             start = time.perf_counter()

@@ -23,7 +23,6 @@ from onnxprune.choose.sparsify_options import CompareOptions
 from onnxprune.clock import Clock, Progress, silent
 from onnxprune.errors import BadInputError, OnnxPruneError
 from onnxprune.groups.analysis import Analysis
-from onnxprune.jobs import host
 from onnxprune.model.files import check_outputs, staged
 from onnxprune.model.interface import marked, resized
 from onnxprune.model.load import Source, load
@@ -77,10 +76,9 @@ def compare(
     times = None
     if how.benchmark:
         feeds = runtime.with_batch(loaded[0].proto, first.feeds[0], place.batch)
-        with host.alone():
-            times = runtime.latency(
-                runner, fitted, feeds, repeats=how.runs, warmup=place.warmup, seconds=how.seconds, names=names
-            )
+        times = runtime.latency(
+            runner, fitted, feeds, repeats=how.runs, warmup=place.warmup, seconds=how.seconds, names=names
+        )
     clock.stop()
     rows = [
         _row(name, model, analysis, judged, (found[0], outputs))

@@ -6,7 +6,6 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -15,25 +14,27 @@ from typing import Any
 import onnx
 
 from onnxprune import runtime
+from onnxprune.api.means import Means, means
 from onnxprune.api.pick import check_pick, picked
 from onnxprune.api.points import Asked, ground, ground_key, points_of, trials_of
 from onnxprune.api.prune import begun
 from onnxprune.api.replay import finisher
 from onnxprune.api.tune import ready
 from onnxprune.choose.budget import Budget
-from onnxprune.choose.channels import Decider, decider
+from onnxprune.choose.channels import Decider
 from onnxprune.choose.explore_options import ExploreOptions, usual_targets
 from onnxprune.choose.field import several
+from onnxprune.choose.job_options import JobOptions
 from onnxprune.choose.layers import Choice
 from onnxprune.choose.options import Options, completed
 from onnxprune.choose.pace import paced
 from onnxprune.choose.place import Place
-from onnxprune.choose.subject import Subject
+from onnxprune.choose.subject import Subject, deciding
 from onnxprune.clock import Clock, Progress, silent
 from onnxprune.cut.plan import Pair, Plan
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.errors import BadInputError, TargetNotReachableError
-from onnxprune.jobs import Checkpoint, Jobs, Result, host, place_of
+from onnxprune.jobs import Result
 from onnxprune.model.files import check_outputs, folder_of, staged
 from onnxprune.model.interface import marked
 from onnxprune.model.load import Source, load
@@ -93,46 +94,42 @@ def explore(
 
     model: path or ModelProto (left alone). output: a folder for the plans (`models`: and the models), or, with `pick`, the file for
     that point's model; plan: with `pick`, a file for its plan. report: a file. Nothing is written unless everything succeeds.
-    benchmark: time every point against the original. options: the fields of `ExploreOptions`, and those of `Options` and `Place` that go
-    with it.
+    benchmark: time every point against the original. options: the fields of `ExploreOptions` and `JobOptions`, and those of `Options`
+    and `Place` that go with it.
     Raises as `prune` does; `TargetNotReachableError` where no target is reached, or no point keeps what `pick` asks for.
     """
-    how, settings, place = several((ExploreOptions, Options, Place), options, "explore")
+    how, where, settings, place = several((ExploreOptions, JobOptions, Options, Place), options, "explore")
     targets = how.at or usual_targets(how.points, settings.data is not None)
     _check(how, output, models, plan, benchmark, len(targets))
     files = {"-o": output if how.pick is not None else None, "--plan": plan, "--report": report}
     check_outputs(files, (model, settings.data))
     renderer = None if report is None else renderer_for(report)
     metric, settings = settings.metric, replace(settings, metric="kl", benchmark=benchmark)
-    checkpoint = None if how.checkpoint is None else Checkpoint(how.checkpoint)
-    had = 0 if checkpoint is None else checkpoint.count
     clock = Clock(progress)
     runtime.load_custom_ops(settings.custom_ops)
-    watch = Stopwatch(place.made(), place.batch, place.warmup)
-    with ExitStack() as stack:
-        where = place_of(how.jobs, how.cluster)
-        stack.callback(getattr(where, "close", lambda: None))
-        jobs = Jobs(where, checkpoint)
+    with means(where, place, clock, count=None) as by:
+        jobs = by.jobs
+        had = 0 if jobs.checkpoint is None else jobs.checkpoint.count
         clock("load")
         loaded = load(model)
         check_outputs(files, loaded.data_files)
-        found = _explored(loaded, settings, targets, metric, watch, clock, jobs)
+        found = _explored(loaded, settings, targets, metric, by)
     original, asked, results, unreached = found
     protos = [onnx.ModelProto.FromString(r.model or b"") for r in results]
     plans = [Plan.from_json(r.values["plan"]) for r in results]
-    latencies = _timed(original, protos, plans, watch, clock) if benchmark else [None] * len(protos)
+    latencies = _timed(original, protos, plans, by.watch, clock) if benchmark else [None] * len(protos)
     clock.stop()
     order, points = sorted_points([_point(loaded, *x) for x in zip(asked, results, latencies, strict=True)])
     told = ExploreReport(
         model_sha256=loaded.sha256,
         metric=metric,
         points=points,
-        where=where.name,
+        where=jobs.place.name,
         computed=jobs.computed,
         reused=jobs.found,
         seconds={k: round(v, 3) for k, v in clock.seconds.items()},
         unreached=unreached,
-        unused=None if checkpoint is None else had - jobs.found,
+        unused=None if jobs.checkpoint is None else had - jobs.found,
     )
     result = ExploreResult(told, tuple(plans[k] for k in order), tuple(protos[k] for k in order), loaded)
     if how.pick is not None:
@@ -147,22 +144,20 @@ def _explored(
     settings: Options,
     targets: Sequence[Budget],
     metric: str,
-    watch: Stopwatch,
-    clock: Clock,
-    jobs: Jobs,
+    by: Means,
 ) -> tuple[Subject, list[Asked], list[Result], tuple[Unreached, ...]]:
     """The original, and a result for every target that can be reached. What targets share is measured once."""
     timed = next((t for t in targets if t.is_time), None)
     settings = completed(replace(settings, depth="off"), timed or targets[0])
     ready(settings)
     key = ground_key(loaded, settings, metric)
-    original = begun(loaded, settings, timed or targets[0], None, watch, clock)
-    asked, unreached = _decided(loaded, original, targets, settings, clock, jobs, key)
+    original = begun(loaded, settings, timed or targets[0], None, by)
+    asked, unreached = _decided(loaded, original, targets, settings, by, key)
     base = ground(loaded, original, settings, metric)
     if original.calibration is not None:
         original.calibration.moments.clear()
-    clock("points")
-    return original, asked, points_of(jobs, key, base, asked, clock.share), unreached
+    by.clock("points")
+    return original, asked, points_of(by.jobs, key, base, asked, by.clock.share), unreached
 
 
 def _check(
@@ -188,20 +183,16 @@ def _decided(
     original: Subject,
     targets: Sequence[Budget],
     settings: Options,
-    clock: Clock,
-    jobs: Jobs,
+    by: Means,
     key: str,
 ) -> tuple[list[Asked], tuple[Unreached, ...]]:
     """What to remove for every target; scores, orders and damages are measured once."""
-    clock("score")
-    trials = trials_of(jobs, key, settings)
-    decide = decider(
-        original.analysis, original.calibration, targets[0], settings, original.costs, clock, trials=trials
-    )
+    by.clock("score")
+    decide = deciding(original, targets[0], settings, by.clock, trials_of(by.jobs, key, settings))
     asked, unreached, last = [], [], None
     for target in targets:
         try:
-            asked.append(_one(loaded, original, target, settings, clock, decide))
+            asked.append(_one(loaded, original, target, settings, by.clock, decide))
         except TargetNotReachableError as problem:
             unreached.append(Unreached({target.metric: target.amount}, str(problem)))
             last = problem
@@ -220,8 +211,7 @@ def _one(
     def made(choice: Choice) -> onnx.ModelProto:
         return finish(rewrite(choice.subject.bare, choice.removed))
 
-    with host.alone():
-        choice, pace = paced(original, target, settings, clock, made, known=decide)
+    choice, pace = paced(original, target, settings, clock, made, known=decide)
     return Asked(target, choice.removed, pace)
 
 
@@ -233,8 +223,7 @@ def _timed(
     model, found = original.bare.model, []
     for k, (proto, plan) in enumerate(zip(protos, plans, strict=True)):
         other = model.beside(marked(proto, plan.interface))
-        with host.alone():
-            found.append(Latency.of(watch.timed((model, other), original.bare.feeds[0])))
+        found.append(Latency.of(watch.timed((model, other), original.bare.feeds[0])))
         clock.share((k + 1) / len(protos))
     return list(found)
 

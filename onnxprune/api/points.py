@@ -1,4 +1,4 @@
-"""The jobs of `explore`: damages of groups, and points. Each is what `prune` does, in whatever process it runs."""
+"""Jobs: damages of groups (of `explore` and `prune`), and points. Each is what `prune` does, in whatever process it runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune import ops, runtime
+from onnxprune.analyse.sources import Aside
 from onnxprune.api.carry import carried_out
 from onnxprune.calibrate.answers import judges_classes
 from onnxprune.calibrate.calibration import Calibration
@@ -57,12 +58,21 @@ class Asked:
 
 
 def ground(loaded: LoadedModel, original: Subject, settings: Options, metric: str) -> Ground:
-    """Without what only decisions need: second moments, which are the largest part, and what timed the layers."""
+    """Without second moments, which only decisions need; and repairs remember what the original computed."""
+    light = without_moments(original)
+    known = light.calibration
+    if known is not None:
+        known = replace(known, recall=Recall())
+        light = replace(light, calibration=known, against=known)
+    return Ground(loaded, light, replace(settings, benchmark=False), metric)
+
+
+def without_moments(original: Subject) -> Subject:
+    """The original for what follows a decision; second moments are the largest part of what is known of it."""
     known = original.calibration
     if known is not None:
-        known = replace(known, moments={}, recall=Recall())
-    light = replace(original, calibration=known, against=known)
-    return Ground(loaded, light, replace(settings, benchmark=False), metric)
+        known = replace(known, moments={})
+    return replace(original, calibration=known, against=known)
 
 
 def prepare(rules: tuple[Any, ...], libraries: tuple[str, ...], folder: str) -> None:
@@ -90,8 +100,8 @@ def shared_of(value: Any, settings: Options) -> Shared:
 # ---------------------------------------------------------------- by what results are found again
 
 
-def ground_key(loaded: LoadedModel, settings: Options, metric: str) -> str:
-    """Hash of all that results depend on: model, data, options, versions, the processor's kind and the threads of its sums."""
+def ground_key(loaded: LoadedModel, settings: Options, metric: str, aside: Aside | None = None) -> str:
+    """Hash of all that results depend on: model, data, options, what is set aside, versions, the processor's kind."""
     files = [*sorted(map(str, loaded.data_files)), *map(str, settings.custom_ops)]
     if settings.data is not None:
         data = Path(settings.data)
@@ -100,7 +110,10 @@ def ground_key(loaded: LoadedModel, settings: Options, metric: str) -> str:
     kept = settings_of(settings, None) | {"judge": settings.judge, "round_to": settings.round_to}
     kept |= {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in ("samples", "seed", "check")}
     where = {"versions": versions(), "machine": platform.machine()}
-    return key_of(loaded.sha256, contents, kept, where, metric, of_metric(metric), sorted(map(str, ops.REGISTERED)))
+    least = 0 if aside is None else aside.least
+    return key_of(
+        loaded.sha256, contents, kept, where, metric, of_metric(metric), sorted(map(str, ops.REGISTERED)), least
+    )
 
 
 # ---------------------------------------------------------------- sensitivities
@@ -110,9 +123,12 @@ def trials_of(jobs: Jobs, key: str, settings: Options) -> Trials:
     """Damages of groups as jobs, one for each group."""
 
     def run(sensing: Sensing, asked: Sequence[Narrowing], progress: Callable[[float], None]) -> list[list[float]]:
+        gone = plain(sensing.bypasses)
         listed = [
             Job(
-                key_of("damages", key, [c.tolist() for c in a.classes], a.counts, sensing.chosen, sensing.optimized),
+                key_of(
+                    "damages", key, gone, [c.tolist() for c in a.classes], a.counts, sensing.chosen, sensing.optimized
+                ),
                 a,
                 f"damages of group {k}",
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -15,19 +15,22 @@ from onnxprune import runtime
 from onnxprune.analyse.observe import analysis_of
 from onnxprune.analyse.sources import Aside
 from onnxprune.api.carry import carried_out
-from onnxprune.api.quantize import quantized
+from onnxprune.api.contest import jury_of
+from onnxprune.api.means import Means, means
+from onnxprune.api.points import ground_key, trials_of
+from onnxprune.api.quantize import written
 from onnxprune.api.replay import finisher, read_plan, repeated
 from onnxprune.api.tune import ready
 from onnxprune.choose.budget import Budget, budget_of, usual
-from onnxprune.choose.channels import decider
-from onnxprune.choose.field import both
+from onnxprune.choose.field import flag_of, several
+from onnxprune.choose.field import options as fields_of
+from onnxprune.choose.job_options import JobOptions
 from onnxprune.choose.layers import Choice, chosen
 from onnxprune.choose.max_drop import aside_for, boldest, is_drop
 from onnxprune.choose.options import Options, completed, replayed
 from onnxprune.choose.pace import Pace, Pacer, paced
 from onnxprune.choose.place import Place
-from onnxprune.choose.subject import Subject, whole
-from onnxprune.choose.timer import Timer
+from onnxprune.choose.subject import Subject, deciding, whole
 from onnxprune.clock import Clock, Progress, silent
 from onnxprune.cut.plan import Plan, own_plan
 from onnxprune.cut.rewrite import rewrite
@@ -37,9 +40,8 @@ from onnxprune.model.load import Source, file_of, load
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.model.save import save_result
 from onnxprune.ops import is_quantized
-from onnxprune.proof.elsewhere import Stopwatch
 from onnxprune.proof.verdict import Bolder
-from onnxprune.report.outcome import plan_of
+from onnxprune.report.outcome import Outcome, plan_of
 from onnxprune.report.renderer import renderer_for
 from onnxprune.report.report import Report, report_of
 from onnxprune.threads import one_thread
@@ -82,10 +84,11 @@ def prune(
 
     model: path or ModelProto (left alone). budget: `Budget("macs", 0.5)`, the default where there is data; 0.8 without.
     output, plan, report: files to write, or none of them where something fails; the report's suffix says its format. apply: a plan to
-    replay instead of deciding. command: the words of the command line, for the report. options: the fields of `Options`, and of `Place`.
+    replay instead of deciding. command: the words of the command line, for the report. options: the fields of `Options`, `Place`
+    and `JobOptions`.
     Raises `BadInputError`, `TargetNotReachableError`, `VerificationError`, `NothingPrunableError`.
     """
-    settings, place = both(Options, Place, options, "prune")
+    settings, place, where = several((Options, Place, JobOptions), options, "prune")
     budget = budget_of(budget)
     files = {"-o": output, "--plan": plan, "--report": report}
     check_outputs(files, (model, apply, settings.data))
@@ -94,32 +97,15 @@ def prune(
         raise BadInputError(
             "Give exactly one target: --ratio, --macs, --params, --size, --speedup, --latency, --max-drop, or a plan to --apply."
         )
-    if budget is None and apply is None:
+    if apply is not None:
+        _check_jobs(where)
+    elif budget is None:
         budget = usual(settings.data is not None)
     ready(settings)
     clock = Clock(progress)
     runtime.load_custom_ops(settings.custom_ops)
-    watch = Stopwatch(place.made(), place.batch, place.warmup)
-    clock("load")
-    loaded = load(model)
-    check_outputs(files, loaded.data_files)
-    if settings.then_quantize is not None and is_quantized(loaded.proto.graph):
-        raise BadInputError("The model is quantized already; leave out --then-quantize, it stays so.")
-    replay = None if apply is None else read_plan(apply)
-    settings = completed(settings if replay is None else replayed(settings, replay), budget)
-    aside = _aside(settings, budget, replay)
-    original = begun(loaded, settings, budget, aside, watch, clock)
-    clock("score")
-    bolder = pace = None
-    if replay is not None:
-        choice = _applied(original, replay, apply, settings, clock)
-    else:
-        assert budget is not None
-        choice, bolder, pace = _decided(loaded, original, budget, settings, clock)
-    outcome = carried_out(
-        loaded, original, choice, budget, replay, settings=settings, clock=clock, watch=watch, bolder=bolder
-    )
-    outcome = replace(outcome, set_aside=0 if aside is None else aside.least, pace=pace)
+    with means(where, place, clock, count=1) as by:
+        outcome, loaded = _pruned(model, budget, apply, settings, files, by)
     made = plan_of(outcome)
     result = PruneResult(outcome.model, made, report_of(outcome, made, command, file_of(model)), loaded)
     texts: dict[Path, str] = {}
@@ -133,6 +119,47 @@ def prune(
     return result
 
 
+def _check_jobs(where: JobOptions) -> None:
+    given = next((field for field, _ in fields_of(JobOptions) if getattr(where, field.name) is not None), None)
+    if given is not None:
+        raise BadInputError(
+            f"{flag_of(given)} does not go with --apply: the plan has decided what jobs would find out."
+        )
+
+
+def _pruned(
+    model: Source,
+    budget: Budget | None,
+    apply: str | PathLike[str] | Plan | None,
+    settings: Options,
+    files: Mapping[str, str | PathLike[str] | None],
+    by: Means,
+) -> tuple[Outcome, LoadedModel]:
+    """files: to be written, by option."""
+    clock, watch = by.clock, by.watch
+    clock("load")
+    loaded = load(model)
+    check_outputs(files, loaded.data_files)
+    if settings.then_quantize is not None and is_quantized(loaded.proto.graph):
+        raise BadInputError("The model is quantized already; leave out --then-quantize, it stays so.")
+    replay = None if apply is None else read_plan(apply)
+    settings = completed(settings if replay is None else replayed(settings, replay), budget)
+    aside = _aside(settings, budget, replay)
+    original = begun(loaded, settings, budget, aside, by)
+    clock("score")
+    bolder = pace = None
+    if replay is not None:
+        choice = _applied(original, replay, apply, settings, clock)
+    else:
+        assert budget is not None
+        key = ground_key(loaded, settings, settings.metric, aside)
+        choice, bolder, pace = _decided(loaded, original, budget, settings, by, key)
+    outcome = carried_out(
+        loaded, original, choice, budget, replay, settings=settings, clock=clock, watch=watch, bolder=bolder
+    )
+    return replace(outcome, set_aside=0 if aside is None else aside.least, pace=pace), loaded
+
+
 # ---------------------------------------------------------------- what to remove
 
 
@@ -141,18 +168,17 @@ def begun(
     settings: Options,
     budget: Budget | None,
     aside: Aside | None,
-    watch: Stopwatch,
-    clock: Clock,
+    by: Means,
 ) -> Subject:
     """The model analysed and calibrated, which no target changes; `budget` says whether time has to be measured for it."""
+    clock, watch = by.clock, by.watch
     clock("analyse")
     ready(settings, loaded)
     analysis = analysis_of(loaded, settings.scope, share=clock.share)
     is_timed = budget is not None and (budget.is_time or (is_drop(budget) and settings.cost == "latency"))
     if settings.benchmark or settings.then_quantize is not None or is_timed:
         watch.check(loaded, analysis.feeds[0])
-    timer = Timer(watch.runner, batch=watch.batch, warmup=watch.warmup) if is_timed else None
-    return whole(analysis, settings, clock, aside, timer)
+    return whole(analysis, settings, clock, aside, by.timer(settings) if is_timed else None)
 
 
 def _aside(settings: Options, budget: Budget | None, replay: Plan | None) -> Aside | None:
@@ -163,35 +189,30 @@ def _aside(settings: Options, budget: Budget | None, replay: Plan | None) -> Asi
 
 
 def _decided(
-    loaded: LoadedModel, original: Subject, budget: Budget, settings: Options, clock: Clock
+    loaded: LoadedModel, original: Subject, budget: Budget, settings: Options, by: Means, key: str
 ) -> tuple[Choice, Bolder | None, Pace | None]:
-    finish, written = finisher(settings, loaded), _writer(original, settings)
+    """key: of what jobs depend on (`ground_key`)."""
+    finish, clock, trials = finisher(settings, loaded), by.clock, trials_of(by.jobs, key, settings)
 
     def made(choice: Choice) -> onnx.ModelProto:
-        return written(finish(rewrite(choice.subject.bare, choice.removed)))
+        return written(original, settings, finish(rewrite(choice.subject.bare, choice.removed)))
 
     if is_drop(budget):
+        jury = jury_of(by.jobs, key, original, budget, settings)
         if settings.cost == "macs":
-            return *boldest(original, budget, settings, clock, written), None
+            return *boldest(original, budget, settings, clock, jury, trials=trials), None
         with ExitStack() as stack:
-            pacer = Pacer(original, Budget("speedup", 1), settings, clock, made, stack)
-            choice, bolder = boldest(original, budget, settings, clock, written, pacer)
+            pacer = Pacer(original, Budget("speedup", 1), settings, clock, made, stack, trials)
+            choice, bolder = boldest(original, budget, settings, clock, jury, pacer=pacer)
             return choice, bolder, pacer.pace(pacer.trial_of(choice))
     if budget.is_time:
-        choice, pace = paced(original, budget, settings, clock, made, settings.then_quantize is not None)
+        quantizes = settings.then_quantize is not None
+        choice, pace = paced(original, budget, settings, clock, made, is_quantized=quantizes, sensed=trials)
         return choice, None, pace
     if settings.depth != "off":
-        return chosen(original, budget, settings, clock), None, None
-    decide = decider(original.analysis, original.calibration, budget, settings, original.costs, clock)
+        return chosen(original, budget, settings, clock, trials), None, None
+    decide = deciding(original, budget, settings, clock, trials)
     return Choice(original, decide(budget), damages=decide.damages), None, None
-
-
-def _writer(original: Subject, settings: Options) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
-    """What becomes of a repaired model's numbers before it is written."""
-    calibration, model = original.calibration, original.bare.model
-    if settings.then_quantize is None or calibration is None:
-        return lambda proto: proto
-    return lambda proto: quantized(model.beside(proto), calibration, "the pruned model")
 
 
 def _applied(original: Subject, plan: Plan, source: object, settings: Options, clock: Clock) -> Choice:

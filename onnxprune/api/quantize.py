@@ -14,6 +14,7 @@ from onnxprune.calibrate.damage import disagreement
 from onnxprune.calibrate.metric import metric_of
 from onnxprune.choose.options import Options
 from onnxprune.choose.sensitivity import judge
+from onnxprune.choose.subject import Subject
 from onnxprune.groups.analysis import Analysis
 from onnxprune.model.loaded import Model
 from onnxprune.model.save import stored_bytes
@@ -34,6 +35,13 @@ def quantize(
         "pruned and quantized": Model(small),
     }
     return small, _measured(analysis, calibration, settings, models, watch)
+
+
+def written(original: Subject, settings: Options, proto: onnx.ModelProto) -> onnx.ModelProto:
+    """What becomes of a repaired model's numbers before it is written."""
+    if settings.then_quantize is None or original.calibration is None:
+        return proto
+    return quantized(original.bare.model.beside(proto), original.calibration, "the pruned model")
 
 
 def quantized(model: Model, calibration: Calibration, what: str) -> onnx.ModelProto:

@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.api.steps import Made, Steps, with_provenance
+from onnxprune.choose.field import checked
+from onnxprune.choose.job_options import JobOptions
 from onnxprune.clock import Progress, prefixed, silent
 from onnxprune.errors import BadInputError, OnnxPruneError, VerificationError
+from onnxprune.jobs import Checkpoint, check_place
 from onnxprune.model.files import check_outputs, staged
 from onnxprune.model.load import load
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.model.save import save_result
 from onnxprune.pipeline import stamp as stamps
-from onnxprune.pipeline.config import Config, Entry, config_of, named
+from onnxprune.pipeline.config import Config, Entry, config_of, contents, named
 from onnxprune.pipeline.gates import judge_gates
 from onnxprune.pipeline.reading import read
 from onnxprune.pipeline.record import Numbers, Ran, RunReport, junit, summary
@@ -49,13 +52,19 @@ def run(
     force: bool = False,
     progress: Progress = silent,
     environment: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> RunReport:
     """Carry out a config: make all models, judge their gates, and publish them if every gate of every model holds.
 
     sets: overrides such as `models.0.steps.0.prune.macs=0.4`. force: make also what has not changed. environment: variables for `${NAME}`
-    in the config; by default those of the process. The report of the run, and JUnit XML and a summary where they are asked for,
+    in the config; by default those of the process. options: the fields of `JobOptions`, for all prune steps that do not say it themselves;
+    nothing is made anew because of them. The report of the run, and JUnit XML and a summary where they are asked for,
     are written whatever came out; `exit_code` says what the command returns. Raises `BadInputError` for a config that cannot be read.
     """
+    where = checked(JobOptions, options, "run")
+    check_place(where.jobs, where.cluster)
+    if where.checkpoint is not None:
+        Checkpoint(where.checkpoint)
     path = Path(config)
     document = read(path, sets, os.environ if environment is None else environment)
     plan = config_of(document)
@@ -67,7 +76,7 @@ def run(
         waiting: list[_Publish] = []
         for k, (name, entry) in enumerate(zip(names, plan.models, strict=True)):
             told: Progress = lambda text, name=name: progress(prefixed(f"{name}: ", text))  # type: ignore[misc]  # noqa: E731
-            one = _One(name, entry, files, stack, told)
+            one = _One(name, entry, files, stack, told, where)
             start = time.perf_counter()
             try:
                 ran, publish = one.up_to_date(force) or one.made()
@@ -140,8 +149,11 @@ class _Files:
 class _One:
     """One model of a run."""
 
-    def __init__(self, name: str, entry: Entry, files: _Files, stack: ExitStack, progress: Progress) -> None:
+    def __init__(
+        self, name: str, entry: Entry, files: _Files, stack: ExitStack, progress: Progress, where: JobOptions
+    ) -> None:
         self.name, self.entry, self.files, self.stack, self.progress = name, entry, files, stack, progress
+        self.where = where
         self.folder = files.folder
         self.output = self.folder / entry.outputs.model
         progress("load")
@@ -154,7 +166,7 @@ class _One:
         data, metrics = self.files.data_of(self.entry), self._metrics()
         self.provenance = stamps.versions() | {
             "source_sha256": stamps.of_model(self.original),
-            "config_sha256": stamps.of_value(self.entry.model_dump(mode="json", exclude={"name"})),
+            "config_sha256": stamps.of_value(contents(self.entry)),
             **({"data_sha256": stamps.of_files(data)} if data else {}),
             **({"metric_sha256": stamps.of_value([*map(stamps.of_metric, metrics)])} if metrics else {}),
         }
@@ -176,7 +188,7 @@ class _One:
         """The steps, the gates, and what waits for being published."""
         assert self.original is not None
         stage = Path(self.stack.enter_context(_beside(self.output)))
-        steps = Steps(self.entry, self.original, self.folder, stage, self.progress)
+        steps = Steps(self.entry, self.original, self.folder, stage, self.progress, self.where)
         made = steps()
         provenance = dict(self.provenance)
         if made.plan is not None:

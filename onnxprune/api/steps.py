@@ -19,6 +19,7 @@ from onnxprune.api.finetune import finetune
 from onnxprune.api.prune import PruneResult, prune
 from onnxprune.api.sparsify import SparsifyResult, sparsify
 from onnxprune.choose.budget import TARGETS, Budget
+from onnxprune.choose.job_options import JobOptions
 from onnxprune.choose.place import Place
 from onnxprune.clock import Progress, prefixed
 from onnxprune.cut.plan import Plan
@@ -52,11 +53,16 @@ class Made:
 
 
 class Steps:
-    """Carries out the steps of one model. folder: that of the config. stage: where models between steps may lie."""
+    """Carries out the steps of one model. folder: that of the config. stage: where models between steps may lie. where: the work of prune
+    steps is done that do not say it themselves.
+    """
 
-    def __init__(self, entry: Entry, original: LoadedModel, folder: Path, stage: Path, progress: Progress) -> None:
+    def __init__(
+        self, entry: Entry, original: LoadedModel, folder: Path, stage: Path, progress: Progress, where: JobOptions
+    ) -> None:
         self.entry, self.original, self.folder, self.stage = entry, original, folder, stage
         self.progress = progress
+        self.where = {name: value for name, value in vars(where).items() if value is not None}
         self.place: dict[str, Any] = {} if entry.timing is None else entry.timing.given()
         self.data = None if entry.data is None else folder / entry.data
         self.shapes: dict[str, Any] = {}
@@ -106,8 +112,15 @@ class Steps:
             given.setdefault("data", self.data)
         if step.kind in ("prune", "sparsify"):
             given = self.place | given
+        if step.kind == "prune":
+            given = self._placed(given) | given
         self.shapes = given.get("input_shapes", self.shapes)
         return given
+
+    def _placed(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Where the work of a step is done, as far as it does not say so."""
+        own = {"jobs", "cluster"} if {"jobs", "cluster"} & {*given} else set()  # these exclude each other
+        return {name: value for name, value in self.where.items() if name not in own}
 
     def _prune(self, given: dict[str, Any], last: bool, to: Path, told: Progress) -> dict[str, Any]:
         targets = {name: given.pop(name) for name in TARGETS if name in given}

@@ -164,9 +164,11 @@ def decider(
     settings: Options,
     costs: CostModel,
     clock: Clock,
+    *,
     trials: Trials | None = None,
+    bypasses: Sequence[Bypass] = (),
 ) -> Decider:
-    """Measures, once, everything that deciding needs. trials: as `sense` takes them."""
+    """Measures, once, everything that deciding needs. trials, bypasses: as `sense` takes them."""
     importance = importance_of(settings.importance)
     scores = scores_of(importance, analysis, calibration, settings.seed)
     orders = damages = None
@@ -178,7 +180,9 @@ def decider(
         )
         if budget.metric != "ratio" and calibration.judged.tensors:
             clock("sense")
-            damages = sense(analysis, calibration, orders, costs, progress=clock.share, trials=trials)
+            damages = sense(
+                analysis, calibration, orders, costs, progress=clock.share, trials=trials, bypasses=bypasses
+            )
             damages = cautious(damages) if calibration.made_up else damages
     clock("allocate")
     return Decider(analysis, settings, costs, scores, orders, damages)

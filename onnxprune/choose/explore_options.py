@@ -1,4 +1,4 @@
-"""Which sizes to look at, where the jobs run, and which point to take: a list of options, and two small languages that are never evaluated.
+"""Which sizes to look at, and which point to take: a list of options, and two small languages that are never evaluated.
 
 targets    macs=0.8,0.6,params=0.5            a name counts until the next one
 pick       3                                  the point of that number
@@ -10,11 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from onnxprune.choose.budget import Budget
-from onnxprune.choose.checks import file, optional, whole_number
+from onnxprune.choose.checks import optional, whole_number
 from onnxprune.choose.field import documented, option
 from onnxprune.errors import BadInputError, quoted
 
@@ -35,12 +34,6 @@ def _text(flag: str, value: Any) -> str:
         raise BadInputError(f"{flag} takes a number or a condition such as {EXAMPLES}, not {quoted(str(value))}.")
     parsed(str(value), flag)
     return str(value)
-
-
-def _address(flag: str, value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise BadInputError(f"{flag} takes the address of a Dask scheduler, such as tcp://10.0.0.5:8786.")
-    return value
 
 
 def _at(flag: str, value: Any) -> tuple[Budget, ...]:
@@ -139,7 +132,7 @@ def _condition(name: str, sign: str, value: float, unit: str, text: str, flag: s
 @documented
 @dataclass(frozen=True)
 class ExploreOptions:
-    """Which sizes to look at, and where the work is done. Results are the same wherever that is."""
+    """Which sizes to look at, and which of them to take."""
 
     points: int = option(8, whole_number(1), "So many shares of the multiply-accumulates, evenly.", cli={"type": int})
     at: tuple[Budget, ...] = option(
@@ -154,26 +147,5 @@ class ExploreOptions:
         optional(_text),
         "The point to write: its number, or conditions such as 'drop<=0.01' and 'size<=10MB', between commas.",
         cli={"metavar": "N|CONDITIONS"},
-        by_default="none",
-    )
-    jobs: int | None = option(
-        None,
-        optional(whole_number(1)),
-        "Processes of this machine; each takes as much memory as prune does.",
-        cli={"type": int},
-        by_default="one per core",
-    )
-    cluster: str | None = option(
-        None,
-        optional(_address),
-        "Work on this Dask cluster instead, such as tcp://10.0.0.5:8786; needs onnxprune[cluster].",
-        cli={"metavar": "ADDRESS"},
-        by_default="none",
-    )
-    checkpoint: str | Path | None = option(
-        None,
-        optional(file),
-        "Keep results in this folder, and go on from those that are there.",
-        cli={"path": True, "metavar": "DIR"},
         by_default="none",
     )

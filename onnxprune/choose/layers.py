@@ -28,11 +28,11 @@ from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.choose.budget import Budget, flag_of
 from onnxprune.choose.candidates import Candidate, candidates
-from onnxprune.choose.channels import decider, repaired
+from onnxprune.choose.channels import repaired
 from onnxprune.choose.costs import CostModel
 from onnxprune.choose.options import Options
-from onnxprune.choose.sensitivity import judge
-from onnxprune.choose.subject import Subject, with_model
+from onnxprune.choose.sensitivity import Trials, judge
+from onnxprune.choose.subject import Subject, deciding, with_model
 from onnxprune.choose.tried import Tried
 from onnxprune.clock import Clock
 from onnxprune.cut.bypass import Bypass, Links, bypassed
@@ -152,9 +152,9 @@ def _fitted(
 # ---------------------------------------------------------------- deciding
 
 
-def chosen(original: Subject, budget: Budget, settings: Options, clock: Clock) -> Choice:
-    """What to bypass and what to remove of the rest. Raises `TargetNotReachableError`."""
-    search = _Search(original, budget, settings, clock)
+def chosen(original: Subject, budget: Budget, settings: Options, clock: Clock, sensed: Trials | None = None) -> Choice:
+    """What to bypass and what to remove of the rest. sensed: as `sense` takes trials. Raises `TargetNotReachableError`."""
+    search = _Search(original, budget, settings, clock, sensed)
     return search.auto() if settings.depth == "auto" else search.only()
 
 
@@ -167,10 +167,24 @@ def finished(choice: Choice, settings: Options, clock: Clock) -> onnx.ModelProto
     return repaired(subject.analysis, removed, cut, subject.against, settings, clock, subject.bypasses)[0]
 
 
+def damage_of(choice: Choice, original: Subject, settings: Options, clock: Clock) -> float:
+    """Of the finished model on held-out samples; infinite where it does not run."""
+    assert original.against is not None
+    clock("compensate")
+    try:
+        damage = judge(original.against, original.bare.model.beside(finished(choice, settings, clock)))
+    except BadInputError:
+        return inf
+    return damage if np.isfinite(damage) else inf
+
+
 class _Search:
-    def __init__(self, original: Subject, budget: Budget, settings: Options, clock: Clock) -> None:
+    def __init__(
+        self, original: Subject, budget: Budget, settings: Options, clock: Clock, sensed: Trials | None
+    ) -> None:
         assert original.against is not None
         self.original, self.budget, self.settings, self.clock = original, budget, settings, clock
+        self.sensed = sensed
         self.against = original.against
         self.few = thinned(original.against)
         self.model = original.bare.model
@@ -259,12 +273,10 @@ class _Search:
                 removed = self._decider(subject, target)(target)
         except (TargetNotReachableError, NothingPrunableError):
             return nothing, inf
-        self.clock("compensate")
-        model = finished(Choice(subject, removed), self.settings, self.clock)
-        return removed, judge(subject.against, self.model.beside(model))
+        return removed, damage_of(Choice(subject, removed), self.original, self.settings, self.clock)
 
     def _decider(self, subject: Subject, target: Budget) -> Callable[[Budget], Bools]:
-        made = decider(subject.analysis, subject.calibration, target, self.settings, subject.costs, self.clock)
+        made = deciding(subject, target, self.settings, self.clock, self.sensed)
         self.damages = made.damages
         return made
 

@@ -10,8 +10,9 @@ only if all before it passed, a model that loses more than the limit is written 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import onnx
@@ -21,16 +22,22 @@ from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.damage import NAMED, Outputs
 from onnxprune.calibrate.metric import metric_of, score_of
 from onnxprune.choose.budget import Budget
-from onnxprune.choose.channels import decider
-from onnxprune.choose.layers import Choice, chosen, finished
+from onnxprune.choose.layers import Choice, chosen
 from onnxprune.choose.options import Options
 from onnxprune.choose.pace import Pacer
 from onnxprune.choose.risk import CONFIDENCE, FEWEST, Bounds, Evidence, least
-from onnxprune.choose.subject import Subject
+from onnxprune.choose.sensitivity import Trials
+from onnxprune.choose.subject import Subject, deciding
 from onnxprune.choose.trials import is_same
 from onnxprune.choose.tried import Outcome, Tried
 from onnxprune.clock import Clock
-from onnxprune.errors import BadInputError, NothingPrunableError, TargetNotReachableError
+from onnxprune.errors import (
+    BadInputError,
+    NothingPrunableError,
+    OnnxPruneError,
+    TargetNotReachableError,
+    WorkerLostError,
+)
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.observation import Array
 from onnxprune.ops.linear import Floats
@@ -78,42 +85,41 @@ def aside_for(budget: Budget, settings: Options) -> Aside:
     return Aside(number, what)
 
 
+@dataclass(frozen=True)
+class Jury:
+    """Who repairs candidates and judges them on the samples set aside. run: does that for several, in their order. width: so many are
+    done side by side.
+    """
+
+    run: Callable[[Sequence[Choice]], list[Evidence]]
+    width: int = 1
+
+
 def boldest(
     original: Subject,
     budget: Budget,
     settings: Options,
     clock: Clock,
-    written: Callable[[onnx.ModelProto], onnx.ModelProto],
+    jury: Jury,
+    *,
+    trials: Trials | None = None,
     pacer: Pacer | None = None,
 ) -> tuple[Choice, Bolder | None]:
     """The smallest model of the sequence that keeps to the limit, as do all before it; and what the first one that does not would need.
 
-    written: what else is done to a model before it is written. pacer: makes them shares of the original's time
-    instead. Raises `TargetNotReachableError` where the first one fails.
+    trials: as `sense` takes them. pacer: makes them shares of the original's time instead. Raises `TargetNotReachableError` where the
+    first one fails.
     """
-    calibration = original.calibration
-    if calibration is None:
+    if original.calibration is None or original.calibration.samples.unseen is None:
         raise BadInputError("--max-drop needs calibration: leave out --recover none, or use --importance obs.")
-    audit = Audit(original.bare, calibration, budget, settings)
-    decide = _decide(original, budget, settings, clock) if pacer is None else _at_share(pacer)
+    kind = original.calibration.samples.unseen.held_by
+    decide = _decide(original, budget, settings, clock, trials) if pacer is None else _at_share(pacer)
     of = "MACs" if pacer is None else "time"
-    shares = SHARES if settings.depth == "off" else LAYERS
     best: Choice | None = None
     tried: list[Tried] = []
-    for k, share in enumerate(shares):
-        clock("search")
-        clock.share(k / len(shares))
-        try:
-            choice = decide(Budget("macs", share))
-        except (TargetNotReachableError, NothingPrunableError):
-            if best is None:
-                raise
-            break
-        if best is not None and is_same(choice, best):
-            continue
-        if pacer is not None and not pacer.is_fastest(choice):
-            continue
-        found = audit(written(finished(choice, settings, clock)))
+    # what is timed teaches the next decision, so that nothing may be timed that one process alone would not time
+    width = jury.width if pacer is None else 1
+    for share, choice, found in _judged(_candidates(decide, settings, clock, pacer), jury, width):
         is_kept = found.shows(budget.amount)
         tried.append(
             _tried(original, choice, f"{share:g} of the {of}", found.measured, settings.metric, is_kept, pacer)
@@ -121,11 +127,53 @@ def boldest(
         if not is_kept:
             failed = Bolder(share, found.measured, found.needed(budget.amount), of)
             if best is None:
-                raise _unkept(budget, settings, failed, found, audit.kind)
+                raise _unkept(budget, settings, failed, found, kind)
             return _with(best, tried), failed
         best = choice
-    assert best is not None
+    if best is None:
+        raise TargetNotReachableError("--cost latency: no model that was tried is faster than the original.")
     return _with(best, tried), None
+
+
+def _candidates(
+    decide: Callable[[Budget], Choice], settings: Options, clock: Clock, pacer: Pacer | None
+) -> Iterator[tuple[float, Choice]]:
+    """The sequence with its shares, without what is no smaller or no faster than what came before. Raises where there is none."""
+    shares = SHARES if settings.depth == "off" else LAYERS
+    last: Choice | None = None
+    for k, share in enumerate(shares):
+        clock("search")
+        clock.share(k / len(shares))
+        try:
+            choice = decide(Budget("macs", share))
+        except (TargetNotReachableError, NothingPrunableError):
+            if last is None:
+                raise
+            return
+        if last is not None and is_same(choice, last):
+            continue
+        if pacer is not None and not pacer.is_fastest(choice):
+            continue
+        last = choice
+        yield share, choice
+
+
+def _judged(
+    candidates: Iterator[tuple[float, Choice]], jury: Jury, width: int
+) -> Iterator[tuple[float, Choice, Evidence]]:
+    """In their order, each with what it loses; `width` of them are judged side by side, before they are asked for."""
+    while wave := list(islice(candidates, width)):
+        listed = [choice for _, choice in wave]
+        found: Iterable[Evidence]
+        try:
+            found = jury.run(listed)
+        except WorkerLostError:
+            raise
+        except OnnxPruneError:
+            if len(wave) == 1:
+                raise
+            found = (jury.run([one])[0] for one in listed)  # the one that fails may be one that is not asked for
+        yield from ((share, choice, one) for (share, choice), one in zip(wave, found, strict=True))
 
 
 def _tried(
@@ -155,10 +203,12 @@ def _at_share(pacer: Pacer) -> Callable[[Budget], Choice]:
     return lambda target: pacer.tried(target.amount * pacer.ms)
 
 
-def _decide(original: Subject, budget: Budget, settings: Options, clock: Clock) -> Callable[[Budget], Choice]:
+def _decide(
+    original: Subject, budget: Budget, settings: Options, clock: Clock, trials: Trials | None
+) -> Callable[[Budget], Choice]:
     if settings.depth != "off":
-        return lambda target: chosen(original, target, settings, clock)
-    own = decider(original.analysis, original.calibration, budget, settings, original.costs, clock)
+        return lambda target: chosen(original, target, settings, clock, trials)
+    own = deciding(original, budget, settings, clock, trials)
     return lambda target: Choice(original, own(target), damages=own.damages)
 
 
@@ -242,7 +292,7 @@ class Audit:
         each = np.array(
             [metric(self._reference(some), [answers(self.samples.feeds[k]) for k in some]) for some in self.portions]
         )
-        return Evidence(each, bounds, float(each.mean()), len(each))
+        return Evidence(each.astype(np.float64), bounds, float(each.mean()), len(each))
 
     def _scored(self, answers: Callable[[dict[str, Array]], list[Array]]) -> Evidence:
         """By a score of the user's: source by source where it is a mean of scores from 0 to 1, else as a whole."""

@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from math import inf
 from statistics import median
 
 import numpy as np
@@ -28,17 +27,16 @@ import onnx
 from onnxprune import runtime
 from onnxprune.choose.budget import AUTO, Budget, flag_of
 from onnxprune.choose.challenge import Ask, Expected, challenged
-from onnxprune.choose.channels import Decider, decider
+from onnxprune.choose.channels import Decider
 from onnxprune.choose.group_times import GroupTime, TimeCurve, counts_of, saved, time_curves
-from onnxprune.choose.layers import Choice, Look, chosen, finished
+from onnxprune.choose.layers import Choice, Look, chosen, damage_of
 from onnxprune.choose.options import Options
-from onnxprune.choose.sensitivity import judge
-from onnxprune.choose.subject import Subject
-from onnxprune.choose.trials import TOLERANCE, Between, Trial, is_same, least_harm
-from onnxprune.choose.tried import Tried
+from onnxprune.choose.sensitivity import Trials as Sensed
+from onnxprune.choose.subject import Subject, deciding
+from onnxprune.choose.trials import TOLERANCE, Between, Trial, is_same, least_harm, tried_models
 from onnxprune.clock import Clock
 from onnxprune.cut.bypass import Bypass
-from onnxprune.errors import BadInputError, NothingPrunableError, TargetNotReachableError
+from onnxprune.errors import NothingPrunableError, TargetNotReachableError
 from onnxprune.groups.classes import Bools
 
 AIM = 0.98  # of the time asked for
@@ -89,28 +87,41 @@ def paced(
     settings: Options,
     clock: Clock,
     made: Made,
+    *,
     is_quantized: bool = False,
     known: Decider | None = None,
+    sensed: Sensed | None = None,
 ) -> tuple[Choice, Pace]:
     """The choice that is as fast as asked, at the least damage found. is_quantized: `made` quantizes.
 
-    known: damages of the original's groups, where they have been measured.
+    known: damages of the original's groups, where they have been measured. sensed: as `sense` takes trials.
 
     Raises `TargetNotReachableError` with how far it gets, and `NothingPrunableError`.
     """
     with ExitStack() as stack:
-        pacer = Pacer(original, budget, settings, clock, made, stack)
+        pacer = Pacer(original, budget, settings, clock, made, stack, sensed)
         pacer.known = known
         best = pacer.search(is_quantized)
         looks = pacer.looks or best.choice.looks
-        return replace(best.choice, tried=pacer.tried_models(best), looks=looks), pacer.pace(best)
+        return replace(
+            best.choice, tried=tried_models(pacer.trials, best, original.costs.macs()), looks=looks
+        ), pacer.pace(best)
 
 
 class Pacer:
-    """Times whole models against the original, and decides by what they teach. stack: closes the original at the end."""
+    """Times whole models against the original, and decides by what they teach. stack: closes the original at the end. sensed: as `sense`
+    takes trials.
+    """
 
     def __init__(
-        self, original: Subject, budget: Budget, settings: Options, clock: Clock, made: Made, stack: ExitStack
+        self,
+        original: Subject,
+        budget: Budget,
+        settings: Options,
+        clock: Clock,
+        made: Made,
+        stack: ExitStack,
+        sensed: Sensed | None = None,
     ) -> None:
         timer = original.costs.timer
         assert timer is not None, "a target of time needs a timer"
@@ -131,7 +142,10 @@ class Pacer:
         self.goal = budget.goal(self.ms)
         self.in_ms = budget.metric == "latency"
         self.trials: list[Trial] = []
-        self.problem = ""  # what the table said where it knew no widths that are fast enough
+        self.sensed = sensed
+        self.refused: TargetNotReachableError | None = (
+            None  # what the table said where it knew no widths that are fast enough
+        )
         self.expected: float | None = None  # milliseconds of the first choice, before whole models corrected the table
         self.known: Decider | None = None  # of the original
         self.looks: tuple[Look, ...] = ()  # at layers
@@ -187,7 +201,9 @@ class Pacer:
     def tried(self, ms: float) -> Choice:
         """`decide`, with the model that it makes timed once, for what follows."""
         if self._decide is None and self.settings.depth == "auto":
-            self._decide = self._of(chosen(self.original, Budget("latency", ms), self.settings, self.clock))
+            self._decide = self._of(
+                chosen(self.original, Budget("latency", ms), self.settings, self.clock, self.sensed)
+            )
         try:
             choice = self.decide(ms)
         except TargetNotReachableError:
@@ -219,7 +235,7 @@ class Pacer:
         if self._decide is not None:
             return self._decide(target, self.round_to)
         if self.settings.depth == "only":
-            return chosen(self.original, target, self.settings, self.clock)
+            return chosen(self.original, target, self.settings, self.clock, self.sensed)
         self._decide = self._of(Choice(self.original, np.zeros(self.original.bare.solution.count, bool)))
         return self._decide(target, self.round_to)
 
@@ -234,7 +250,7 @@ class Pacer:
         latency = Budget("latency", 1.0)
         own = self.known if subject is self.original else None
         if own is None:
-            own = decider(subject.analysis, subject.calibration, latency, self.settings, subject.costs, self.clock)
+            own = deciding(subject, latency, self.settings, self.clock, self.sensed)
         self._damage = lambda found: own.damage(found.removed) if found.subject is subject else None
 
         def decide(target: Budget, round_to: int) -> Choice:
@@ -255,8 +271,10 @@ class Pacer:
         best = self._by_widths(factor)
         if self.settings.depth == "auto":
             best = self._by_layers(best, factor)
+        if best is None and self.refused is not None and not self.trials:
+            raise self.refused
         if best is None:
-            raise self._unreachable(min(self.trials, key=lambda t: t.excess), self.problem)
+            raise self._unreachable(min(self.trials, key=lambda t: t.excess), str(self.refused or ""))
         return best
 
     def _by_widths(self, factor: float) -> Trial | None:
@@ -275,7 +293,7 @@ class Pacer:
         """The best, or a model without some layers that loses less. The table is asked for what it says of the best."""
         ms = self.goal / factor if best is None else self.timer.fit(best.total)
         try:
-            choice = chosen(self.original, Budget("latency", ms), self.settings, self.clock)
+            choice = chosen(self.original, Budget("latency", ms), self.settings, self.clock, self.sensed)
         except (TargetNotReachableError, NothingPrunableError):
             return best
         self.looks = choice.looks
@@ -283,18 +301,13 @@ class Pacer:
             return best
         self._decide = self._of(choice)
         found = self._by_widths(factor)
-        if found is not None and (best is None or self._loss(found) <= self._loss(best)):
+        if found is None or best is None:
+            return best or found
+        lost = [damage_of(t.choice, self.original, self.settings, self.clock) for t in (best, found)]
+        if lost[1] <= lost[0]:
             return found
         self.looks = tuple(replace(x, verdict=NO_LAYERS) if x.is_taken else x for x in choice.looks)
         return best
-
-    def _loss(self, trial: Trial) -> float:
-        """Of the finished model on held-out samples; infinite where it does not run."""
-        assert self.original.against is not None
-        try:
-            return judge(self.original.against, self.model.beside(finished(trial.choice, self.settings, self.clock)))
-        except BadInputError:
-            return inf
 
     def _expected(self, ask: Ask) -> Expected:
         """A choice by a share, with the damage that is expected of it; None where there is none."""
@@ -370,9 +383,7 @@ class Pacer:
             if trial.is_fast:
                 return trial
             break
-        if not self.trials:
-            raise problem
-        self.problem = str(problem)
+        self.refused = problem
         return None
 
     def _unreachable(self, trial: Trial, problem: str) -> TargetNotReachableError:
@@ -391,21 +402,6 @@ class Pacer:
         )
 
     # -- what is told
-
-    def tried_models(self, best: Trial) -> tuple[Tried, ...]:
-        """All that were timed, in the order of their times."""
-        whole = max(1, self.original.costs.macs())
-        return tuple(
-            Tried(
-                asked=f"{t.expected:.3g} ms expected",
-                macs=round(t.choice.subject.costs.macs(t.choice.removed) / whole, 4),
-                time=round(1 / t.speed.ratio, 4),
-                loss=t.damage,
-                measure="expected damage",
-                outcome="chosen" if t is best else "not taken" if t.is_fast else "slower",
-            )
-            for t in sorted(self.trials, key=lambda t: t.speed.ratio)
-        )
 
     def pace(self, best: Trial) -> Pace:
         return Pace(

@@ -23,6 +23,7 @@ from onnxprune.calibrate.damage import Metric, divergence
 from onnxprune.choose.costs import CostModel
 from onnxprune.choose.keep_axes import keep_axes
 from onnxprune.choose.order import Order
+from onnxprune.cut.bypass import Bypass
 from onnxprune.cut.rewrite import Rewriter
 from onnxprune.groups.analysis import Analysis, compress
 from onnxprune.groups.classes import Bools
@@ -49,15 +50,19 @@ def sense(
     calibration: Calibration,
     orders: Mapping[str, Order],
     costs: CostModel,
+    *,
     metric: Metric | None = None,
     progress: Callable[[float], None] = lambda share: None,
     trials: Trials | None = None,
+    bypasses: Sequence[Bypass] = (),
 ) -> dict[str, Floats]:
-    """Damage per group after 0, 1, ... steps. trials: carries them out, where they do not run here one after the other."""
+    """Damage per group after 0, 1, ... steps. trials: carries them out, where they do not run here one after the other. bypasses: what is
+    gone already.
+    """
     levels, chosen = affordable(analysis, calibration, costs, len(orders))
     runs = sum(work(analysis, calibration, costs, k) for k in chosen)
     optimized = SAVED * runs > OPENED * len(calibration.flat.graph.node)
-    sensing = Sensing(analysis, calibration, metric, tuple(chosen), optimized)
+    sensing = Sensing(analysis, calibration, metric, tuple(chosen), optimized, tuple(bypasses))
     asked = [
         Narrowing(order.classes, tuple(sorted({max(1, round(share * len(order.classes))) for share in levels})))
         for order in orders.values()
@@ -79,13 +84,16 @@ class Narrowing:
 
 @dataclass(frozen=True)
 class Sensing:
-    """What trials need. chosen: runs to judge by. optimized: is it worth that ONNX Runtime optimizes what is tried?"""
+    """What trials need. chosen: runs to judge by. optimized: is it worth that ONNX Runtime optimizes what is tried? bypasses: what the
+    analysed model has lost of the original.
+    """
 
     analysis: Analysis
     calibration: Calibration
     metric: Metric | None
     chosen: tuple[int, ...]
     optimized: bool
+    bypasses: tuple[Bypass, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_rewriter"}

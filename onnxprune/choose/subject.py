@@ -11,10 +11,12 @@ from onnxprune import runtime
 from onnxprune.analyse.sources import Aside
 from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.calibrate.calibration import Calibration
-from onnxprune.choose.channels import calibrated
+from onnxprune.choose.budget import Budget
+from onnxprune.choose.channels import Decider, calibrated, decider
 from onnxprune.choose.costs import CostModel
 from onnxprune.choose.mix import Basis, bases, changes
 from onnxprune.choose.options import Options
+from onnxprune.choose.sensitivity import Trials
 from onnxprune.choose.timer import Timer
 from onnxprune.clock import Clock
 from onnxprune.cut.bypass import Bypass
@@ -83,6 +85,22 @@ def whole(
     calibration.moments.clear()  # those of the new bases take their place
     own = calibrate(turned, samples, calibration.judged, settings.seed, made_up, clock.share)
     return Subject((), analysis, turned, costs, own, own, tuple(new), mixed, len(chosen))
+
+
+def deciding(
+    subject: Subject, budget: Budget, settings: Options, clock: Clock, trials: Trials | None = None
+) -> Decider:
+    """What to remove of a subject, as a function of the target (`decider`). trials: as `sense` takes them."""
+    return decider(
+        subject.analysis,
+        subject.calibration,
+        budget,
+        settings,
+        subject.costs,
+        clock,
+        trials=trials,
+        bypasses=subject.bypasses,
+    )
 
 
 def with_model(analysis: Analysis, proto: onnx.ModelProto) -> Analysis:

@@ -12,14 +12,15 @@ size was measured itself, that counts.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import product
 from math import log, prod
+from typing import TypeVar
 
 import numpy as np
 
 from onnxprune.choose.pieces import Coordinate, Counts, Piece, Sizes, pieces_of
-from onnxprune.choose.small_graph import Cutter
+from onnxprune.choose.small_graph import Cutter, SmallGraph
 from onnxprune.choose.timer import Timer
 from onnxprune.choose.widths import stops
 from onnxprune.errors import BadInputError
@@ -35,6 +36,7 @@ SMALL = 0.003
 """Share of the sum of all pieces: what takes less is measured at a few sizes only."""
 
 Point = tuple[int, ...]
+T = TypeVar("T")
 
 
 class Entry:
@@ -159,51 +161,65 @@ class Timetable:
         """All pieces whole; then inside, coarsely, those that take long; then along each coordinate at every width, as long as the timer
         has time. What is on disk takes none.
         """
-        for entry in self.entries:
-            self._measure(entry, {})
+        whole: list[tuple[Entry, Counts]] = [(e, {}) for e in self.entries]
+        for some in self._portions(whole):
+            self._measure(some)
         total = sum(e.ms(e.full) * e.piece.runs for e in self.entries)
         ranked = sorted(self.entries, key=lambda e: -e.ms(e.full) * e.piece.runs)
         long = [e for e in ranked if e.ms(e.full) * e.piece.runs >= SMALL * total and e.full]
-        tasks = [(e, c) for e in ranked if e.full for c in self._corners(e, few=e not in long)]
+        tasks: list[tuple[Entry, Counts]] = [
+            (e, c) for e in ranked if e.full for c in self._corners(e, few=e not in long)
+        ]
         tasks += [(e, c) for n in range(64) for e in long for c in self._along(e, n)]
-        for k, (entry, counts) in enumerate(tasks):
+        done = 0
+        for some in self._portions(tasks):
             if self.timer.is_spent:
                 break
-            self._measure(entry, counts)
-            share(max(k / len(tasks), self.timer.spent / self.timer.seconds))
+            self._measure(some)
+            share(max(done / len(tasks), self.timer.spent / self.timer.seconds))
+            done += len(some)
         self.timer.kept.save()
 
-    def _measure(self, entry: Entry, counts: Counts) -> None:
-        removed = self.sizes.removed(counts)
-        point = entry.sizes(self.sizes.shapes(removed))
-        if point not in entry.at:
-            self._put(entry, point, removed)
+    def _portions(self, tasks: Sequence[T]) -> Iterator[Sequence[T]]:
+        """As many as are measured at once: no more graphs, with their weights, are made than that."""
+        step = self.timer.at_once
+        return (tasks[k : k + step] for k in range(0, len(tasks), step))
 
-    def _put(self, entry: Entry, point: Point, removed: Bools) -> None:
-        if id(entry) in self._unmeasured:
-            return
-        try:
-            ms = self.timer(self.cutter(entry.piece, removed))
-        except BadInputError:
-            ms = None
-        if ms is None:
-            self._unmeasured.add(id(entry))
-        else:
-            entry.put(point, ms)
+    def _measure(self, tasks: Sequence[tuple[Entry, Counts]]) -> None:
+        found = []
+        for entry, counts in tasks:
+            removed = self.sizes.removed(counts)
+            found.append((entry, entry.sizes(self.sizes.shapes(removed)), removed))
+        self._put(found)
+
+    def _put(self, tasks: Sequence[tuple[Entry, Point, Bools]]) -> None:
+        """Measure pieces at sizes that are not known yet."""
+        new: dict[tuple[int, Point], tuple[Entry, SmallGraph]] = {}
+        for entry, point, removed in tasks:
+            if point in entry.at or id(entry) in self._unmeasured or (id(entry), point) in new:
+                continue
+            try:
+                new[id(entry), point] = entry, self.cutter(entry.piece, removed)
+            except BadInputError:
+                self._unmeasured.add(id(entry))
+        times = self.timer([graph for _, graph in new.values()])
+        for ((_, point), (entry, _)), ms in zip(new.items(), times, strict=True):
+            if ms is None:
+                self._unmeasured.add(id(entry))
+            else:
+                entry.put(point, ms)
 
     def exact(self, removed: Bools) -> int:
         """Measure every piece that takes long at the sizes of this removal; how many were not known."""
         shapes = self.sizes.shapes(removed)
         total = max(self.total(removed), 1e-12)
-        new = 0
-        for entry in self.entries:
-            point = entry.sizes(shapes)
-            if point not in entry.at and entry.ms(point) * entry.piece.runs >= SMALL * total:
-                self._put(entry, point, removed)
-                new += 1
+        points = [(entry, entry.sizes(shapes), removed) for entry in self.entries]
+        new = [(e, p, r) for e, p, r in points if p not in e.at and e.ms(p) * e.piece.runs >= SMALL * total]
+        for some in self._portions(new):
+            self._put(some)
         if new:
             self.timer.kept.save()
-        return new
+        return len(new)
 
     def _corners(self, entry: Entry, few: bool) -> Iterator[Counts]:
         """Coarse sizes: the ends of each coordinate, then all combinations of two, or all coordinates alike where there are more."""

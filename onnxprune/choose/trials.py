@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -10,6 +11,7 @@ import numpy as np
 from onnxprune import runtime
 from onnxprune.choose.budget import Budget, flag_of
 from onnxprune.choose.layers import Choice
+from onnxprune.choose.tried import Tried
 from onnxprune.errors import TargetNotReachableError
 
 TOLERANCE = 0.05
@@ -78,6 +80,21 @@ def least_harm(trials: list[Trial]) -> Trial:
 
 def is_same(a: Choice, b: Choice) -> bool:
     return a.subject.bypasses == b.subject.bypasses and np.array_equal(a.removed, b.removed)
+
+
+def tried_models(trials: Sequence[Trial], best: Trial, macs: int) -> tuple[Tried, ...]:
+    """All that were timed, in the order of their times. macs: of the original."""
+    return tuple(
+        Tried(
+            asked=f"{t.expected:.3g} ms expected",
+            macs=round(t.choice.subject.costs.macs(t.choice.removed) / max(1, macs), 4),
+            time=round(1 / t.speed.ratio, 4),
+            loss=t.damage,
+            measure="expected damage",
+            outcome="chosen" if t is best else "not taken" if t.is_fast else "slower",
+        )
+        for t in sorted(trials, key=lambda t: t.speed.ratio)
+    )
 
 
 def check_faster(budget: Budget, found: runtime.Speedup) -> None:

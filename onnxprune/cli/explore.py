@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from onnxprune.choose.explore_options import ExploreOptions
+from onnxprune.choose.job_options import JobOptions
 from onnxprune.choose.options import Options
 from onnxprune.choose.place import Place
 from onnxprune.choose.sparsify_options import CompareOptions
@@ -28,6 +29,7 @@ from onnxprune.cli.progress import progress
 @click.command()
 @click.argument("model", type=FILE)
 @options(ExploreOptions, "explore")
+@options(JobOptions, "explore")
 @options(Options, "explore")
 @options(Place, "explore")
 @click.option("--benchmark", is_flag=True, help="Time every point against the original, in turn.")

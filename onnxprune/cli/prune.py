@@ -12,6 +12,7 @@ from onnxprune.choose.budget import TARGETS, Budget, TargetName, flag_of
 from onnxprune.choose.field import flag_of as flag_of_field
 from onnxprune.choose.field import options as fields_of
 from onnxprune.choose.finetune_options import GradualOptions
+from onnxprune.choose.job_options import JobOptions
 from onnxprune.choose.options import Options
 from onnxprune.choose.place import Place
 from onnxprune.cli.common import (
@@ -41,7 +42,12 @@ if TYPE_CHECKING:
     from onnxprune.report.values import GroupRow
 
 ROUNDS = [field.name for field, _ in fields_of(GradualOptions)]
-PLACE = {field.name: flag_of_field(field) for field, _ in fields_of(Place, "prune")}
+UNUSED = {
+    flag_of_field(field): (field.name, reason)
+    for of, reason in ((Place, "times nothing"), (JobOptions, "trains in this process"))
+    for field, _ in fields_of(of, "prune")
+}
+"""Options that do not go with --during-training, by flag: their name, and why."""
 
 
 def _targets(command: Command) -> Command:
@@ -57,6 +63,7 @@ def _targets(command: Command) -> Command:
 @_targets
 @options(Options, "prune")
 @options(Place, "prune")
+@options(JobOptions, "prune")
 @click.option("--plan", type=FILE, help="Write the plan (JSON).")
 @click.option("--apply", type=FILE, help="Replay a plan instead of deciding.")
 @click.option("--during-training", is_flag=True, help="Prune in rounds, each followed by a short distillation.")
@@ -169,9 +176,11 @@ def _gradual(
             raise BadInputError(f"--during-training cuts in rounds, each with a plan of its own; leave out {option}.")
     from onnxprune.api.gradual import prune_during_training
 
-    for name in given(*PLACE):
-        raise BadInputError(f"--during-training times nothing; leave out {PLACE[name]}.")
-    options = {name: value for name, value in options.items() if name not in (*PLACE, "metric")}
+    for flag, (name, reason) in UNUSED.items():
+        if given(name):
+            raise BadInputError(f"--during-training {reason}; leave out {flag}.")
+        del options[name]
+    del options["metric"]
     with progress(quiet or as_json) as told:
         result = prune_during_training(
             model,

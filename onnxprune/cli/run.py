@@ -6,11 +6,12 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxprune.cli.common import ERR, FILE, OUT, guarded, json_option, quiet_option, table
+from onnxprune.choose.job_options import JobOptions
+from onnxprune.cli.common import ERR, FILE, OUT, guarded, json_option, options, quiet_option, table
 from onnxprune.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
     help="Override a value, such as models.0.steps.0.prune.macs=0.4.",
 )
 @click.option("--force", is_flag=True, help="Make also what has not changed since the last run.")
+@options(JobOptions, "run")
 @json_option("Print the report of the run as JSON.")
 @quiet_option
 @guarded
-def run(*, config: Path, sets: tuple[str, ...], force: bool, as_json: bool, quiet: bool) -> None:
+def run(*, config: Path, sets: tuple[str, ...], force: bool, as_json: bool, quiet: bool, **where: Any) -> None:
     """Carry out CONFIG (prune.yaml): make all models, judge their gates, and publish them if every gate holds.
 
     Exit codes: 0 published or up to date, 2 bad input, 3 target out of reach, 4 a gate or the proof failed, 5 nothing to prune.
@@ -39,7 +41,7 @@ def run(*, config: Path, sets: tuple[str, ...], force: bool, as_json: bool, quie
     from onnxprune.pipeline.record import summary, workflow_commands
 
     with progress(quiet or as_json) as told:
-        report = carry_out(config, sets=sets, force=force, progress=told)
+        report = carry_out(config, sets=sets, force=force, progress=told, **where)
     if as_json:
         click.echo(report.to_json(), nl=False)
     elif not quiet:

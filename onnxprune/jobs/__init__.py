@@ -2,6 +2,6 @@
 
 from onnxprune.jobs.checkpoint import Checkpoint
 from onnxprune.jobs.job import Job, Place, Result, Shared, Work
-from onnxprune.jobs.run import Jobs, place_of
+from onnxprune.jobs.run import Jobs, check_place, place_of
 
-__all__ = ["Checkpoint", "Job", "Jobs", "Place", "Result", "Shared", "Work", "place_of"]
+__all__ = ["Checkpoint", "Job", "Jobs", "Place", "Result", "Shared", "Work", "check_place", "place_of"]

@@ -7,20 +7,25 @@ runs none twice, what is shared is sent again where the workers that had it are 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import metadata
 from typing import Any
 
 from onnxprune.errors import BadInputError, WorkerLostError
 from onnxprune.jobs.job import Job, Result, Shared, Work
-from onnxprune.jobs.opened import perform
+from onnxprune.jobs.opened import KEPT, perform
 from onnxprune.version import __version__
 
 PATIENCE = 10.0
 """Seconds to wait for the scheduler."""
+LOOK = 5.0
+"""Seconds after which it is looked whether hosts are still there."""
+PAUSE = 0.05
+"""Seconds between two looks whether a time is there: rarely, as it may be measured on this very machine."""
 ROUNDS = 4
 """How often jobs are sent whose workers were lost with what they had been given."""
 SAME = ("onnxprune", "onnxruntime", "onnx", "numpy", "scipy")
@@ -47,6 +52,7 @@ class Cluster:
         except ImportError:
             raise BadInputError("--cluster needs Dask; install it with: pip install 'onnxprune[cluster]'.") from None
         self.address, self.name = address, f"cluster {address}"
+        self._sent: dict[str, Any] = {}
         try:
             self.client: Any = distributed.Client(address, timeout=patience, set_as_default=False)
         except (OSError, ValueError) as problem:
@@ -63,6 +69,7 @@ class Cluster:
 
     def close(self) -> None:
         """Leave the cluster as it is."""
+        self._sent.clear()
         with suppress(Exception):
             self.client.close(timeout=5)
 
@@ -88,6 +95,7 @@ class Cluster:
                 yield k, found
             if not left:
                 return
+            self._sent.pop(shared.digest, None)
         raise WorkerLostError(
             f"Workers of {self.name} were lost again and again before {len(left)} jobs were done, mostly because memory was short. "
             "With --checkpoint, what was done is kept."
@@ -98,24 +106,83 @@ class Cluster:
         from distributed import as_completed
         from distributed.scheduler import KilledWorker
 
-        # `shared` is sent once to each worker; it is named by its content, so a second command need not send it
-        data = self.client.scatter([shared.packed], broadcast=True, hash=True)[0]
-        own = versions()
-        futures = {
-            self.client.submit(_there, data, shared.digest, work, job.argument, own, key=f"onnxprune-{job.key}"): k
-            for k, job in jobs.items()
-        }
-        try:
+        with self._submitted(work, shared, jobs) as futures:
             for future in as_completed(list(futures), loop=self.client.loop):
                 try:
                     found = future.result()
                 except (KilledWorker, CancelledError):
                     continue
                 yield futures[future], found
+
+    @contextmanager
+    def _submitted(
+        self, work: Work, shared: Shared, jobs: dict[int, Job], hosts: Sequence[str] = ()
+    ) -> Iterator[dict[Any, int]]:
+        """Futures of jobs, with their numbers. hosts: of those that measure time, where they may run; else anywhere."""
+        data = self._data(shared)
+        own, where = versions(), {"workers": list(hosts), "allow_other_workers": False} if hosts else {}
+        futures = {
+            self.client.submit(
+                _there, data, shared.digest, work, job.argument, own, bool(hosts), key=f"onnxprune-{job.key}", **where
+            ): k
+            for k, job in jobs.items()
+        }
+        try:
+            yield futures
         finally:
             self.client.cancel([f for f in futures if not f.done()], force=False)
             for future in futures:
                 future.release()
+
+    def _data(self, shared: Shared) -> Any:
+        """What is shared, on the workers: it is sent once to each, and again where those that had it are gone. It is named by its content,
+        so a second command need not send it.
+        """
+        known = self._sent.pop(shared.digest, None)
+        if known is None or known.status != "finished":
+            known = self.client.scatter([shared.packed], broadcast=True, hash=True)[0]
+        self._sent[shared.digest] = known
+        while len(self._sent) > KEPT:
+            del self._sent[next(iter(self._sent))]
+        return known
+
+    # -- time
+
+    @property
+    def width(self) -> int:
+        return max(1, len(self._workers()))
+
+    def _workers(self) -> dict[str, str]:
+        """The host of each worker, by its address."""
+        return {name: w["host"] for name, w in self.client.scheduler_info(n_workers=-1)["workers"].items()}
+
+    def alike(self, kind: Callable[[], Any]) -> list[str]:
+        """Hosts for all of whose workers `kind` gives what it gives here."""
+        own, hosts = kind(), self._workers()
+        found = self.client.run(kind, on_error="return")
+        other = {host for worker, host in hosts.items() if found.get(worker) != own}
+        return sorted({*hosts.values()} - other)
+
+    def measure(
+        self, work: Work, shared: Shared, jobs: Sequence[Job], hosts: Sequence[str]
+    ) -> Iterator[tuple[int, Result]]:
+        """Jobs that measure time, one at a time on each of these hosts. Those that are not given were lost with their host."""
+        from distributed.scheduler import KilledWorker
+
+        with self._submitted(work, shared, dict(enumerate(jobs)), hosts) as futures:
+            left, looked = list(futures), time.monotonic()
+            while left:
+                done = [f for f in left if f.done()]
+                left = [f for f in left if f not in done]
+                for future in done:
+                    with suppress(KilledWorker, CancelledError):
+                        yield futures[future], future.result()
+                if not done and time.monotonic() - looked > LOOK:
+                    if not {*hosts} & {*self._workers().values()}:  # such a job would wait for ever
+                        return
+                    looked = time.monotonic()
+                elif not done:
+                    time.sleep(PAUSE)
 
 
 def _same(theirs: dict[str, str], own: dict[str, str], worker: str) -> None:
@@ -127,7 +194,7 @@ def _same(theirs: dict[str, str], own: dict[str, str], worker: str) -> None:
             )
 
 
-def _there(data: bytes, digest: str, work: Work, argument: Any, wanted: dict[str, str]) -> Result:
-    """On the worker. wanted: versions of the client."""
+def _there(data: bytes, digest: str, work: Work, argument: Any, wanted: dict[str, str], alone: bool) -> Result:
+    """On the worker. wanted: versions of the client. alone: the job measures time."""
     _same(versions(), wanted, platform.node())  # it may have come after the others were asked
-    return perform(digest, partial(bytes, data), work, argument)
+    return perform(digest, partial(bytes, data), work, argument, alone)

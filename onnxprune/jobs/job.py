@@ -75,6 +75,15 @@ class Place(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def width(self) -> int:
+        """Jobs that it runs side by side."""
+        ...
+
     def run(self, work: Work, shared: Shared, jobs: Sequence[Job]) -> Iterator[tuple[int, Result]]:
         """Results as they come, with the number of the job. Errors of jobs are raised as they are."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections; no jobs are run after it."""
         ...

@@ -12,7 +12,7 @@ from onnxprune.jobs.job import Result, Work
 from onnxprune.threads import one_thread
 
 KEPT = 2
-"""So many shared values stay open in a process: that of the sensitivities and that of the points."""
+"""So many shared values stay open in a process: that of the sensitivities and that of the points or candidates."""
 _opened: dict[str, Any] = {}
 _one_at_a_time = threading.Lock()
 
@@ -30,7 +30,7 @@ def opened(digest: str, read: Callable[[], bytes]) -> Any:
     return _opened[digest]
 
 
-def perform(digest: str, read: Callable[[], bytes], work: Work, argument: Any) -> Result:
-    """One job. Jobs of one process run one after the other: they read the same values."""
-    with _one_at_a_time, one_thread(), host.shared():
+def perform(digest: str, read: Callable[[], bytes], work: Work, argument: Any, alone: bool = False) -> Result:
+    """One job. Jobs of one process run one after the other: they read the same values. alone: it measures time."""
+    with _one_at_a_time, one_thread(), host.alone() if alone else host.shared():
         return work(opened(digest, read), argument)

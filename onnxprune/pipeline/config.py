@@ -19,10 +19,12 @@ from onnxprune.choose.explore_options import BYTES
 from onnxprune.choose.field import Field as Told
 from onnxprune.choose.field import default_of, options, several
 from onnxprune.choose.finetune_options import FinetuneOptions
+from onnxprune.choose.job_options import JobOptions
 from onnxprune.choose.options import Options
 from onnxprune.choose.place import Place
 from onnxprune.choose.sparsify_options import SparsifyOptions
 from onnxprune.errors import BadInputError, OnnxPruneError
+from onnxprune.jobs import check_place
 from onnxprune.pipeline.reading import Document
 from onnxprune.pipeline.reading import Place as Path_
 
@@ -97,7 +99,7 @@ Timing = _of_options("Timing", "Where models are timed.", [(Place, "prune")])
 Prune = _of_options(
     "Prune",
     "Remove channels, heads and neurons, to one target.",
-    [(Options, "prune"), (Place, "prune")],
+    [(Options, "prune"), (Place, "prune"), (JobOptions, "prune")],
     {name: _target(name, text) for name, text in TARGETS.items()},
 )
 Sparsify = _of_options(
@@ -261,6 +263,12 @@ def limit_of(value: int | str, original: int) -> float:
     return number / 100 * original if found["unit"] == "%" else number * BYTES[found["unit"].lower()]
 
 
+def contents(entry: Entry) -> dict[str, Any]:
+    """What the result of a model depends on, as JSON has it: not its name, and not where the work is done."""
+    where = {"prune": {field.name for field, _ in options(JobOptions)}}
+    return entry.model_dump(mode="json", exclude={"name": True, "steps": {"__all__": where}})
+
+
 # ---------------------------------------------------------------- reading one
 
 
@@ -303,7 +311,8 @@ def check_step(step: Step) -> None:
             raise BadInputError(f"a prune step has one target, not {' and '.join(name for name, _ in targets)}.")
         for name, amount in targets:
             Budget(name, amount)
-        several((Options, Place), given, "prune")
+        where = several((JobOptions, Options, Place), given, "prune")[0]
+        check_place(where.jobs, where.cluster)
     elif step.kind == "sparsify":
         several((SparsifyOptions, Options, Place), given, "sparsify")
     elif step.kind == "tune":

@@ -22,6 +22,7 @@ from onnx import ModelProto, TensorProto, helper
 from onnxprune.clock import Share, unshared
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Feeds
+from onnxprune.jobs import host
 from onnxprune.model.interface import cut_feeds, interface_of, unmarked
 from onnxprune.model.loaded import Model
 from onnxprune.runtime.attribution import Kernel, attributed, named, unattributed
@@ -73,7 +74,7 @@ def record(
 
     Nothing is left on disk. Raises `BadInputError` where ONNX Runtime refuses a model.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxprune-profile-") as folder:
+    with tempfile.TemporaryDirectory(prefix="onnxprune-profile-") as folder, host.alone():
         each = []
         for k, (model, name) in enumerate(zip(models, names, strict=True)):
             place = Path(folder) / str(k)

@@ -21,6 +21,7 @@ from typing import Literal, TypeAlias
 from onnxprune.clock import Share, unshared
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Feeds
+from onnxprune.jobs import host
 from onnxprune.model.interface import cut_feeds, interface_of, unmarked
 from onnxprune.model.loaded import Model
 from onnxprune.runtime.runner import Opened, Runner
@@ -95,8 +96,14 @@ def in_turn(
 ) -> list[Times]:
     """Times of each model in each of `repeats` rounds, after `warmup` rounds that do not count.
 
-    Stops early, after at least three counted rounds, once `seconds` have passed. share: told how much is done.
+    Stops early, after at least three counted rounds, once `seconds` have passed. share: told how much is done. Waits until no job runs
+    on this machine, and keeps those waiting that come (`jobs/host.py`).
     """
+    with host.alone():
+        return _in_turn(models, repeats, warmup, seconds, share)
+
+
+def _in_turn(models: Sequence[Opened], repeats: int, warmup: int, seconds: float, share: Share) -> list[Times]:
     rounds: list[list[float]] = [[] for _ in models]
     single: list[list[float]] = [[] for _ in models]
     begin = time.perf_counter()
