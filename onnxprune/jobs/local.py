@@ -15,7 +15,7 @@ from onnxprune.jobs.job import Job, Result, Shared, Work
 from onnxprune.jobs.opened import perform
 from onnxprune.threads import one_thread
 
-START = 4.0
+START = 6.0
 
 
 def cores() -> int:
