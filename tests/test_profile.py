@@ -282,7 +282,7 @@ def test_grouped_convolutions() -> None:
     assert kinds(found)["grouped"] == "b" and "unblocked" not in kinds(found)  # said once
     row = next(r for r in found.compared if r.node == "b")
     assert row.reason == "fell out of the blocked kernels" and row.lost_ms == pytest.approx(1 - 1 / 16, rel=0.01)
-    depthwise = stack(8, 8)
+    depthwise = stack(BLOCK, BLOCK)
     assert not {"grouped", "width"} & set(kinds(made((depthwise, {"b": 1.0}))))
 
 
