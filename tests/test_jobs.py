@@ -110,6 +110,15 @@ def test_what_is_done_before_an_error_is_kept(tmp_path: Path) -> None:
     assert Checkpoint(tmp_path).count == 2
 
 
+def test_expected_jobs_run_in_processes_that_were_started_before() -> None:
+    place = Processes(2)
+    place.expect(power, 4)
+    found = dict(place.run(power, Shared(3), listed(4)))
+    place.close()
+    assert [found[k].values["is"] for k in range(4)] == [1, 3, 9, 27]
+    assert os.getpid() not in {r.values["pid"] for r in found.values()}
+
+
 def test_an_error_of_another_process_comes_as_it_is() -> None:
     with pytest.raises(BadInputError, match="Not this one"):
         list(Processes(2)._spread(refuse, Shared(3), listed(3)))

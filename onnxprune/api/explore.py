@@ -16,7 +16,7 @@ import onnx
 from onnxprune import runtime
 from onnxprune.api.means import Means, means
 from onnxprune.api.pick import check_pick, picked
-from onnxprune.api.points import Asked, ground, ground_key, points_of, trials_of
+from onnxprune.api.points import Asked, ground, ground_key, point_job, points_of, trials_of
 from onnxprune.api.prune import begun
 from onnxprune.api.replay import finisher
 from onnxprune.api.tune import ready
@@ -150,6 +150,8 @@ def _explored(
     timed = next((t for t in targets if t.is_time), None)
     settings = completed(replace(settings, depth="off"), timed or targets[0])
     ready(settings)
+    if timed is None:  # what is timed must have the machine alone
+        by.jobs.place.expect(point_job, len(targets))
     key = ground_key(loaded, settings, metric)
     original = begun(loaded, settings, timed or targets[0], None, by)
     asked, unreached = _decided(loaded, original, targets, settings, by, key)

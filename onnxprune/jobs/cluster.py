@@ -146,6 +146,9 @@ class Cluster:
             del self._sent[next(iter(self._sent))]
         return known
 
+    def expect(self, work: Work, count: int) -> None:
+        """Its workers run already."""
+
     # -- time
 
     @property

@@ -84,6 +84,10 @@ class Place(Protocol):
         """Results as they come, with the number of the job. Errors of jobs are raised as they are."""
         ...
 
+    def expect(self, work: Work, count: int) -> None:
+        """So many jobs of this work will come: what they need may be started meanwhile. Called once, before `run`."""
+        ...
+
     def close(self) -> None:
         """Let go of files and connections; no jobs are run after it."""
         ...
