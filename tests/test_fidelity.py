@@ -53,6 +53,7 @@ def test_backend_files(path: Path) -> None:
     assert round_trip(path)
 
 
+@pytest.mark.slow
 def test_backend_nodes() -> None:
     """All operators of the standard, in every variant that onnx itself tests (about 1,900 models)."""
     from onnx.backend.test.loader import load_model_tests

@@ -45,7 +45,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"importance": "bogus"}, "Unknown --importance 'bogus'; choose obs, l1, l2, linf or random"),
     ({"importance": 3}, "Unknown --importance of type int"),
     ({"recover": "magic"}, "Unknown --recover 'magic'; choose lsq, bias or none."),
-    ({"depth": None}, "Unknown --depth None; choose off, auto or only."),
+    ({"depth": 2}, "Unknown --depth 2; choose off, auto or only."),
     ({"then_quantize": "int4"}, "Unknown --then-quantize 'int4'; choose int8."),
     ({"mix": "yes"}, "--mix/--no-mix must be True or False, not 'yes'."),
     ({"check": 1}, "--check must be True or False, not 1."),

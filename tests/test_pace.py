@@ -139,6 +139,7 @@ def test_widths_that_cost_their_neighbours_are_left_alone() -> None:
     assert result.report.pace.measured >= 1.5
 
 
+@pytest.mark.slow
 def test_any_widths_win_where_they_cost_nothing() -> None:
     how = {"data": DATA, "check": False, "mix": False}
     free = onnxprune.prune(DIGITS, Budget("speedup", 1.5), runner=Layouts(0.0), **how)

@@ -152,7 +152,12 @@ def test_widths_and_costs_of_nodes_add_up() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"sparsity": 0.5}, {"threshold": 0.15, "then_prune": True}, {"pattern": "2:4", "data": DATA}]
+    "options",
+    [
+        {"sparsity": 0.5},
+        {"threshold": 0.15, "then_prune": True},
+        pytest.param({"pattern": "2:4", "data": DATA}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_report_of_sparsify_has_its_parts(options: dict[str, Any]) -> None:
     report = onnxprune.sparsify(DIGITS, benchmark=False, **options).report

@@ -105,6 +105,7 @@ def test_the_same_bytes_with_layers(depth: str, processes: None, monkeypatch: py
     assert one.report.drop is not None and chosen.loss == one.report.drop.measured
 
 
+@pytest.mark.slow
 def test_the_fastest_model_within_a_loss_is_the_same(processes: None, tmp_path: Path) -> None:
     """Each decision is timed: none that one process alone would not make."""
     found = []
@@ -138,6 +139,7 @@ def test_what_was_stopped_goes_on_and_nothing_is_computed_twice(
     )
 
 
+@pytest.mark.slow
 def test_another_limit_sets_other_samples_aside_and_finds_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,10 @@ HEAVY = (  # train, finish many models, or time them
     "docs/explore.md",
     "docs/fine-tuning.md",
     "docs/layers.md",
+    "docs/pipeline.md",
+    "docs/plans-and-proof.md",
     "docs/profile.md",
+    "docs/sparsity.md",
     "docs/speed.md",
 )
 RUNNABLE = [pytest.param(page, marks=pytest.mark.slow if page in HEAVY else ()) for page in sorted(PAGES)]

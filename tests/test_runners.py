@@ -359,6 +359,7 @@ def milliseconds_of(model: onnx.ModelProto) -> float:
         return milliseconds(f"{folder}/m.onnx")
 
 
+@pytest.mark.slow
 def test_prune_times_on_the_device_that_is_given(tmp_path: Path) -> None:
     result = onnxprune.prune(
         DIGITS, Budget("macs", 0.5), data=DATA, runner=BLOCKS, round_to=1, recover="none", importance="l2"
@@ -465,6 +466,7 @@ def test_a_stopwatch_times_the_batch_that_it_is_told() -> None:
     assert shapes == [(5, 4)] * 2 and [t.median for t in found.times] == [2.0, 1.0]
 
 
+@pytest.mark.slow
 def test_the_command_line_says_where(tmp_path: Path) -> None:
     onnx.save(small(), tmp_path / "m.onnx")
     call = CliRunner().invoke

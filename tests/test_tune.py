@@ -144,6 +144,7 @@ GRAPHS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("options", [{}, {"recover": "none"}, {"depth": "auto"}], ids=str)
 def test_every_reader_of_a_changed_constant_is_listed(
@@ -247,6 +248,7 @@ def test_rows_that_an_input_picks_are_compared_and_rows_that_weights_pick_are_no
     assert [f.key for f in features(network, teacher, feeds, feeds, {}, 9)] == ["a", "m", "block"]
 
 
+@pytest.mark.slow
 def test_the_audit_and_the_quantizer_get_what_was_tuned(always_better: None, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, ModelProto] = {}
     tuned_by, audited, quantize = carry.tuned_by, carry.audited, carry.quantize

@@ -131,9 +131,18 @@ def _start(count: int, work: Work) -> None:
 
 def _imported(work: Work) -> None:
     """Whoever has read `work` has imported its module; what linear algebra takes is imported, too."""
+    _keep_memory()
     with one_thread():
         time.sleep(BUSY)
 
 
+def _keep_memory() -> None:
+    """What a process keeps from one job to the next is no leak, for which joblib would end it, and all of that would be computed anew."""
+    from joblib.externals.loky import process_executor
+
+    process_executor._MAX_MEMORY_LEAK_SIZE = float("inf")
+
+
 def _numbered(number: int, path: str, digest: str, work: Work, argument: object) -> tuple[int, Result]:
+    _keep_memory()
     return number, perform(digest, partial(Path.read_bytes, Path(path)), work, argument)
