@@ -127,5 +127,15 @@ class Layouts(Device):
         return super().milliseconds(proto, feeds) + (len(layers) > 1) * self.price * len(odd)
 
 
+class Starting(Device):
+    """A device on which a convolution takes the time that it takes to start it, whatever its width, and nothing else takes any."""
+
+    def __init__(self) -> None:
+        super().__init__(block=1)
+
+    def cost(self, node: NodeProto, shapes: dict[str, tuple[int, ...]]) -> float:
+        return 0.1 * (node.op_type == "Conv") + 1e-3 * super().cost(node, shapes)
+
+
 def random_feeds(**shapes: tuple[int, ...]) -> Feeds:
     return {k: np.random.default_rng(0).normal(size=v).astype(np.float32) for k, v in shapes.items()}

@@ -31,7 +31,7 @@ from onnxprune.cut.rewrite import rewrite
 from onnxprune.groups.analysis import Analysis
 from onnxprune.model.load import load
 from onnxprune.report.markdown import markdown
-from tests.made_up_device import Device, Layouts, Refusing
+from tests.made_up_device import Device, Layouts, Refusing, Starting
 from tests.zoo import SHARED, load_graph
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -353,6 +353,24 @@ def test_layers_go_where_that_is_faster() -> None:
     assert ratio(result, device, DIGITS) >= 1.6
     only = onnxprune.prune(DIGITS, Budget("speedup", 1.2), runner=device, depth="only", data=DATA, check=False)
     assert only.plan.bypassed and ratio(only, device, DIGITS) >= 1.2
+
+
+def test_layers_go_without_being_asked_where_widths_save_too_little() -> None:
+    how = {"runner": Starting(), "data": DATA, "samples": 48, "check": False, "mix": False}
+    with pytest.raises(TargetNotReachableError, match="--depth auto"):
+        onnxprune.prune(DIGITS, Budget("speedup", 1.3), depth="off", **how)
+    result = onnxprune.prune(DIGITS, Budget("speedup", 1.3), **how)
+    assert result.plan.bypassed and ratio(result, Starting(), DIGITS) >= 1.3
+    assert result.report.pace.measured == pytest.approx(ratio(result, Starting(), DIGITS), rel=1e-3)
+
+
+def test_layers_that_lose_more_than_widths_stay() -> None:
+    """Where nodes cost nothing, fewer layers are no faster than narrower ones."""
+    how = {"runner": Device(1), "data": DATA, "samples": 48, "check": False, "mix": False}
+    result, alone = (onnxprune.prune(DIGITS, Budget("speedup", 1.2), depth=d, **how) for d in (None, "off"))
+    assert result.plan.settings["depth"] == "auto" and alone.plan.settings["depth"] == "off"
+    assert result.report.repair.damage.after <= alone.report.repair.damage.after * 1.001
+    assert all(d.reason != "bypassed" for d in result.report.depth.declined)
 
 
 def test_the_fastest_model_within_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,16 +206,17 @@ class _Search:
         idle = self._idle()
         if idle:
             choice = self._tried(idle, choice, alone * (1 + TIE))
-        waiting = self._ranked(choice.subject.bypasses, 1 - self.share)
         least = min(alone, choice.damage)
+        waiting = self._next(choice, least)
         trials = failures = 0
         while waiting and trials < self.trials and failures < FAILURES:
             candidate, damage = waiting.pop(0)
             trials += 1
             self.clock(f"depth, trial {trials} of at most {self.trials}")
-            found = self._tried(
-                [*choice.subject.bypasses, candidate.bypass], choice, max(least * (1 + TIE), alone * CLEAR)
-            )
+            drops = [*choice.subject.bypasses, candidate.bypass]
+            found = self._tried(drops, choice, max(least * (1 + TIE), alone * CLEAR))
+            if found is choice and not np.isfinite(least):  # nothing gets there yet, and this brings it nearer
+                found = replace(choice, subject=reduced(self.original, drops, self.settings, self.clock))
             if found is choice:
                 failures += 1
                 self._note(candidate, damage, "the finished model loses more than without")
@@ -224,13 +225,18 @@ class _Search:
             least = min(least, found.damage)
             alone = min(alone, found.damage / CLEAR) if not np.isfinite(alone) else alone  # they do not get there
             self._note(candidate, damage, TAKEN)
-            waiting = self._ranked(choice.subject.bypasses, 1 - self.share)
+            waiting = self._next(choice, least)
         for candidate, damage in waiting:
             self._note(candidate, damage, "not tried: others came first")
-        if not np.isfinite(choice.baseline or 0.0) and choice.subject is self.original:
+        if not np.isfinite(least):
             self._decider(self.original, self.budget)(self.budget)  # says what holds the channels
             raise self._unreachable(())
         return replace(choice, looks=tuple(self.looks))
+
+    def _next(self, choice: Choice, least: float) -> list[tuple[Candidate, float]]:
+        """Candidates beside those that are gone. least: damage so far; where nothing gets there yet, layers alone may have to."""
+        drops = choice.subject.bypasses
+        return self._ranked(drops, 1 - self.share if np.isfinite(least) else self._enough(drops))
 
     def only(self) -> Choice:
         drops = self._idle()

@@ -251,10 +251,13 @@ class Pacer:
         own = self.known if subject is self.original else None
         if own is None:
             own = deciding(subject, latency, self.settings, self.clock, self.sensed)
+        nothing = np.zeros(subject.bare.solution.count, bool)
         self._damage = lambda found: own.damage(found.removed) if found.subject is subject else None
 
         def decide(target: Budget, round_to: int) -> Choice:
-            return replace(choice, removed=own(target, round_to), damages=own.damages)
+            total = subject.costs.of(target.cost).total()
+            removed = nothing if target.goal(total) >= total else own(target, round_to)
+            return replace(choice, removed=removed, damages=own.damages)
 
         return decide
 
@@ -292,21 +295,26 @@ class Pacer:
     def _by_layers(self, best: Trial | None, factor: float) -> Trial | None:
         """The best, or a model without some layers that loses less. The table is asked for what it says of the best."""
         ms = self.goal / factor if best is None else self.timer.fit(best.total)
-        try:
-            choice = chosen(self.original, Budget("latency", ms), self.settings, self.clock, self.sensed)
-        except (TargetNotReachableError, NothingPrunableError):
-            return best
-        self.looks = choice.looks
-        if not choice.subject.bypasses:
-            return best
-        self._decide = self._of(choice)
-        found = self._by_widths(factor)
+        found: Trial | None = None
+        for _ in range(1 if best else LOOKS):  # a model that is too slow teaches what the table says of one that is not
+            before = self.bypasses
+            try:
+                choice = chosen(self.original, Budget("latency", ms), self.settings, self.clock, self.sensed)
+            except (TargetNotReachableError, NothingPrunableError):
+                return best
+            self.looks = choice.looks
+            if choice.subject.bypasses == before:
+                return best
+            self._decide = self._of(choice)
+            found = self._by_widths(factor)
+            if found is not None:
+                break
         if found is None or best is None:
             return best or found
         lost = [damage_of(t.choice, self.original, self.settings, self.clock) for t in (best, found)]
         if lost[1] <= lost[0]:
             return found
-        self.looks = tuple(replace(x, verdict=NO_LAYERS) if x.is_taken else x for x in choice.looks)
+        self.looks = tuple(replace(x, verdict=NO_LAYERS) if x.is_taken else x for x in self.looks)
         return best
 
     def _expected(self, ask: Ask) -> Expected:
