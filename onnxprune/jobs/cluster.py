@@ -112,6 +112,7 @@ class Cluster:
                     found = future.result()
                 except (KilledWorker, CancelledError):
                     continue
+                future.release()  # a result that is here is not to be computed again where its worker is lost
                 yield futures[future], found
 
     @contextmanager
@@ -179,7 +180,9 @@ class Cluster:
                 left = [f for f in left if f not in done]
                 for future in done:
                     with suppress(KilledWorker, CancelledError):
-                        yield futures[future], future.result()
+                        found = future.result()
+                        future.release()
+                        yield futures[future], found
                 if not done and time.monotonic() - looked > LOOK:
                     if not {*hosts} & {*self._workers().values()}:  # such a job would wait for ever
                         return
