@@ -34,6 +34,11 @@ class Means:
     place: Place
     watch: Stopwatch
 
+    @property
+    def leaves_results(self) -> bool:
+        """May results be found by another command, so that they need a name of all that they depend on? To hash the data takes a while."""
+        return self.jobs.checkpoint is not None or isinstance(self.jobs.place, Cluster)
+
     def timer(self, settings: Options) -> Timer:
         """For tables of times. On a cluster, hosts measure on which a time depends on the same as here."""
         own: dict[str, Any] = {"batch": self.watch.batch, "warmup": self.watch.warmup}

@@ -12,9 +12,8 @@ from typing import Any
 from onnxprune import ops, runtime
 from onnxprune.analyse.sources import Aside
 from onnxprune.api.carry import carried_out
-from onnxprune.calibrate.answers import judges_classes
+from onnxprune.calibrate.answers import measures
 from onnxprune.calibrate.calibration import Calibration
-from onnxprune.calibrate.damage import disagreement, divergence
 from onnxprune.calibrate.metric import metric_of
 from onnxprune.calibrate.recall import Recall
 from onnxprune.choose.budget import Budget
@@ -192,12 +191,9 @@ def held_out(calibration: Calibration | None, model: Model, metric: str) -> dict
     if calibration is None:
         return {"divergence": None, "agreement": None, "drop": None}
     chosen = calibration.samples.own_held
-    by = calibration.judged.by_tensors
-    wanted = [(metric_of(metric, calibration, chosen), None if metric == "kl" else chosen)]
-    wanted += [(by(divergence), None)] if calibration.judged.tensors else []
-    has_classes = judges_classes(calibration.judged, calibration.outputs)
-    wanted += [(by(disagreement), None)] if has_classes else []
-    found = judged(calibration, model, wanted)
-    drop = found.pop(0)
-    apart = found.pop() if has_classes else None
-    return {"drop": drop, "divergence": found[0] if found else None, "agreement": None if apart is None else 1 - apart}
+    by = measures(calibration.judged, calibration.outputs)
+    first = (metric_of(metric, calibration, chosen), None if metric == "kl" else chosen)
+    drop, *others = judged(calibration, model, [first, *((m, None) for m in by.values())])
+    found = dict(zip(by, others, strict=True))
+    agreement = 1 - found["classes"] if "classes" in found else None
+    return {"drop": drop, "divergence": found.get("divergence"), "agreement": agreement}

@@ -152,7 +152,7 @@ def _pruned(
         choice = _applied(original, replay, apply, settings, clock)
     else:
         assert budget is not None
-        key = ground_key(loaded, settings, settings.metric, aside)
+        key = ground_key(loaded, settings, settings.metric, aside) if by.leaves_results else ""
         choice, bolder, pace = _decided(loaded, original, budget, settings, by, key)
     outcome = carried_out(
         loaded, original, choice, budget, replay, settings=settings, clock=clock, watch=watch, bolder=bolder
@@ -191,7 +191,7 @@ def _aside(settings: Options, budget: Budget | None, replay: Plan | None) -> Asi
 def _decided(
     loaded: LoadedModel, original: Subject, budget: Budget, settings: Options, by: Means, key: str
 ) -> tuple[Choice, Bolder | None, Pace | None]:
-    """key: of what jobs depend on (`ground_key`)."""
+    """key: of what jobs depend on (`ground_key`); empty where no other command finds their results."""
     finish, clock, trials = finisher(settings, loaded), by.clock, trials_of(by.jobs, key, settings)
 
     def made(choice: Choice) -> onnx.ModelProto:

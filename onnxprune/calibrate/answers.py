@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxprune.calibrate.damage import Outputs, disagreement, has_classes
+from onnxprune.calibrate.damage import Metric, Outputs, disagreement, divergence, has_classes
 from onnxprune.calibrate.judging import Judged
 from onnxprune.clock import Share, unshared
 from onnxprune.groups.observation import Feeds
@@ -29,6 +29,14 @@ def answers(
 def other_classes(judged: Judged, reference: Outputs, found: Outputs) -> float | None:
     """Share (0 to 1) of answers with another class than in the reference; None where what the model is judged by has no classes."""
     return judged.by_tensors(disagreement)(reference, found) if judges_classes(judged, reference) else None
+
+
+def measures(judged: Judged, reference: Outputs) -> dict[str, Metric]:
+    """Ways to say how far a model is from the original: its `divergence`, and the share of other `classes` where it has any."""
+    found = {"divergence": judged.by_tensors(divergence)} if judged.tensors else {}
+    if judges_classes(judged, reference):
+        found["classes"] = judged.by_tensors(disagreement)
+    return found
 
 
 def judges_classes(judged: Judged, reference: Outputs) -> bool:

@@ -18,10 +18,9 @@ from onnxprune.analyse.runs import between, growth, taking
 from onnxprune.analyse.samples import Samples
 from onnxprune.analyse.sources import BY_SAMPLE, Aside
 from onnxprune.analyse.synthesize import COUNT, synthesize
-from onnxprune.calibrate.answers import judges_classes
+from onnxprune.calibrate.answers import measures
 from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.calibrate.calibration import Calibration
-from onnxprune.calibrate.damage import disagreement, divergence
 from onnxprune.calibrate.judging import judged_by
 from onnxprune.choose.allocate import allocate
 from onnxprune.choose.budget import AUTO, Budget
@@ -221,9 +220,6 @@ def repaired(
 
 def _apart(calibration: Calibration, model: Model) -> tuple[float, float]:
     """Divergence on held-out samples, and the share of other classes; 0 of these where there are none."""
-    by = calibration.judged.by_tensors
-    wanted = [(by(divergence), None)]
-    if judges_classes(calibration.judged, calibration.outputs):
-        wanted.append((by(disagreement), None))
-    found = judged(calibration, model, wanted)
-    return found[0], found[1] if len(found) > 1 else 0.0
+    by = measures(calibration.judged, calibration.outputs)
+    found = dict(zip(by, judged(calibration, model, [(m, None) for m in by.values()]), strict=True))
+    return found["divergence"], found.get("classes", 0.0)

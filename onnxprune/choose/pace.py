@@ -103,9 +103,8 @@ def paced(
         pacer.known = known
         best = pacer.search(is_quantized)
         looks = pacer.looks or best.choice.looks
-        return replace(
-            best.choice, tried=tried_models(pacer.trials, best, original.costs.macs()), looks=looks
-        ), pacer.pace(best)
+        tried = tried_models(pacer.trials, best, original.costs.macs())
+        return replace(best.choice, tried=tried, looks=looks), pacer.pace(best)
 
 
 class Pacer:
@@ -144,7 +143,7 @@ class Pacer:
         self.trials: list[Trial] = []
         self.sensed = sensed
         self.refused: TargetNotReachableError | None = (
-            None  # what the table said where it knew no widths that are fast enough
+            None  # by the table, where it knew no widths that are fast enough
         )
         self.expected: float | None = None  # milliseconds of the first choice, before whole models corrected the table
         self.known: Decider | None = None  # of the original
