@@ -141,7 +141,9 @@ def _compensated(
     subject, removed, repair = choice.subject, choice.removed, None
     pruned = rewrite(subject.analysis, removed) if subject.changed else bare
     if calibration is not None and settings.recover != "none":
-        pruned, repair = repaired(subject.analysis, removed, pruned, calibration, settings, clock, subject.bypasses)
+        pruned, repair = choice.mended or repaired(
+            subject.analysis, removed, pruned, calibration, settings, clock, subject.bypasses
+        )
     refit = repair.changed if repair else ()
     if subject.changed:
         places = dict.fromkeys((*subject.changed, *refit))

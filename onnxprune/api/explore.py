@@ -148,7 +148,7 @@ def _explored(
 ) -> tuple[Subject, list[Asked], list[Result], tuple[Unreached, ...]]:
     """The original, and a result for every target that can be reached. What targets share is measured once."""
     timed = next((t for t in targets if t.is_time), None)
-    settings = completed(replace(settings, depth="off"), timed or targets[0])
+    settings = completed(replace(settings, depth="off", resolution="off"), timed or targets[0])
     ready(settings)
     if timed is None:  # what is timed must have the machine alone
         by.jobs.place.expect(point_job, len(targets))

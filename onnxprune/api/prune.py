@@ -21,6 +21,7 @@ from onnxprune.api.points import ground_key, trials_of
 from onnxprune.api.quantize import written
 from onnxprune.api.replay import finisher, read_plan, repeated
 from onnxprune.api.tune import ready
+from onnxprune.choose import resolutions
 from onnxprune.choose.budget import Budget, budget_of, usual
 from onnxprune.choose.field import flag_of, several
 from onnxprune.choose.field import options as fields_of
@@ -211,6 +212,8 @@ def _decided(
         return choice, None, pace
     if settings.depth != "off":
         return chosen(original, budget, settings, clock, trials), None, None
+    if settings.resolution == "auto":
+        return resolutions.chosen(original, budget, settings, clock, trials), None, None
     decide = deciding(original, budget, settings, clock, trials)
     return Choice(original, decide(budget), damages=decide.damages), None, None
 

@@ -10,12 +10,14 @@ import onnx
 
 from onnxprune.choose.layers import Choice, reduced
 from onnxprune.choose.options import Options
+from onnxprune.choose.resolutions import coarser
 from onnxprune.choose.subject import Subject
 from onnxprune.clock import Clock
 from onnxprune.cut.bypass import checked
 from onnxprune.cut.plan import Plan, own_plan, removed_by
+from onnxprune.cut.resolution import Resolution, checked_resolution
 from onnxprune.cut.tidy import tidy
-from onnxprune.errors import BadInputError
+from onnxprune.errors import BadInputError, quoted
 from onnxprune.model.files import instead
 from onnxprune.model.loaded import LoadedModel
 
@@ -38,9 +40,21 @@ def read_plan(plan: str | PathLike[str] | Plan) -> Plan:
 def repeated(original: Subject, plan: Plan, what: str, settings: Options, clock: Clock) -> Choice:
     """What a plan decided, checked against the model. what: how messages call the plan. Raises `BadInputError`."""
     own_plan(plan, original.bare, what)
+    if plan.resolution is not None:
+        original = _at_resolution(original, plan.resolution, what, settings, clock)
     checked(original.bare, plan.bypassed, what)
     subject = reduced(original, plan.bypassed, settings, clock, decides=False)
     return Choice(subject, removed_by(plan, subject.bare, what))
+
+
+def _at_resolution(original: Subject, resolution: Resolution, what: str, settings: Options, clock: Clock) -> Subject:
+    checked_resolution(original.bare.model.proto, resolution, what)
+    try:
+        return coarser(original, resolution, settings, clock, decides=False)
+    except BadInputError as problem:
+        raise BadInputError(
+            f"{what} resizes {quoted(resolution.input)}, but {problem}; apply it to its own model."
+        ) from None
 
 
 def finisher(settings: Options, loaded: LoadedModel) -> Callable[[onnx.ModelProto], onnx.ModelProto]:

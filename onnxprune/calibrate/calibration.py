@@ -17,6 +17,18 @@ from onnxprune.ops.layer import LinearLayer
 
 
 @dataclass(frozen=True)
+class Finer:
+    """The original of a model that works on smaller pictures (`cut/resolution.py`).
+
+    flat, routing: as of `Calibration`. names: tensors that have one size in both.
+    """
+
+    flat: onnx.ModelProto
+    routing: Routing
+    names: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What a model computed on the calibration samples: the original, or what bypasses left of it (`choose/subject.py`).
 
@@ -29,6 +41,7 @@ class Calibration:
     made_up: there were no inputs of the user's, so the samples were drawn.
     constants: value of a constant of `flat`, by name.
     recall: what the original computed for one repair, for the next one; by default nothing is remembered.
+    finer: the original, where `flat` works on smaller pictures than it; `outputs` are then the original's.
     """
 
     flat: onnx.ModelProto
@@ -44,3 +57,4 @@ class Calibration:
     constants: Callable[[str], Array] = field(repr=False)
     judged: Judged
     recall: Recall = field(default=NOTHING, repr=False, compare=False)
+    finer: Finer | None = field(default=None, repr=False)

@@ -15,6 +15,7 @@ from onnx import NodeProto
 
 from onnxprune.calibrate.depends import dependent
 from onnxprune.calibrate.stepwise import Stepwise, read_by
+from onnxprune.calibrate.targets import Targets
 from onnxprune.groups.maps import Shape
 from onnxprune.groups.observation import Array
 from onnxprune.ops import rule_for
@@ -80,7 +81,7 @@ NONE = np.empty(0, np.int64)
 class Pairing:
     """Rows of layers in two models that run side by side. Both keep what picks them from the start."""
 
-    def __init__(self, new: Stepwise, old: Stepwise, layers: Iterable[LinearLayer]) -> None:
+    def __init__(self, new: Stepwise, old: Stepwise | Targets, layers: Iterable[LinearLayer]) -> None:
         self.new, self.old = new, old
         self.found = pickers(new.nodes, new.is_constant)
         theirs = pickers(old.nodes, old.is_constant)

@@ -16,9 +16,10 @@ damages do not add.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import inf
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -36,6 +37,7 @@ from onnxprune.choose.subject import Subject, deciding, with_model
 from onnxprune.choose.tried import Tried
 from onnxprune.clock import Clock
 from onnxprune.cut.bypass import Bypass, Links, bypassed
+from onnxprune.cut.resolution import Resolution
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.errors import BadInputError, NothingPrunableError, TargetNotReachableError
 from onnxprune.groups.analysis import Analysis
@@ -45,6 +47,7 @@ from onnxprune.model.graph import name_of
 from onnxprune.model.loaded import Model
 from onnxprune.model.patch import constants_at, inputs_at, with_constants
 from onnxprune.ops.linear import Floats
+from onnxprune.repair.fits import Repair
 from onnxprune.repair.least_squares import Repaired, compensate
 
 TRIALS = 10  # finished models at most, ...
@@ -72,6 +75,24 @@ class Look:
         return self.verdict == TAKEN
 
 
+Mended: TypeAlias = tuple[onnx.ModelProto, Repair | None]
+"""A model that was cut and repaired, and what the repair did."""
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A resolution that was looked at.
+
+    macs: share of the original's that is left at it, before channels go. damage: of the finished model on held-out samples, None where
+    it was not made. verdict: what became of it.
+    """
+
+    resolution: Resolution
+    macs: float
+    damage: float | None
+    verdict: str
+
+
 @dataclass(frozen=True)
 class Choice:
     """What was decided: the subject and what to remove of it; looks: the candidates, in order.
@@ -79,6 +100,8 @@ class Choice:
     baseline, damage: of the channels alone, and of what was chosen instead, on held-out samples.
     damages: by group id, what was measured of it alone after 0, 1, … steps; None where widths were decided without.
     tried: whole models that were made and judged before.
+    sizes: resolutions that were looked at, in order.
+    mended: the model, cut and repaired, where it was made to decide.
     """
 
     subject: Subject
@@ -88,6 +111,8 @@ class Choice:
     damage: float = inf
     damages: Mapping[str, Floats] | None = None
     tried: tuple[Tried, ...] = ()
+    sizes: tuple[Sized, ...] = ()
+    mended: Mended | None = field(default=None, repr=False)
 
 
 def reduced(
@@ -160,22 +185,33 @@ def chosen(original: Subject, budget: Budget, settings: Options, clock: Clock, s
 
 def finished(choice: Choice, settings: Options, clock: Clock) -> onnx.ModelProto:
     """What a choice makes of the original: cut, and repaired where weights may be changed. Not tidied."""
+    return mended(choice, settings, clock)[0]
+
+
+def mended(choice: Choice, settings: Options, clock: Clock) -> Mended:
+    """The same, with what the repair did."""
     subject, removed = choice.subject, choice.removed
     cut = rewrite(subject.analysis, removed)
     if settings.recover == "none" or subject.against is None:
-        return cut
-    return repaired(subject.analysis, removed, cut, subject.against, settings, clock, subject.bypasses)[0]
+        return cut, None
+    return repaired(subject.analysis, removed, cut, subject.against, settings, clock, subject.bypasses)
 
 
 def damage_of(choice: Choice, original: Subject, settings: Options, clock: Clock) -> float:
     """Of the finished model on held-out samples; infinite where it does not run."""
+    return judged_whole(choice, original, settings, clock).damage
+
+
+def judged_whole(choice: Choice, original: Subject, settings: Options, clock: Clock) -> Choice:
+    """With the finished model, and its damage on held-out samples; infinite where it does not run."""
     assert original.against is not None
     clock("compensate")
     try:
-        damage = judge(original.against, original.bare.model.beside(finished(choice, settings, clock)))
+        made = mended(choice, settings, clock)
+        damage = judge(original.against, original.bare.model.beside(made[0]))
     except BadInputError:
-        return inf
-    return damage if np.isfinite(damage) else inf
+        return replace(choice, damage=inf)
+    return replace(choice, damage=damage if np.isfinite(damage) else inf, mended=made)
 
 
 class _Search:

@@ -35,6 +35,7 @@ RECOVER = ("lsq", "bias", "none")
 PRUNE = ("prune",)
 CUT = ("prune", "explore")
 DEPTHS = ("off", "auto", "only")
+RESOLUTIONS = ("off", "auto")
 QUANTIZED = ("int8",)
 COSTS = ("macs", "latency")
 
@@ -168,6 +169,15 @@ class Options:
         decided=True,
         stored=True,
         replay=_of_plan(str),
+        commands=PRUNE,
+    )
+    resolution: str | None = option(
+        None,
+        optional(one_of(*RESOLUTIONS)),
+        "Resize the picture inside the model where that loses less than channels alone; what it is fed stays as it is.",
+        cli={"choices": RESOLUTIONS},
+        by_default="auto for --macs with --data, where weights are fitted and layers stay, else off",
+        decided=True,
         commands=PRUNE,
     )
     mix: bool | None = option(
@@ -310,10 +320,24 @@ def completed(settings: Options, budget: Budget | None) -> Options:
             )
         if not can_judge:
             raise BadInputError("--depth needs calibration: leave out --recover none, or use --importance obs.")
+    resolution = _resolution(settings, budget, recover, depth)
     can_mix = recover == "lsq" and depth != "only"
     if settings.mix and not can_mix:
         raise BadInputError("--mix needs --recover lsq, and channels to cut: give --data, and leave out --depth only.")
-    return replace(settings, recover=recover, importance=chosen, depth=depth, mix=can_mix and settings.mix is not False)
+    mix = can_mix and settings.mix is not False
+    return replace(settings, recover=recover, importance=chosen, depth=depth, resolution=resolution, mix=mix)
+
+
+def _resolution(settings: Options, budget: Budget | None, recover: str, depth: str) -> str:
+    """May the picture get coarser? Raises `BadInputError` where it is asked for and cannot be."""
+    if budget is None:
+        return "off"
+    can = budget.metric == "macs" and settings.data is not None and recover == "lsq" and depth == "off"
+    if settings.resolution == "auto" and not (can and not settings.free):
+        raise BadInputError(
+            "--resolution auto needs --macs and --data, and does not go with --depth, --free or another --recover than lsq."
+        )
+    return settings.resolution or ("auto" if can and not settings.free else "off")
 
 
 def settings_of(settings: Options, budget: Budget | None, set_aside: int = 0) -> dict[str, Any]:

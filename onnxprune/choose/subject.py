@@ -20,6 +20,7 @@ from onnxprune.choose.sensitivity import Trials
 from onnxprune.choose.timer import Timer
 from onnxprune.clock import Clock
 from onnxprune.cut.bypass import Bypass
+from onnxprune.cut.resolution import Resolution
 from onnxprune.groups.analysis import Analysis
 from onnxprune.model.graph import view
 from onnxprune.model.importer import import_graph
@@ -43,6 +44,7 @@ class Subject:
         and layers of the *original*: what damage and repair are measured against.
     changed: (node key, input) of every constant that was rewritten.
     mixed: tensors whose units are principal directions; blocks: how many sets of units were mixed.
+    resolution: at which the model works on its pictures, where that is not their own (`choose/resolutions.py`).
     """
 
     bypasses: tuple[Bypass, ...]
@@ -54,6 +56,7 @@ class Subject:
     changed: tuple[tuple[str, int], ...] = ()
     mixed: tuple[str, ...] = ()
     blocks: int = 0
+    resolution: Resolution | None = None
 
 
 def uncalibrated(analysis: Analysis) -> Subject:

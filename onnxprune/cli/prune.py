@@ -132,6 +132,8 @@ def _show(report: Report, output: Path, verbose: bool) -> None:
         OUT.print(f"          - and {counted(len(declined) - 5, 'more reason')} (-v shows all)")
     for k, line in enumerate(lines.depth_lines(report)):
         OUT.print(f"{'          ' if k else 'layers    '}{line}", markup=False)
+    for k, line in enumerate(lines.resolution_lines(report)):
+        OUT.print(f"{'          ' if k else 'resized   '}{line}", markup=False)
     OUT.print(f"checked   {lines.check_line(report)}")
     for line in lines.interface_lines(report):
         OUT.print(f"interface {line}", markup=False)

@@ -21,6 +21,7 @@ import numpy as np
 
 from onnxprune.cut.bypass import Bypass
 from onnxprune.cut.ports import ports
+from onnxprune.cut.resolution import Resolution
 from onnxprune.errors import BadInputError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
@@ -119,6 +120,7 @@ class Plan:
     macs: multiply-accumulates at the observed batch size, before and after.
     params: stored weights, before and after.
     interface: axes of inputs and outputs that got shorter (`--free`); left out where none did.
+    resolution: at which the model works on its pictures (`--resolution`); left out where that is their own.
     notes: further fields that somebody wrote into the file; they are kept.
     """
 
@@ -135,6 +137,7 @@ class Plan:
     macs: Pair[int] | None = None
     params: Pair[int] | None = None
     interface: tuple[Port, ...] = ()
+    resolution: Resolution | None = None
     notes: dict[str, Any] = field(default_factory=dict, metadata=OTHERS)
 
     @property

@@ -30,6 +30,7 @@ from onnxprune.calibrate.moments import Moments, Waiting
 from onnxprune.calibrate.pairing import Pairing
 from onnxprune.calibrate.positions import allotted, pick
 from onnxprune.calibrate.stepwise import Stepwise
+from onnxprune.calibrate.targets import Targets
 from onnxprune.calibrate.units import Unit, units_of
 from onnxprune.cut.bypass import Bypass
 from onnxprune.errors import BadInputError
@@ -120,12 +121,16 @@ class _Repairs:
         )
         watched = watching(self.flat, given), watching(judged.led(calibration.flat), wanted)
         self.new = Stepwise(analysis.model.beside(watched[0]), samples, guarded(routing, given))
-        self.old = Stepwise(
+        self.old: Stepwise | Targets = Stepwise(
             analysis.model.beside(watched[1]),
             samples,
             guarded(calibration.routing, wanted),
             recall=calibration.recall,
         )
+        if (finer := calibration.finer) is not None:
+            self.old = Targets(
+                self.old, Stepwise(analysis.model.beside(finer.flat), samples, finer.routing), finer.names
+            )
 
         def shape(key: str) -> tuple[int, ...] | None:
             if self.new.is_constant(key):

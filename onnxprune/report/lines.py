@@ -97,6 +97,27 @@ def depth_lines(report: Report) -> list[str]:
     return lines
 
 
+def resolution_lines(report: Report) -> list[str]:
+    """At which resolution the model works on its pictures, and why."""
+    told = report.resolution
+    if told is None:
+        return []
+    alone = "" if told.channels_alone is None else f"; divergence of channels alone {number(told.channels_alone)}"
+    share = next((r.macs for r in told.looked if r.size == told.after), None)
+    left = "" if share is None else f", {share:.1%} of the MACs"
+    is_same = told.after == told.before
+    first = f"'{told.input}' is read at {_pixels(told.after)} instead of {_pixels(told.before)}{left}{alone}"
+    lines = [f"'{told.input}' is read at its own {_pixels(told.before)}{alone}" if is_same else first]
+    for r in told.looked:
+        damage = "" if r.damage is None else f"divergence {number(r.damage)}, "
+        lines.append(f"- {_pixels(r.size)}: {damage}{r.verdict}")
+    return lines
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
 def repair_lines(report: Report) -> list[str]:
     """What the outputs were fitted with, and how far they are from the original's on samples that no fit saw."""
     lines = []

@@ -17,6 +17,7 @@ from onnxprune.report.lines import (
     pace_lines,
     pruned_line,
     repair_lines,
+    resolution_lines,
     size_rows,
     summary_rows,
     tuning_lines,
@@ -58,6 +59,9 @@ def _pruning(report: Report) -> Iterator[str]:
         yield "|---|---:|---:|---:|---:|---:|"
         yield from (f"| {' | '.join(row)} |" for row in variant_rows(report))
     yield from _depth(report)
+    if report.resolution is not None:
+        first, *others = resolution_lines(report)
+        yield from ("", "## Resolution", "", f"{first}.", "", *others)
     times = {} if report.pace is None else {g.group: g for g in report.pace.groups}
     more = (" ms expected | ms measured |", "---:|---:|") if times else ("", "")
     yield from ("", "## Groups", "", f"| group | kind | where | units | removed | exact |{more[0]}")

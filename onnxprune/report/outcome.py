@@ -78,6 +78,7 @@ def plan_of(outcome: Outcome) -> Plan:
         macs=Pair(before.macs(), after.macs(removed)),
         params=Pair(before.params(), after.params(removed)),
         interface=ports(subject.bare, removed),
+        resolution=subject.resolution,
     )
 
 

@@ -24,6 +24,7 @@ from onnxprune.repair.fits import Repair
 from onnxprune.report.depth import depth_of
 from onnxprune.report.drawing import Curve, Graph, curves_of, graph_of
 from onnxprune.report.outcome import Outcome
+from onnxprune.report.resolution import resolution_of
 from onnxprune.report.values import (
     CalibrationSummary,
     CostPairs,
@@ -33,6 +34,7 @@ from onnxprune.report.values import (
     GroupRow,
     Latency,
     RepairSummary,
+    Resolutions,
     Tuned,
     Variant,
     decided,
@@ -60,6 +62,7 @@ class Report:
     drop: what is promised of the loss, and what was measured on samples that no step has seen (`--max-drop`).
     variants: the pruned model beside quantization (`--then-quantize`).
     depth: layers and nodes (`--depth`).
+    resolution: pictures inside the model (`--resolution`).
     latency_ms: milliseconds per run; left out without a benchmark.
     interface: axes of inputs and outputs that got shorter (`--free`).
     pace: how a target of time was met (`--speedup`, `--latency`).
@@ -85,6 +88,7 @@ class Report:
     drop: Drop | None = None
     variants: tuple[Variant, ...] = ()
     depth: Depth | None = None
+    resolution: Resolutions | None = None
     latency_ms: Latency | None = None
     interface: tuple[Port, ...] = ()
     pace: Pace | None = None
@@ -136,6 +140,7 @@ def report_of(outcome: Outcome, plan: Plan, command: Sequence[str] = (), model: 
         drop=outcome.drop,
         variants=outcome.variants,
         depth=depth_of(outcome.original, outcome.choice, outcome.settings.depth or "off"),
+        resolution=resolution_of(outcome.original, outcome.choice),
         latency_ms=None if outcome.times is None else Latency.of(outcome.times),
         interface=plan.interface,
         pace=outcome.pace,

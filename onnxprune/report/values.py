@@ -279,6 +279,40 @@ class Depth:
 
 
 @dataclass(frozen=True)
+class ResolutionRow:
+    """A resolution that was looked at.
+
+    size: height and width inside the model, in pixels.
+    macs: share (0 to 1) of the original's multiply-accumulates that is left at it, before channels go.
+    damage: divergence of the finished model from the original on held-out samples; null where it was not made.
+    verdict: what became of it.
+    """
+
+    size: tuple[int, int]
+    macs: float
+    damage: float | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Resolutions:
+    """Pictures inside the model (`--resolution`); what it is fed stays as it is.
+
+    input: the input that holds the pictures.
+    before: height and width of the input, in pixels.
+    after: those at which the model works.
+    channels_alone: divergence on held-out samples at the same cost without a change of resolution; null where that was not measured.
+    looked: the resolutions that were looked at, in order.
+    """
+
+    input: str
+    before: tuple[int, int]
+    after: tuple[int, int]
+    channels_alone: float | None
+    looked: tuple[ResolutionRow, ...]
+
+
+@dataclass(frozen=True)
 class Latency:
     """Milliseconds per run, both models in turn.
 

@@ -64,6 +64,7 @@ def pruning_sections(report: Report) -> Iterator[Section]:
     yield from _candidates(report)
     yield from _curves(report)
     yield from _layers(report)
+    yield from _resolution(report)
     yield _groups(report)
     yield _pinned(report)
     yield _proof(report)
@@ -282,6 +283,18 @@ def _where_cut(g: GroupRow | None, points: Sequence[tuple[int, float]]) -> Itera
             y = low * (high / low) ** part if low > 0 and high > 0 else low + part * (high - low)
             yield Mark(g.removed / g.units, y, f"{g.origin} ({g.id}): {g.removed:,} of {g.units:,} removed")
             return
+
+
+def _resolution(report: Report) -> Iterator[Section]:
+    found = report.resolution
+    if found is None:
+        return
+    parts = [listed([f"{told.resolution_lines(report)[0]}."])]
+    if found.looked:
+        rows = [(f"{r.size[0]} x {r.size[1]}", f"{r.macs:.1%}", number(r.damage), r.verdict) for r in found.looked]
+        heads = ("pixels", "MACs before channels go", "divergence", "verdict")
+        parts.append(table(heads, rows, ("pixels", "verdict"), caption="Resolutions that were looked at"))
+    yield Section("resolution", "Resolution", markup(parts), menu="Resolution")
 
 
 def _layers(report: Report) -> Iterator[Section]:

@@ -1,0 +1,176 @@
+"""A coarser picture instead of fewer channels: at which resolution the model works, by measured damage.
+
+    original -> resize the input (cut/resolution.py) -> calibrate, sense, allocate, rewrite -> repair
+
+Channels that go are chosen by the inputs that were shown, and what only others need goes with them. A coarser picture forgets nothing of
+that kind; it costs what is small in a picture. The channels alone are pruned to the target first. Then one resolution after the other,
+the finest first, is pruned to the same target, as long as the finished models get better; the best is taken where its damage on held-out
+samples, against the outputs of the original, is clearly less than that of channels alone (`CLEAR`).
+
+Layers are fitted to what they gave at the new resolution before anything was cut; layers behind a pooling over all positions, which give as
+many numbers as in the original, are fitted to the original's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from math import inf
+
+import numpy as np
+
+from onnxprune.analyse.observe import analysis_of
+from onnxprune.calibrate.calibrate import calibrate
+from onnxprune.calibrate.calibration import Finer
+from onnxprune.choose.budget import Budget
+from onnxprune.choose.costs import CostModel
+from onnxprune.choose.layers import Choice, Sized, judged_whole
+from onnxprune.choose.options import Options
+from onnxprune.choose.sensitivity import Trials
+from onnxprune.choose.subject import Subject, deciding, with_model
+from onnxprune.clock import Clock
+from onnxprune.cut.resolution import OPSET, Picture, Resolution, opset_of, pictures, resized
+from onnxprune.errors import BadInputError, NothingPrunableError, TargetNotReachableError
+from onnxprune.groups.analysis import Analysis
+from onnxprune.model.patch import inputs_at
+
+CLEAR = 0.9  # of the damage of the channels alone
+LITTLE = 0.02  # damage of the channels alone that is not worth a look at anything else
+LEAST = 64  # pixels of a side; what is shown in fewer is small in all its parts
+FINEST = 0.5  # of a side; less is not looked at
+STEP = 1 / 8  # of a side: the next one that is looked at is at least so much less
+OVER = 0.9  # of the target: what has fewer MACs before any channel goes gives away too much
+TAKEN = "taken"
+
+
+def chosen(original: Subject, budget: Budget, settings: Options, clock: Clock, sensed: Trials | None = None) -> Choice:
+    """Channels alone, or a coarser picture and channels. sensed: as `sense` takes trials. Raises `TargetNotReachableError`."""
+    decide = deciding(original, budget, settings, clock, sensed)
+    alone = Choice(original, decide(budget), damages=decide.damages)
+    total = original.costs.of(budget.cost).total()
+    found = list(possible(original, budget.goal(total) / total if total else 1.0))
+    if not found or original.against is None:
+        return alone
+    alone = judged_whole(alone, original, settings, clock)
+    alone = replace(alone, baseline=alone.damage)
+    if alone.damage <= LITTLE:
+        return alone
+    best, last, sizes = alone, alone.damage, list[Sized]()
+    for number, resolution in enumerate(found):
+        clock(f"resolution {number + 1} of at most {len(found)}")
+        made, told = _tried(original, resolution, budget, settings, clock)
+        sizes.append(told)
+        if made is None or not made.damage < last:
+            break
+        last = made.damage
+        if last < min(best.damage, CLEAR * alone.damage):
+            best = made
+            sizes[-1] = replace(told, verdict=TAKEN)
+        else:
+            sizes[-1] = replace(told, verdict="hardly better than without")
+    return replace(best, baseline=alone.damage, sizes=tuple(_superseded(sizes)))
+
+
+def _superseded(sizes: list[Sized]) -> Iterator[Sized]:
+    """Of several that were taken, the last one is."""
+    taken = [k for k, s in enumerate(sizes) if s.verdict == TAKEN]
+    for k, told in enumerate(sizes):
+        yield replace(told, verdict="a coarser one loses less") if k in taken[:-1] else told
+
+
+def possible(original: Subject, share: float) -> Iterator[Resolution]:
+    """Resolutions that may do for a share of the MACs, the finest first. Strides divide their sides as they do those of the original."""
+    analysis = original.bare
+    known = pictures(analysis.model.proto)
+    if opset_of(analysis.model.proto) < OPSET or len(known) != 1 or min(known[0].size) < LEAST:
+        return
+    picture = known[0]
+    smallest = _smallest(original, picture)
+    if smallest is None:
+        return
+    whole, last = smallest[0], 1.0
+    for cells in range(whole - 1, 0, -1):
+        part = cells / whole
+        if part < FINEST or part**2 < OVER * share:
+            return
+        if part > last - STEP:
+            continue
+        last = part
+        size = [_nearest(side, cell, part) for side, cell in zip(picture.size, smallest, strict=True)]
+        yield Resolution(picture.name, picture.axes, (size[0], size[1]))
+
+
+def _nearest(side: int, cells: int, part: float) -> int:
+    """The side that has the nearest whole number of cells to a part of those that it has."""
+    stride = side // cells
+    return stride * max(1, round(cells * part))
+
+
+def _smallest(original: Subject, picture: Picture) -> tuple[int, int] | None:
+    """Positions along height and width where a picture has the fewest, of what convolutions make; None where there are none."""
+    shapes = original.bare.observation.shapes
+    nodes = original.bare.view.graph.walk()
+    made = [o for n in nodes if n.op == "Conv" for o in n.outputs[:1] if len(shapes.get(o, ())) == 4]
+    sizes = [(shapes[o][2], shapes[o][3]) for o in made]
+    sizes = [s for s in sizes if all(1 < cells <= side for cells, side in zip(s, picture.size, strict=True))]
+    return min(sizes, key=lambda s: s[0] * s[1], default=None)
+
+
+def coarser(
+    original: Subject, resolution: Resolution, settings: Options, clock: Clock, decides: bool = True
+) -> Subject:
+    """The original at another resolution. decides: what deciding about channels needs is measured.
+
+    Raises `BadInputError` where the model does not take it, or gives outputs of another size.
+    """
+    model = original.bare.model
+    at_size = replace(model, proto=resized(model.proto, resolution))
+    bare = analysis_of(at_size, settings.scope, original.bare.observation.feeds)
+    same = _same(original.bare, bare)
+    against = original.against
+    wanted = [o.name for o in model.proto.graph.output] + ([] if against is None else list(against.judged.names))
+    if not same.issuperset(wanted) or (against is not None and against.judged.decisions):
+        raise BadInputError("its outputs would have another size")
+    costs = CostModel(bare, original.costs.timer)
+    if against is None:
+        return Subject((), bare, bare, costs, None, None, resolution=resolution)
+    basis = resized(original.analysis.model.proto, resolution)
+    analysis = with_model(bare, basis)
+    own = calibrate(analysis, against.samples, against.judged, settings.seed, against.made_up, clock.share)
+    finer = Finer(against.flat, against.routing, same)
+    aimed = replace(own, outputs=against.outputs, moments={}, finer=finer)
+    changed = tuple(inputs_at(basis, original.changed))
+    own = own if decides else aimed
+    return Subject((), bare, analysis, costs, own, aimed, changed, original.mixed, original.blocks, resolution)
+
+
+def _same(original: Analysis, bare: Analysis) -> frozenset[str]:
+    """Tensors that have one size in both."""
+    a, b = original.observation, bare.observation
+    return frozenset(
+        k for k in a.shapes if a.shapes[k] == b.shapes.get(k) and a.other_shapes.get(k) == b.other_shapes.get(k)
+    )
+
+
+def _tried(
+    original: Subject, resolution: Resolution, budget: Budget, settings: Options, clock: Clock
+) -> tuple[Choice | None, Sized]:
+    """The model at a resolution with channels pruned to the target; None where there is no such model."""
+    told = Sized(resolution, 1.0, None, "")
+    try:
+        subject = coarser(original, resolution, settings, clock)
+        cost, total = subject.costs.of(budget.cost).total(), original.costs.of(budget.cost).total()
+        told = replace(told, macs=cost / total)
+        removed = np.zeros(subject.bare.solution.count, bool)
+        target = Budget(budget.metric, min(1.0, budget.goal(total) / cost))
+        damages = None
+        if target.amount < 1.0:
+            decide = deciding(subject, target, settings, clock)
+            removed, damages = decide(target), decide.damages
+    except BadInputError as problem:
+        return None, replace(told, verdict=f"it does not run so: {problem}")
+    except (TargetNotReachableError, NothingPrunableError) as problem:
+        return None, replace(told, verdict=str(problem))
+    made = judged_whole(Choice(subject, removed, damages=damages), original, settings, clock)
+    damage = made.damage if made.damage < inf else None
+    return made, replace(told, damage=damage, verdict="loses more than the one before")
