@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import ModelProto
 
 import onnxprune
@@ -24,9 +25,11 @@ from onnxprune.choose import resolutions
 from onnxprune.choose.options import Options, completed
 from onnxprune.choose.resolutions import coarser, possible
 from onnxprune.choose.subject import uncalibrated, whole
+from onnxprune.cli import main
 from onnxprune.clock import Clock, silent
 from onnxprune.cut.resolution import Picture, Resolution, pictures, resized
 from onnxprune.model.load import load
+from tests.made_up_device import Device
 from tests.oracle import Array, net, session
 
 SMOOTH = 8  # pixels of a side that the pictures really have
@@ -183,9 +186,9 @@ def test_smooth_pictures_are_read_coarser(tmp_path: Path) -> None:
     made = pruned(tmp_path)
     told = made.report.resolution
     assert told is not None and told.before == (64, 64)
-    assert told.after in {(56, 56), (48, 48)} and told.channels_alone is not None
+    assert told.after in {(56, 56), (48, 48)} and told.own_size is not None
     taken = next(r for r in told.looked if r.size == told.after)
-    assert taken.verdict == "taken" and taken.damage is not None and taken.damage < 0.9 * told.channels_alone
+    assert taken.verdict == "taken" and taken.damage is not None and taken.damage < 0.9 * told.own_size
     macs = made.plan.macs
     assert macs is not None and macs.after <= 0.5 * macs.before
     assert made.plan.resolution == Resolution("x", (2, 3), told.after)
@@ -255,6 +258,8 @@ def test_where_it_is_looked_for() -> None:
         return completed(Options(data="d.npz", **given), budget).resolution
 
     assert of(Budget("macs", 0.5)) == "auto"
+    assert of(Budget("speedup", 2)) == of(Budget("latency", 3.5)) == "auto"
+    assert of(Budget("speedup", 2), depth="only") == of(Budget("max_drop", 0.01)) == "off"
     assert of(Budget("macs", 0.5), resolution="off") == "off"
     assert of(Budget("params", 0.5)) == of(Budget("macs", 0.5), depth="auto") == "off"
     assert completed(Options(), Budget("macs", 0.5)).resolution == "off"
@@ -276,3 +281,64 @@ def test_damages_start_at_nothing(tmp_path: Path) -> None:
     )
     np.testing.assert_allclose(made.calibration.outputs[0][0], own, atol=1e-4)
     assert resolutions.CLEAR < 1
+
+
+@pytest.mark.slow
+def test_it_goes_with_training_and_quantization(tmp_path: Path) -> None:
+    made = pruned(tmp_path, tune_steps=20)
+    assert made.plan.resolution is not None and made.report.tuning is not None
+    onnxprune.verify(tmp_path / "model.onnx", made.model, made.plan)
+    quantized = pruned(tmp_path, then_quantize="int8")
+    assert quantized.plan.resolution == made.plan.resolution
+    names = [v.name for v in quantized.report.variants]
+    assert len(names) == 4
+    assert session(quantized.model).run(None, {"x": shown(5)})[0].shape == (5, 24)
+
+
+@pytest.mark.parametrize("suffix", ["html", "md", "json"])
+def test_reports_say_at_which_size(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"report.{suffix}"
+    made = pruned(tmp_path, report=path)
+    assert made.plan.resolution is not None
+    height, width = made.plan.resolution.size
+    text = path.read_text(encoding="utf-8")
+    if suffix == "json":
+        assert json.loads(text)["resolution"]["after"] == [height, width]
+    else:
+        assert f"is read at {height}x{width} instead of 64x64" in text
+
+
+def test_the_command_line_says_at_which_size(tmp_path: Path) -> None:
+    model, calib, out = saved(tmp_path, net(POOLED)), data(tmp_path, x=shown(48)), tmp_path / "small.onnx"
+    given = ["prune", str(model), "-o", str(out), "--macs", "0.5", "--data", str(calib)]
+    found = CliRunner().invoke(main, given)
+    assert found.exit_code == 0 and "resized   'x' is read at 48x48 instead of 64x64" in found.output
+    found = CliRunner().invoke(main, [*given, "--resolution", "off"])
+    assert found.exit_code == 0 and "resized" not in found.output
+
+
+def test_a_target_of_time_looks_at_coarser_pictures_too(tmp_path: Path) -> None:
+    device, model = Device(1), saved(tmp_path, net(POOLED))
+
+    def timed(**options: Any) -> onnxprune.PruneResult:
+        calib = data(tmp_path, x=shown(48))
+        return onnxprune.prune(model, Budget("speedup", 1.7), data=calib, runner=device, depth="off", **options)
+
+    made, alone = timed(), timed(resolution="off")
+    assert made.plan.resolution is not None and alone.plan.resolution is None
+    feeds = {"x": shown(2)}
+    before, after = (device.milliseconds(m, feeds) for m in (net(POOLED), made.model))
+    assert 1.7 <= before / after <= 1.7 * 1.06
+    told = made.report.resolution
+    assert told is not None and told.own_size is not None and made.report.repair is not None
+    assert made.report.repair.damage.after < 0.9 * told.own_size
+    onnxprune.verify(model, made.model, made.plan)
+
+
+def test_jobs_of_another_size_are_other_jobs(tmp_path: Path) -> None:
+    """What is kept of the damages at one resolution is not taken for those at another."""
+    made, kept = pruned(tmp_path), tmp_path / "kept"
+    for _ in range(2):
+        found = pruned(tmp_path, checkpoint=kept)
+        assert found.plan.resolution == made.plan.resolution
+        assert found.model.SerializeToString(deterministic=True) == made.model.SerializeToString(deterministic=True)

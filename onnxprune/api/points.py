@@ -17,9 +17,9 @@ from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.metric import metric_of
 from onnxprune.calibrate.recall import Recall
 from onnxprune.choose.budget import Budget
+from onnxprune.choose.group_times import Pace
 from onnxprune.choose.layers import Choice
 from onnxprune.choose.options import Options, settings_of
-from onnxprune.choose.pace import Pace
 from onnxprune.choose.sensitivity import Narrowing, Sensing, Trials, judged
 from onnxprune.choose.subject import Subject
 from onnxprune.clock import Clock, silent
@@ -122,7 +122,7 @@ def trials_of(jobs: Jobs, key: str, settings: Options) -> Trials:
     """Damages of groups as jobs, one for each group."""
 
     def run(sensing: Sensing, asked: Sequence[Narrowing], progress: Callable[[float], None]) -> list[list[float]]:
-        gone = plain(sensing.bypasses)
+        gone = plain(sensing.mark)
         listed = [
             Job(
                 key_of(

@@ -25,11 +25,12 @@ from onnxprune.choose import resolutions
 from onnxprune.choose.budget import Budget, budget_of, usual
 from onnxprune.choose.field import flag_of, several
 from onnxprune.choose.field import options as fields_of
+from onnxprune.choose.group_times import Pace
 from onnxprune.choose.job_options import JobOptions
 from onnxprune.choose.layers import Choice, chosen
 from onnxprune.choose.max_drop import aside_for, boldest, is_drop
 from onnxprune.choose.options import Options, completed, replayed
-from onnxprune.choose.pace import Pace, Pacer, paced
+from onnxprune.choose.pace import Pacer, paced
 from onnxprune.choose.place import Place
 from onnxprune.choose.subject import Subject, deciding, whole
 from onnxprune.clock import Clock, Progress, silent

@@ -34,6 +34,7 @@ from onnxprune.choose.surgeon import ranked
 from onnxprune.clock import Clock
 from onnxprune.cut.bypass import Bypass
 from onnxprune.cut.plan import units_removed
+from onnxprune.cut.resolution import Mark
 from onnxprune.errors import TargetNotReachableError
 from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
@@ -165,9 +166,9 @@ def decider(
     clock: Clock,
     *,
     trials: Trials | None = None,
-    bypasses: Sequence[Bypass] = (),
+    mark: Mark = ((), None),
 ) -> Decider:
-    """Measures, once, everything that deciding needs. trials, bypasses: as `sense` takes them."""
+    """Measures, once, everything that deciding needs. trials, mark: as `sense` takes them."""
     importance = importance_of(settings.importance)
     scores = scores_of(importance, analysis, calibration, settings.seed)
     orders = damages = None
@@ -179,9 +180,7 @@ def decider(
         )
         if budget.metric != "ratio" and calibration.judged.tensors:
             clock("sense")
-            damages = sense(
-                analysis, calibration, orders, costs, progress=clock.share, trials=trials, bypasses=bypasses
-            )
+            damages = sense(analysis, calibration, orders, costs, progress=clock.share, trials=trials, mark=mark)
             damages = cautious(damages) if calibration.made_up else damages
     clock("allocate")
     return Decider(analysis, settings, costs, scores, orders, damages)

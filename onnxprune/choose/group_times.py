@@ -1,4 +1,4 @@
-"""What a search for a time knows of each group: what its removal saves, and how long its layers take at each width."""
+"""What a search for a time found: how fast the model got, what each group saves, and how long its layers take at each width."""
 
 from __future__ import annotations
 
@@ -52,6 +52,34 @@ class TimeCurve:
 
     group: str
     points: tuple[WidthTime, ...]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a target of time was met.
+
+    asked: how many times as fast the model was to be.
+    expected: the same by the table of times, before whole models corrected it.
+    measured: of the model that was chosen, before its weights were repaired: median over the rounds of original / model.
+    interval: from where to where that is certain to 95 %.
+    runner: where it was measured.
+    rounds: whole models that were timed.
+    graphs: small graphs that were timed for it, and how many were known from before.
+    seconds: that the table took.
+    groups: what each group saves, the most first.
+    curves: how long the layers of a group take at some widths; of the groups whose layers take longest, these first.
+    """
+
+    asked: float
+    expected: float
+    measured: float
+    interval: tuple[float, float]
+    runner: str
+    rounds: int
+    graphs: tuple[int, int]
+    seconds: float
+    groups: tuple[GroupTime, ...] = ()
+    curves: tuple[TimeCurve, ...] = ()
 
 
 def saved(costs: CostModel, removed: Bools) -> list[tuple[int, float]]:

@@ -83,12 +83,12 @@ Mended: TypeAlias = tuple[onnx.ModelProto, Repair | None]
 class Sized:
     """A resolution that was looked at.
 
-    macs: share of the original's that is left at it, before channels go. damage: of the finished model on held-out samples, None where
+    macs: share of the original's that is left at it, before channels go. damage: of the finished model on held-out samples. None where
     it was not made. verdict: what became of it.
     """
 
     resolution: Resolution
-    macs: float
+    macs: float | None
     damage: float | None
     verdict: str
 
@@ -100,7 +100,7 @@ class Choice:
     baseline, damage: of the channels alone, and of what was chosen instead, on held-out samples.
     damages: by group id, what was measured of it alone after 0, 1, … steps; None where widths were decided without.
     tried: whole models that were made and judged before.
-    sizes: resolutions that were looked at, in order.
+    sizes: resolutions that were looked at, in order; own_size: the damage without any, None where it was not measured.
     mended: the model, cut and repaired, where it was made to decide.
     """
 
@@ -112,6 +112,7 @@ class Choice:
     damages: Mapping[str, Floats] | None = None
     tried: tuple[Tried, ...] = ()
     sizes: tuple[Sized, ...] = ()
+    own_size: float | None = None
     mended: Mended | None = field(default=None, repr=False)
 
 

@@ -176,7 +176,7 @@ class Options:
         optional(one_of(*RESOLUTIONS)),
         "Resize the picture inside the model where that loses less than channels alone; what it is fed stays as it is.",
         cli={"choices": RESOLUTIONS},
-        by_default="auto for --macs with --data, where weights are fitted and layers stay, else off",
+        by_default="auto for --macs, --speedup and --latency with --data, else off",
         decided=True,
         commands=PRUNE,
     )
@@ -332,12 +332,15 @@ def _resolution(settings: Options, budget: Budget | None, recover: str, depth: s
     """May the picture get coarser? Raises `BadInputError` where it is asked for and cannot be."""
     if budget is None:
         return "off"
-    can = budget.metric == "macs" and settings.data is not None and recover == "lsq" and depth == "off"
-    if settings.resolution == "auto" and not (can and not settings.free):
+    layers_stay = depth == "off" or (budget.is_time and depth == "auto")
+    can = (budget.metric == "macs" or budget.is_time) and layers_stay
+    can = can and settings.data is not None and recover == "lsq" and not settings.free
+    if settings.resolution == "auto" and not can:
         raise BadInputError(
-            "--resolution auto needs --macs and --data, and does not go with --depth, --free or another --recover than lsq."
+            "--resolution auto needs --macs (without --depth), --speedup or --latency, and --data; it does not go with --free "
+            "or another --recover than lsq."
         )
-    return settings.resolution or ("auto" if can and not settings.free else "off")
+    return settings.resolution or ("auto" if can else "off")
 
 
 def settings_of(settings: Options, budget: Budget | None, set_aside: int = 0) -> dict[str, Any]:

@@ -18,24 +18,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import median
 
-import numpy as np
 import onnx
 
 from onnxprune import runtime
 from onnxprune.choose.budget import AUTO, Budget, flag_of
 from onnxprune.choose.challenge import Ask, Expected, challenged
 from onnxprune.choose.channels import Decider
-from onnxprune.choose.group_times import GroupTime, TimeCurve, counts_of, saved, time_curves
-from onnxprune.choose.layers import Choice, Look, chosen, damage_of
+from onnxprune.choose.group_times import GroupTime, Pace, counts_of, saved, time_curves
+from onnxprune.choose.layers import Choice, Look, Sized, chosen, damage_of, judged_whole
 from onnxprune.choose.options import Options
+from onnxprune.choose.resolutions import best_of, coarser, nothing_of, possible
 from onnxprune.choose.sensitivity import Trials as Sensed
 from onnxprune.choose.subject import Subject, deciding
 from onnxprune.choose.trials import TOLERANCE, Between, Trial, is_same, least_harm, tried_models
 from onnxprune.clock import Clock
-from onnxprune.cut.bypass import Bypass
+from onnxprune.cut.resolution import Resolution
 from onnxprune.errors import NothingPrunableError, TargetNotReachableError
 from onnxprune.groups.classes import Bools
 
@@ -45,36 +45,9 @@ REPEATS, SECONDS = 30, 6.0  # of the original and a model in turn
 LOOKS = 6  # decisions with times measured at the widths of the one before
 REMEASURED = 8  # groups, those that save most, whose saving is measured in the whole model
 NAMED = 3  # pieces in a message
+COARSER = "at the same time, a coarser picture loses less"
 NO_LAYERS = "at the same time, a model with all layers loses less"
 NOTICEABLE = 0.01  # change of the expected time by measured ones that is worth another decision
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How a target of time was met.
-
-    asked: how many times as fast the model was to be.
-    expected: the same by the table of times, before whole models corrected it.
-    measured: of the model that was chosen, before its weights were repaired: median over the rounds of original / model.
-    interval: from where to where that is certain to 95 %.
-    runner: where it was measured.
-    rounds: whole models that were timed.
-    graphs: small graphs that were timed for it, and how many were known from before.
-    seconds: that the table took.
-    groups: what each group saves, the most first.
-    curves: how long the layers of a group take at some widths; of the groups whose layers take longest, these first.
-    """
-
-    asked: float
-    expected: float
-    measured: float
-    interval: tuple[float, float]
-    runner: str
-    rounds: int
-    graphs: tuple[int, int]
-    seconds: float
-    groups: tuple[GroupTime, ...] = ()
-    curves: tuple[TimeCurve, ...] = ()
 
 
 Made = Callable[[Choice], onnx.ModelProto]
@@ -104,7 +77,8 @@ def paced(
         best = pacer.search(is_quantized)
         looks = pacer.looks or best.choice.looks
         tried = tried_models(pacer.trials, best, original.costs.macs())
-        return replace(best.choice, tried=tried, looks=looks), pacer.pace(best)
+        sizes, own_size = pacer.sizes
+        return replace(best.choice, tried=tried, looks=looks, sizes=sizes, own_size=own_size), pacer.pace(best)
 
 
 class Pacer:
@@ -148,7 +122,8 @@ class Pacer:
         self.expected: float | None = None  # milliseconds of the first choice, before whole models corrected the table
         self.known: Decider | None = None  # of the original
         self.looks: tuple[Look, ...] = ()  # at layers
-        self.bypasses: tuple[Bypass, ...] = ()  # of the subject whose widths are decided
+        self.subject = original  # whose widths are decided
+        self.sizes: tuple[tuple[Sized, ...], float | None] = ((), None)  # resolutions that were looked at, see `Choice`
         self._decide: Callable[[Budget, int], Choice] | None = None
         self._damage: Callable[[Choice], float | None] = lambda choice: None
 
@@ -235,7 +210,7 @@ class Pacer:
             return self._decide(target, self.round_to)
         if self.settings.depth == "only":
             return chosen(self.original, target, self.settings, self.clock, self.sensed)
-        self._decide = self._of(Choice(self.original, np.zeros(self.original.bare.solution.count, bool)))
+        self._decide = self._of(Choice(self.original, nothing_of(self.original)))
         return self._decide(target, self.round_to)
 
     def _again(self, choice: Choice, target: Budget) -> Choice:
@@ -243,14 +218,14 @@ class Pacer:
         return choice if self._decide is None else self._decide(target, self.round_to)
 
     def _of(self, choice: Choice) -> Callable[[Budget, int], Choice]:
-        subject, self.bypasses = choice.subject, choice.subject.bypasses
+        subject = self.subject = choice.subject
         if not any(g.removable for g in subject.analysis.groups):
             return lambda target, round_to: choice
         latency = Budget("latency", 1.0)
         own = self.known if subject is self.original else None
         if own is None:
             own = deciding(subject, latency, self.settings, self.clock, self.sensed)
-        nothing = np.zeros(subject.bare.solution.count, bool)
+        nothing = nothing_of(subject)
         self._damage = lambda found: own.damage(found.removed) if found.subject is subject else None
 
         def decide(target: Budget, round_to: int) -> Choice:
@@ -263,8 +238,7 @@ class Pacer:
     # -- the rounds
 
     def search(self, is_quantized: bool = False) -> Trial:
-        nothing = np.zeros(self.original.bare.solution.count, bool)
-        whole, factor = Choice(self.original, nothing), 1.0
+        whole, factor = Choice(self.original, nothing_of(self.original)), 1.0
         if is_quantized or self.goal >= self.ms:
             trial = self.measured(whole)
             factor = trial.speed.ratio**-1 if is_quantized else 1.0
@@ -273,6 +247,8 @@ class Pacer:
         best = self._by_widths(factor)
         if self.settings.depth == "auto":
             best = self._by_layers(best, factor)
+        if self.settings.resolution == "auto":
+            best = self._by_resolution(best, factor)
         if best is None and self.refused is not None and not self.trials:
             raise self.refused
         if best is None:
@@ -296,13 +272,13 @@ class Pacer:
         ms = self.goal / factor if best is None else self.timer.fit(best.total)
         found: Trial | None = None
         for _ in range(1 if best else LOOKS):  # a model that is too slow teaches what the table says of one that is not
-            before = self.bypasses
+            before = self.subject.mark
             try:
                 choice = chosen(self.original, Budget("latency", ms), self.settings, self.clock, self.sensed)
             except (TargetNotReachableError, NothingPrunableError):
                 return best
             self.looks = choice.looks
-            if choice.subject.bypasses == before:
+            if choice.subject.mark == before:
                 return best
             self._decide = self._of(choice)
             found = self._by_widths(factor)
@@ -315,6 +291,31 @@ class Pacer:
             return found
         self.looks = tuple(replace(x, verdict=NO_LAYERS) if x.is_taken else x for x in self.looks)
         return best
+
+    def _by_resolution(self, best: Trial | None, factor: float) -> Trial | None:
+        """The best, or a model that works on a coarser picture and clearly loses less."""
+        found = list(possible(self.original, self.goal / factor / self.ms))
+        if not found:
+            return best
+        trials: dict[Resolution, Trial] = {}
+
+        def tried(resolution: Resolution) -> Choice:
+            subject = coarser(self.original, resolution, self.settings, self.clock)
+            self._decide = self._of(Choice(subject, nothing_of(subject)))
+            trial = self._by_widths(factor)
+            if trial is None:
+                raise self._unreachable(min(self.trials, key=lambda t: t.excess), "")
+            trials[resolution] = trial
+            return judged_whole(trial.choice, self.original, self.settings, self.clock)
+
+        alone = Choice(self.original, nothing_of(self.original)) if best is None else best.choice
+        alone = alone if best is None else judged_whole(alone, self.original, self.settings, self.clock)
+        choice = best_of(alone, found, tried, self.clock)
+        self.sizes = choice.sizes, choice.own_size
+        if choice.subject.resolution is None:
+            return best
+        self.looks = tuple(replace(x, verdict=COARSER) if x.is_taken else x for x in self.looks)
+        return trials[choice.subject.resolution]
 
     def _expected(self, ask: Ask) -> Expected:
         """A choice by a share, with the damage that is expected of it; None where there is none."""
@@ -358,7 +359,7 @@ class Pacer:
         return self._best()
 
     def _best(self) -> Trial | None:
-        met = [t for t in self.trials if t.is_fast and t.choice.subject.bypasses == self.bypasses]
+        met = [t for t in self.trials if t.is_fast and t.choice.subject.mark == self.subject.mark]
         return least_harm(met) if met else None
 
     # -- challengers

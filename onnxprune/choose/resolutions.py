@@ -13,7 +13,7 @@ many numbers as in the original, are fitted to the original's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import inf
 
@@ -32,6 +32,7 @@ from onnxprune.clock import Clock
 from onnxprune.cut.resolution import OPSET, Picture, Resolution, opset_of, pictures, resized
 from onnxprune.errors import BadInputError, NothingPrunableError, TargetNotReachableError
 from onnxprune.groups.analysis import Analysis
+from onnxprune.groups.classes import Bools
 from onnxprune.model.patch import inputs_at
 
 CLEAR = 0.9  # of the damage of the channels alone
@@ -51,24 +52,56 @@ def chosen(original: Subject, budget: Budget, settings: Options, clock: Clock, s
     found = list(possible(original, budget.goal(total) / total if total else 1.0))
     if not found or original.against is None:
         return alone
-    alone = judged_whole(alone, original, settings, clock)
-    alone = replace(alone, baseline=alone.damage)
+
+    def tried(resolution: Resolution) -> Choice:
+        subject = coarser(original, resolution, settings, clock)
+        cost = subject.costs.of(budget.cost).total()
+        target = Budget(budget.metric, min(1.0, budget.goal(total) / cost))
+        if target.amount == 1.0:
+            return judged_whole(Choice(subject, nothing_of(subject)), original, settings, clock)
+        decide = deciding(subject, target, settings, clock, sensed)
+        made = Choice(subject, decide(target), damages=decide.damages)
+        return judged_whole(made, original, settings, clock)
+
+    return best_of(judged_whole(alone, original, settings, clock), found, tried, clock)
+
+
+def nothing_of(subject: Subject) -> Bools:
+    """No class removed."""
+    return np.zeros(subject.bare.solution.count, bool)
+
+
+def best_of(alone: Choice, found: Sequence[Resolution], tried: Callable[[Resolution], Choice], clock: Clock) -> Choice:
+    """The first choice, or one at another resolution that is clearly better. Damages of all are those of finished models.
+
+    alone: without a coarser picture, or with infinite damage where there is none. tried: the finished choice at a resolution; raises
+    `BadInputError`, `TargetNotReachableError` or `NothingPrunableError` where there is none.
+    """
+    best = alone
     if alone.damage <= LITTLE:
         return alone
-    best, last, sizes = alone, alone.damage, list[Sized]()
+    last, sizes = alone.damage, list[Sized]()
     for number, resolution in enumerate(found):
         clock(f"resolution {number + 1} of at most {len(found)}")
-        made, told = _tried(original, resolution, budget, settings, clock)
+        try:
+            made = tried(resolution)
+        except BadInputError as problem:
+            sizes.append(Sized(resolution, None, None, f"it does not run so: {problem}"))
+            break
+        except (TargetNotReachableError, NothingPrunableError) as problem:
+            sizes.append(Sized(resolution, None, None, str(problem)))
+            continue
+        macs = made.subject.costs.macs() / max(1, alone.subject.costs.macs())
+        told = Sized(resolution, macs, made.damage if made.damage < inf else None, "loses more than the one before")
         sizes.append(told)
-        if made is None or not made.damage < last:
+        if not made.damage < last:
             break
         last = made.damage
-        if last < min(best.damage, CLEAR * alone.damage):
-            best = made
-            sizes[-1] = replace(told, verdict=TAKEN)
-        else:
-            sizes[-1] = replace(told, verdict="hardly better than without")
-    return replace(best, baseline=alone.damage, sizes=tuple(_superseded(sizes)))
+        is_better = last < min(best.damage, CLEAR * alone.damage)
+        sizes[-1] = replace(told, verdict=TAKEN if is_better else "hardly better than without")
+        best = made if is_better else best
+    own = alone.damage if alone.damage < inf else None
+    return replace(best, sizes=tuple(_superseded(sizes)), own_size=own)
 
 
 def _superseded(sizes: list[Sized]) -> Iterator[Sized]:
@@ -150,27 +183,3 @@ def _same(original: Analysis, bare: Analysis) -> frozenset[str]:
     return frozenset(
         k for k in a.shapes if a.shapes[k] == b.shapes.get(k) and a.other_shapes.get(k) == b.other_shapes.get(k)
     )
-
-
-def _tried(
-    original: Subject, resolution: Resolution, budget: Budget, settings: Options, clock: Clock
-) -> tuple[Choice | None, Sized]:
-    """The model at a resolution with channels pruned to the target; None where there is no such model."""
-    told = Sized(resolution, 1.0, None, "")
-    try:
-        subject = coarser(original, resolution, settings, clock)
-        cost, total = subject.costs.of(budget.cost).total(), original.costs.of(budget.cost).total()
-        told = replace(told, macs=cost / total)
-        removed = np.zeros(subject.bare.solution.count, bool)
-        target = Budget(budget.metric, min(1.0, budget.goal(total) / cost))
-        damages = None
-        if target.amount < 1.0:
-            decide = deciding(subject, target, settings, clock)
-            removed, damages = decide(target), decide.damages
-    except BadInputError as problem:
-        return None, replace(told, verdict=f"it does not run so: {problem}")
-    except (TargetNotReachableError, NothingPrunableError) as problem:
-        return None, replace(told, verdict=str(problem))
-    made = judged_whole(Choice(subject, removed, damages=damages), original, settings, clock)
-    damage = made.damage if made.damage < inf else None
-    return made, replace(told, damage=damage, verdict="loses more than the one before")

@@ -23,7 +23,7 @@ from onnxprune.calibrate.damage import Metric, divergence
 from onnxprune.choose.costs import CostModel
 from onnxprune.choose.keep_axes import keep_axes
 from onnxprune.choose.order import Order
-from onnxprune.cut.bypass import Bypass
+from onnxprune.cut.resolution import Mark
 from onnxprune.cut.rewrite import Rewriter
 from onnxprune.groups.analysis import Analysis, compress
 from onnxprune.groups.classes import Bools
@@ -54,15 +54,15 @@ def sense(
     metric: Metric | None = None,
     progress: Callable[[float], None] = lambda share: None,
     trials: Trials | None = None,
-    bypasses: Sequence[Bypass] = (),
+    mark: Mark = ((), None),
 ) -> dict[str, Floats]:
-    """Damage per group after 0, 1, ... steps. trials: carries them out, where they do not run here one after the other. bypasses: what is
-    gone already.
+    """Damage per group after 0, 1, ... steps. trials: carries them out, where they do not run here one after the other. mark: what was done
+    to the original before.
     """
     levels, chosen = affordable(analysis, calibration, costs, len(orders))
     runs = sum(work(analysis, calibration, costs, k) for k in chosen)
     optimized = SAVED * runs > OPENED * len(calibration.flat.graph.node)
-    sensing = Sensing(analysis, calibration, metric, tuple(chosen), optimized, tuple(bypasses))
+    sensing = Sensing(analysis, calibration, metric, tuple(chosen), optimized, mark)
     asked = [
         Narrowing(order.classes, tuple(sorted({max(1, round(share * len(order.classes))) for share in levels})))
         for order in orders.values()
@@ -84,8 +84,8 @@ class Narrowing:
 
 @dataclass(frozen=True)
 class Sensing:
-    """What trials need. chosen: runs to judge by. optimized: is it worth that ONNX Runtime optimizes what is tried? bypasses: what the
-    analysed model has lost of the original.
+    """What trials need. chosen: runs to judge by. optimized: is it worth that ONNX Runtime optimizes what is tried? mark: what was
+    done to the original before.
     """
 
     analysis: Analysis
@@ -93,7 +93,7 @@ class Sensing:
     metric: Metric | None
     chosen: tuple[int, ...]
     optimized: bool
-    bypasses: tuple[Bypass, ...] = ()
+    mark: Mark = ((), None)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_rewriter"}

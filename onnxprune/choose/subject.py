@@ -20,7 +20,7 @@ from onnxprune.choose.sensitivity import Trials
 from onnxprune.choose.timer import Timer
 from onnxprune.clock import Clock
 from onnxprune.cut.bypass import Bypass
-from onnxprune.cut.resolution import Resolution
+from onnxprune.cut.resolution import Mark, Resolution
 from onnxprune.groups.analysis import Analysis
 from onnxprune.model.graph import view
 from onnxprune.model.importer import import_graph
@@ -57,6 +57,11 @@ class Subject:
     mixed: tuple[str, ...] = ()
     blocks: int = 0
     resolution: Resolution | None = None
+
+    @property
+    def mark(self) -> Mark:
+        """What was done to the original before channels are removed."""
+        return self.bypasses, self.resolution
 
 
 def uncalibrated(analysis: Analysis) -> Subject:
@@ -102,7 +107,7 @@ def deciding(
         subject.costs,
         clock,
         trials=trials,
-        bypasses=subject.bypasses,
+        mark=subject.mark,
     )
 
 

@@ -79,7 +79,7 @@ def least_harm(trials: list[Trial]) -> Trial:
 
 
 def is_same(a: Choice, b: Choice) -> bool:
-    return a.subject.bypasses == b.subject.bypasses and np.array_equal(a.removed, b.removed)
+    return a.subject.mark == b.subject.mark and np.array_equal(a.removed, b.removed)
 
 
 def tried_models(trials: Sequence[Trial], best: Trial, macs: int) -> tuple[Tried, ...]:

@@ -9,11 +9,13 @@ up to a pooling over all positions. `choose/resolutions.py` finds out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, helper, numpy_helper
 
+from onnxprune.cut.bypass import Bypass
 from onnxprune.errors import BadInputError, quoted
 from onnxprune.model.branches import subgraphs
 
@@ -32,6 +34,10 @@ class Resolution:
     input: str
     axes: tuple[int, int]
     size: tuple[int, int]
+
+
+Mark: TypeAlias = tuple[tuple[Bypass, ...], Resolution | None]
+"""What was done to a model before units are removed: tensors that were bypassed, and at which resolution it works."""
 
 
 @dataclass(frozen=True)

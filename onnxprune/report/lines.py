@@ -102,9 +102,9 @@ def resolution_lines(report: Report) -> list[str]:
     told = report.resolution
     if told is None:
         return []
-    alone = "" if told.channels_alone is None else f"; divergence of channels alone {number(told.channels_alone)}"
+    alone = "" if told.own_size is None else f"; at its own size the divergence is {number(told.own_size)}"
     share = next((r.macs for r in told.looked if r.size == told.after), None)
-    left = "" if share is None else f", {share:.1%} of the MACs"
+    left = "" if share is None else f", which takes {share:.1%} of the MACs"
     is_same = told.after == told.before
     first = f"'{told.input}' is read at {_pixels(told.after)} instead of {_pixels(told.before)}{left}{alone}"
     lines = [f"'{told.input}' is read at its own {_pixels(told.before)}{alone}" if is_same else first]

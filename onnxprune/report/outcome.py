@@ -9,9 +9,9 @@ import onnx
 
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.choose.budget import Budget
+from onnxprune.choose.group_times import Pace
 from onnxprune.choose.layers import Choice
 from onnxprune.choose.options import Options, settings_of
-from onnxprune.choose.pace import Pace
 from onnxprune.choose.subject import Subject
 from onnxprune.cut.bypass import node_keys
 from onnxprune.cut.plan import VERSION, Pair, Plan, Refit, plan_groups

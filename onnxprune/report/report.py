@@ -9,7 +9,7 @@ from typing import Any
 
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.calibrate.coverage import coverage
-from onnxprune.choose.pace import Pace
+from onnxprune.choose.group_times import Pace
 from onnxprune.choose.subject import Subject
 from onnxprune.choose.tried import Tried
 from onnxprune.cut.plan import Pair, Plan

@@ -16,4 +16,4 @@ def resolution_of(original: Subject, choice: Choice) -> Resolutions | None:
         return None
     before = next(p.size for p in pictures(original.bare.model.proto) if p.name == first.input)
     rows = tuple(ResolutionRow(s.resolution.size, s.macs, s.damage, s.verdict) for s in choice.sizes)
-    return Resolutions(first.input, before, before if taken is None else taken.size, choice.baseline, rows)
+    return Resolutions(first.input, before, before if taken is None else taken.size, choice.own_size, rows)

@@ -283,13 +283,13 @@ class ResolutionRow:
     """A resolution that was looked at.
 
     size: height and width inside the model, in pixels.
-    macs: share (0 to 1) of the original's multiply-accumulates that is left at it, before channels go.
+    macs: share (0 to 1) of the original's multiply-accumulates that is left at it, before channels go; null where it was not made.
     damage: divergence of the finished model from the original on held-out samples; null where it was not made.
     verdict: what became of it.
     """
 
     size: tuple[int, int]
-    macs: float
+    macs: float | None
     damage: float | None
     verdict: str
 
@@ -301,14 +301,14 @@ class Resolutions:
     input: the input that holds the pictures.
     before: height and width of the input, in pixels.
     after: those at which the model works.
-    channels_alone: divergence on held-out samples at the same cost without a change of resolution; null where that was not measured.
+    own_size: divergence on held-out samples of the model that meets the target at its own resolution; null where there is none.
     looked: the resolutions that were looked at, in order.
     """
 
     input: str
     before: tuple[int, int]
     after: tuple[int, int]
-    channels_alone: float | None
+    own_size: float | None
     looked: tuple[ResolutionRow, ...]
 
 

@@ -291,7 +291,10 @@ def _resolution(report: Report) -> Iterator[Section]:
         return
     parts = [listed([f"{told.resolution_lines(report)[0]}."])]
     if found.looked:
-        rows = [(f"{r.size[0]} x {r.size[1]}", f"{r.macs:.1%}", number(r.damage), r.verdict) for r in found.looked]
+        rows = [
+            (f"{r.size[0]} x {r.size[1]}", "" if r.macs is None else f"{r.macs:.1%}", number(r.damage), r.verdict)
+            for r in found.looked
+        ]
         heads = ("pixels", "MACs before channels go", "divergence", "verdict")
         parts.append(table(heads, rows, ("pixels", "verdict"), caption="Resolutions that were looked at"))
     yield Section("resolution", "Resolution", markup(parts), menu="Resolution")

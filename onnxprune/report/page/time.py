@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from onnxprune.choose.group_times import TimeCurve
-from onnxprune.choose.pace import Pace
+from onnxprune.choose.group_times import Pace, TimeCurve
 from onnxprune.report import lines as told
 from onnxprune.report.page.charts import Line, Mark, lines
 from onnxprune.report.page.common import commands, words_after
