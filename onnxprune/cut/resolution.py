@@ -28,7 +28,9 @@ CHANNELS = (1, 3, 4)  # of a picture
 class Resolution:
     """A picture input is resized before anything reads it.
 
-    input: its name. axes: those of its height and its width. size: pixels along these, inside the model.
+    input: its name.
+    axes: those of its height and its width.
+    size: pixels along these, inside the model.
     """
 
     input: str
