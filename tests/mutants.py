@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 GUARDS = "tests/test_mutation_guards.py"
 PLAN = "tests/test_plan.py"
+RESOLUTION = "tests/test_resolution.py"
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,27 @@ MUTANTS = (
         'tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")',
         "(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), str(path))",
         guard("texts_move_to_their_places_at_the_end"),
+    ),
+    Mutant(
+        "outputs of another size at another resolution",
+        "choose/resolutions.py",
+        "    if not same.issuperset(wanted) or",
+        "    if",
+        (f"{RESOLUTION}::test_outputs_of_another_size_decline",),
+    ),
+    Mutant(
+        "a pixel lost by rounding",
+        "cut/resolution.py",
+        "    while int(np.floor(np.float32(before) * scale)) < after:",
+        "    while False:",
+        (f"{RESOLUTION}::test_every_size_is_met_exactly",),
+    ),
+    Mutant(
+        "damages that start at what the coarser picture lost",
+        "choose/resolutions.py",
+        "    own = own if decides else aimed",
+        "    own = aimed",
+        (f"{RESOLUTION}::test_damages_start_at_nothing",),
     ),
 )
 

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from onnx import ModelProto
 
 import onnxprune
-from onnxprune import BadInputError, Budget
+from onnxprune import BadInputError, Budget, TargetNotReachableError
 from onnxprune.analyse.observe import analysis_of
 from onnxprune.choose import resolutions
 from onnxprune.choose.options import Options, completed
@@ -333,6 +333,18 @@ def test_a_target_of_time_looks_at_coarser_pictures_too(tmp_path: Path) -> None:
     assert told is not None and told.own_size is not None and made.report.repair is not None
     assert made.report.repair.damage.after < 0.9 * told.own_size
     onnxprune.verify(model, made.model, made.plan)
+
+
+def test_a_coarser_picture_reaches_what_channels_do_not(tmp_path: Path) -> None:
+    """Channels that stay are a lower bound of what channels alone reach."""
+    stays = ("a", "b")
+    with pytest.raises(TargetNotReachableError):
+        pruned(tmp_path, macs=0.75, exclude=stays, resolution="off")
+    made = pruned(tmp_path, macs=0.75, exclude=stays)
+    assert made.plan.resolution is not None and made.plan.macs is not None
+    assert made.plan.macs.after <= 0.75 * made.plan.macs.before
+    with pytest.raises(TargetNotReachableError):
+        pruned(tmp_path, macs=0.05, exclude=stays)
 
 
 def test_jobs_of_another_size_are_other_jobs(tmp_path: Path) -> None:

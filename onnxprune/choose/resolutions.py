@@ -47,11 +47,9 @@ TAKEN = "taken"
 def chosen(original: Subject, budget: Budget, settings: Options, clock: Clock, sensed: Trials | None = None) -> Choice:
     """Channels alone, or a coarser picture and channels. sensed: as `sense` takes trials. Raises `TargetNotReachableError`."""
     decide = deciding(original, budget, settings, clock, sensed)
-    alone = Choice(original, decide(budget), damages=decide.damages)
     total = original.costs.of(budget.cost).total()
     found = list(possible(original, budget.goal(total) / total if total else 1.0))
-    if not found or original.against is None:
-        return alone
+    found = found if original.against is not None else []
 
     def tried(resolution: Resolution) -> Choice:
         subject = coarser(original, resolution, settings, clock)
@@ -59,11 +57,18 @@ def chosen(original: Subject, budget: Budget, settings: Options, clock: Clock, s
         target = Budget(budget.metric, min(1.0, budget.goal(total) / cost))
         if target.amount == 1.0:
             return judged_whole(Choice(subject, nothing_of(subject)), original, settings, clock)
-        decide = deciding(subject, target, settings, clock, sensed)
-        made = Choice(subject, decide(target), damages=decide.damages)
+        own = deciding(subject, target, settings, clock, sensed)
+        made = Choice(subject, own(target), damages=own.damages)
         return judged_whole(made, original, settings, clock)
 
-    return best_of(judged_whole(alone, original, settings, clock), found, tried, clock)
+    try:
+        alone = Choice(original, decide(budget), damages=decide.damages)
+    except (TargetNotReachableError, NothingPrunableError):  # by channels alone
+        choice = best_of(Choice(original, nothing_of(original)), found, tried, clock)
+        if choice.subject is original:
+            raise
+        return choice
+    return best_of(judged_whole(alone, original, settings, clock), found, tried, clock) if found else alone
 
 
 def nothing_of(subject: Subject) -> Bools:
