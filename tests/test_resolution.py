@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from onnx import ModelProto
+from onnx import ModelProto, helper
 
 import onnxprune
 from onnxprune import BadInputError, Budget, TargetNotReachableError
@@ -27,7 +27,7 @@ from onnxprune.choose.resolutions import coarser, possible
 from onnxprune.choose.subject import uncalibrated, whole
 from onnxprune.cli import main
 from onnxprune.clock import Clock, silent
-from onnxprune.cut.resolution import Picture, Resolution, pictures, resized
+from onnxprune.cut.resolution import Picture, Resolution, pictures, resized, with_coarse
 from onnxprune.model.load import load
 from tests.made_up_device import Device
 from tests.oracle import Array, net, session
@@ -135,6 +135,19 @@ def test_what_lies_in_branches_reads_the_resized_picture_too() -> None:
     made = resized(model, Resolution("x", (2, 3), (32, 32)))
     inside = [n for a in made.graph.node[1].attribute for n in a.g.node]
     assert [list(n.input) for n in inside] == [["x__resized"]] * 2
+
+
+def test_the_original_with_its_tensors_at_a_resolution() -> None:
+    model, resolution = net(POOLED), Resolution("x", (2, 3), (48, 48))
+    both = with_coarse(model, resolution)
+    assert both is not None
+    both.graph.output.append(helper.make_empty_tensor_value_info("r2"))
+    coarse = resized(model, resolution)
+    coarse.graph.output.append(helper.make_empty_tensor_value_info("r2"))
+    x = shown(3)
+    outputs, inner = session(both).run(None, {"x": x})
+    np.testing.assert_allclose(outputs, session(model).run(None, {"x": x})[0], atol=1e-5)
+    np.testing.assert_allclose(inner, session(coarse).run(None, {"x": x})[1], atol=1e-5)
 
 
 def test_pictures_are_inputs_of_a_fixed_size_with_a_few_channels() -> None:
@@ -287,6 +300,7 @@ def test_damages_start_at_nothing(tmp_path: Path) -> None:
 def test_it_goes_with_training_and_quantization(tmp_path: Path) -> None:
     made = pruned(tmp_path, tune_steps=20)
     assert made.plan.resolution is not None and made.report.tuning is not None
+    assert set(made.report.tuning.features) & {"c1", "r1", "c2", "r2", "c3", "r3"}  # positions of the coarser picture
     onnxprune.verify(tmp_path / "model.onnx", made.model, made.plan)
     quantized = pruned(tmp_path, then_quantize="int8")
     assert quantized.plan.resolution == made.plan.resolution

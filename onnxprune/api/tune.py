@@ -26,6 +26,7 @@ from onnxprune.choose.layers import Choice
 from onnxprune.choose.options import Options
 from onnxprune.clock import Clock, prefixed
 from onnxprune.cut.plan import MOST_INPUTS, Pair, plan_groups
+from onnxprune.cut.resolution import with_coarse
 from onnxprune.errors import BadInputError
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.model.patch import constants_at, inputs_at, with_constants
@@ -99,7 +100,7 @@ def tuned_by(
     with finetuning.threads(None):
         run = finetuning.Tuning(
             replace(original, proto=given.start),
-            original,
+            _teacher(given),
             partial(calibrated, samples, runtime.graph_inputs(original.proto)),
             cut=cut,
             settings=_how(settings),
@@ -129,6 +130,16 @@ def tuned_by(
         constants=len(set(inputs_at(given.start, [p for p in new if p in live]).values())),
     )
     return with_constants(given.bare, values), tuple(values), summary
+
+
+def _teacher(given: Untuned) -> LoadedModel:
+    """The original; where the model works on smaller pictures, with its tensors at that resolution inside, for the comparison of those."""
+    original, resolution = given.original, given.choice.subject.resolution
+    judged = set(given.calibration.judged.tensors)
+    if resolution is None or not judged <= {o.name for o in original.proto.graph.output}:
+        return original
+    both = with_coarse(original.proto, resolution)
+    return original if both is None else replace(original, proto=both)
 
 
 def _pace(settings: Options) -> Pace:

@@ -8,6 +8,7 @@ up to a pooling over all positions. `choose/resolutions.py` finds out.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -95,6 +96,33 @@ def resized(proto: ModelProto, resolution: Resolution) -> ModelProto:
     graph.node.insert(0, node)
     del graph.value_info[:]
     return copy
+
+
+def with_coarse(proto: ModelProto, resolution: Resolution) -> ModelProto | None:
+    """One model that gives the outputs of the original, with all tensors inside as they are at a resolution, under their names.
+
+    None where nodes have bodies, whose names are not those of one graph.
+    """
+    if any(True for node in proto.graph.node for _ in subgraphs(node)):
+        return None
+    made = resized(proto, resolution)
+    outputs = {o.name for o in proto.graph.output}
+    _rename(made.graph.node, {name: f"{name}__coarse" for name in outputs})
+    fine = ModelProto()
+    fine.CopyFrom(proto)
+    inner = {o for node in proto.graph.node for o in node.output if o} - outputs
+    _rename(fine.graph.node, {name: f"{name}__fine" for name in inner})
+    for node in fine.graph.node:
+        node.name = f"{node.name}__fine" if node.name else ""
+    made.graph.node.extend(fine.graph.node)
+    return made
+
+
+def _rename(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:
+    for node in nodes:
+        for ends in (node.input, node.output):
+            for i, name in enumerate(ends):
+                ends[i] = names.get(name, name)
 
 
 def checked_resolution(proto: ModelProto, resolution: Resolution, what: str) -> None:
