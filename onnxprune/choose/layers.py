@@ -203,13 +203,15 @@ def damage_of(choice: Choice, original: Subject, settings: Options, clock: Clock
     return judged_whole(choice, original, settings, clock).damage
 
 
-def judged_whole(choice: Choice, original: Subject, settings: Options, clock: Clock) -> Choice:
-    """With the finished model, and its damage on held-out samples; infinite where it does not run."""
+def judged_whole(
+    choice: Choice, original: Subject, settings: Options, clock: Clock, chosen: Sequence[int] | None = None
+) -> Choice:
+    """With the finished model, and its damage on held-out samples (or these runs); infinite where it does not run."""
     assert original.against is not None
     clock("compensate")
     try:
         made = mended(choice, settings, clock)
-        damage = judge(original.against, original.bare.model.beside(made[0]))
+        damage = judge(original.against, original.bare.model.beside(made[0]), chosen=chosen)
     except BadInputError:
         return replace(choice, damage=inf)
     return replace(choice, damage=damage if np.isfinite(damage) else inf, mended=made)

@@ -28,9 +28,9 @@ from onnxprune.choose.budget import AUTO, Budget, flag_of
 from onnxprune.choose.challenge import Ask, Expected, challenged
 from onnxprune.choose.channels import Decider
 from onnxprune.choose.group_times import GroupTime, Pace, counts_of, saved, time_curves
-from onnxprune.choose.layers import Choice, Look, Sized, chosen, damage_of, judged_whole
+from onnxprune.choose.layers import Choice, Look, Sized, chosen, damage_of
 from onnxprune.choose.options import Options
-from onnxprune.choose.resolutions import best_of, coarser, nothing_of, possible
+from onnxprune.choose.resolutions import best_of, coarser, judged_by_own, nothing_of, possible
 from onnxprune.choose.sensitivity import Trials as Sensed
 from onnxprune.choose.subject import Subject, deciding
 from onnxprune.choose.trials import TOLERANCE, Between, Trial, is_same, least_harm, tried_models
@@ -45,7 +45,7 @@ REPEATS, SECONDS = 30, 6.0  # of the original and a model in turn
 LOOKS = 6  # decisions with times measured at the widths of the one before
 REMEASURED = 8  # groups, those that save most, whose saving is measured in the whole model
 NAMED = 3  # pieces in a message
-COARSER = "at the same time, a coarser picture loses less"
+COARSER = "at the same time, a coarser picture does as well"
 NO_LAYERS = "at the same time, a model with all layers loses less"
 NOTICEABLE = 0.01  # change of the expected time by measured ones that is worth another decision
 
@@ -293,7 +293,7 @@ class Pacer:
         return best
 
     def _by_resolution(self, best: Trial | None, factor: float) -> Trial | None:
-        """The best, or a model that works on a coarser picture and clearly loses less."""
+        """The best, or a model that works on a coarser picture and loses no more."""
         found = list(possible(self.original, self.goal / factor / self.ms))
         if not found:
             return best
@@ -306,10 +306,10 @@ class Pacer:
             if trial is None:
                 raise self._unreachable(min(self.trials, key=lambda t: t.excess), "")
             trials[resolution] = trial
-            return judged_whole(trial.choice, self.original, self.settings, self.clock)
+            return judged_by_own(trial.choice, self.original, self.settings, self.clock)
 
         alone = Choice(self.original, nothing_of(self.original)) if best is None else best.choice
-        alone = alone if best is None else judged_whole(alone, self.original, self.settings, self.clock)
+        alone = alone if best is None else judged_by_own(alone, self.original, self.settings, self.clock)
         choice = best_of(alone, found, tried, self.clock)
         self.sizes = choice.sizes, choice.own_size
         if choice.subject.resolution is None:

@@ -19,6 +19,9 @@ from onnxprune.runtime.session import Session
 
 SIZES = (16, 32, 64, 48, 128, 96, 224, 320, 512, 576, 1024, 8, 4, 2, 1)
 MAX_ELEMENTS = 1 << 30
+MAX_TRIED = (
+    1 << 27
+)  # numbers in all shapes together that are tried and fail: seconds, where one by one they would take minutes
 MAX_GUESSED = 1 << 20  # where ranks are guessed, so that hundreds of shapes are tried
 IMAGE_SIZES = (64, 128, 96, 48, 224, 256, 320, 32, 512, 640, 16, 1)
 RANKS = (2, 3, 4, 1, 5, 0)  # to try where an input declares none, likeliest first
@@ -217,14 +220,19 @@ def find_feeds(
             raise BadInputError(f"--input-shape names '{name}', which is no input of the model; {way}")
     session = session or Session(model)
     error: BadInputError | None = None
+    tried = 0
     most = MAX_ELEMENTS if all(has_rank(v) or v.name in shapes for v in inputs) else MAX_GUESSED
     for ranks in _candidate_ranks(inputs, shapes):
         declared = ranked(inputs, ranks)
         for high in (100, 10, 2, 1):
             told = sizes_beside(declared, model.proto.graph)
-            for sizes in itertools.chain(candidate_sizes(declared, alike=most < MAX_ELEMENTS), told):
+            usual = candidate_sizes(declared, alike=most < MAX_ELEMENTS)
+            for sizes, is_usual in itertools.chain(((s, True) for s in usual), ((s, False) for s in told)):
+                if is_usual and tried > MAX_TRIED:
+                    continue
                 try:
                     first = random_feeds(declared, sizes, seed, high, shapes, most)
+                    tried += sum(v.size for v in first.values())
                     session.run(first)
                 except BadInputError as failure:
                     error = error or failure
