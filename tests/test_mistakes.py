@@ -55,6 +55,15 @@ def test_other_files_that_are_almost_right(here: Path) -> None:
     assert refused(here, 2, "run", "prun.yaml").endswith("did you mean 'prune.yaml'?")
 
 
+def test_a_model_in_the_place_of_the_config(here: Path) -> None:
+    assert refused(here, 2, "run", "nets/model.onnx").endswith("give a YAML file, such as onnxprune init MODEL writes.")
+
+
+def test_all_that_was_written_is_named(here: Path) -> None:
+    done = run("prune", "nets/model.onnx", *TARGET, "--plan", "p.json", "--report", "r.md")
+    assert done.exit_code == 0 and done.output.endswith("wrote     s.onnx, p.json, r.md\n")
+
+
 def test_sizes_that_nobody_knows(here: Path) -> None:
     """The sentence has the option, with the input's own name; what it says works."""
     text = "g (float[N,3,H,W] photo) => (float[N,M] y) <float[8,3,3,3] w, int64[2] s, float[W0,5] v> {".replace(

@@ -66,6 +66,13 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
         except KeyboardInterrupt:
             ERR.print("onnxprune: interrupted; nothing was written.")
             sys.exit(130)
+        except PermissionError as error:
+            what = f"'{error.filename}': {error.strerror}" if error.filename else str(error)
+            ERR.print(
+                f"onnxprune: No permission for {what}; nothing was written. Choose a place that you may write to.",
+                markup=False,
+            )
+            sys.exit(2)
         except (OSError, MemoryError) as error:
             ERR.print(f"onnxprune: {type(error).__name__}: {error}; nothing was written.", markup=False)
             sys.exit(2)

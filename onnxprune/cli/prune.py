@@ -112,10 +112,10 @@ def prune(
     if as_json:
         click.echo(result.report.to_json(), nl=False)
     elif not quiet:
-        _show(result.report, output, verbose)
+        _show(result.report, [f for f in (output, plan, report) if f is not None], verbose)
 
 
-def _show(report: Report, output: Path, verbose: bool) -> None:
+def _show(report: Report, written: Sequence[Path], verbose: bool) -> None:
     from onnxprune.report import lines
 
     groups, declined = report.groups, report.declined
@@ -150,7 +150,7 @@ def _show(report: Report, output: Path, verbose: bool) -> None:
     OUT.print(table(("", "before", "after", "kept"), lines.summary_rows(report), ("",)))
     if report.variants:
         OUT.print(table(("", *lines.VARIANT_COLUMNS), lines.variant_rows(report), ("",)))
-    OUT.print(f"wrote     {output}", markup=False)
+    OUT.print(f"wrote     {', '.join(map(str, written))}", markup=False)
 
 
 def _group_table(groups: Sequence[GroupRow]) -> Table:

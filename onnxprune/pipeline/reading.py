@@ -57,7 +57,11 @@ def read(path: Path, sets: Sequence[str], environment: Mapping[str, str]) -> Doc
         values = yaml.safe_load(text)
     except (FileNotFoundError, IsADirectoryError):
         raise BadInputError(f"{path} is no file; {instead(path, 'write one with onnxprune init MODEL.')}") from None
-    except (OSError, UnicodeDecodeError) as problem:
+    except UnicodeDecodeError:
+        raise BadInputError(
+            f"{path} is no text, so no config; give a YAML file, such as onnxprune init MODEL writes."
+        ) from None
+    except OSError as problem:
         raise BadInputError(f"{path} cannot be read: {problem}.") from None
     except yaml.MarkedYAMLError as problem:
         mark = problem.problem_mark

@@ -242,7 +242,12 @@ def find_feeds(
             if all(v.dtype.kind not in "iu" for v in random_feeds(declared, sizes, seed, 2, shapes).values()):
                 break
     hint = "" if shapes else f" Give working shapes with {_way(inputs)} or inputs with --data."
-    raise BadInputError(f"No random input runs through the model. {error}{hint}")
+    said = (
+        str(error).removesuffix(" Give a model that it can run, or inputs that fit (--data, --input-shape).")
+        if hint
+        else error
+    )
+    raise BadInputError(f"No random input runs through the model. {said}{hint}")
 
 
 def _way(inputs: Sequence[onnx.ValueInfoProto]) -> str:
