@@ -68,17 +68,21 @@ LAST = """g (float[N,64,96,3] x) => (float[N,10] y) <float[16,3,3,3] a, float[24
 }"""
 
 
-def shown(count: int, height: int = 64, width: int = 64, last: bool = False) -> Array:
+def linear(x: Array, axis: int, size: int) -> Array:
+    """Interpolated between the centres of pixels."""
+    count = x.shape[axis]
+    at = np.clip((np.arange(size) + 0.5) * count / size - 0.5, 0, count - 1)
+    low = np.minimum(at.astype(int), count - 2)
+    part = (at - low).astype(np.float32).reshape([-1 if k == axis else 1 for k in range(4)])
+    return x.take(low, axis) * (1 - part) + x.take(low + 1, axis) * part
+
+
+def shown(count: int) -> Array:
     """Smooth pictures of several brightnesses and contrasts: of few pixels, enlarged."""
     rng = np.random.default_rng(1)
     coarse = rng.standard_normal((count, 3, SMOOTH, SMOOTH)) * rng.lognormal(0, 0.7, (count, 3, 1, 1))
     coarse = (coarse + 2 * rng.standard_normal((count, 3, 1, 1))).astype(np.float32)
-    for axis, size in ((2, height), (3, width)):
-        at = np.clip((np.arange(size) + 0.5) * SMOOTH / size - 0.5, 0, SMOOTH - 1)
-        low = np.minimum(at.astype(int), SMOOTH - 2)
-        part = (at - low).astype(np.float32).reshape([-1 if k == axis else 1 for k in range(4)])
-        coarse = coarse.take(low, axis) * (1 - part) + coarse.take(low + 1, axis) * part
-    return np.ascontiguousarray(coarse.transpose(0, 2, 3, 1)) if last else coarse
+    return linear(linear(coarse, 2, 64), 3, 64)
 
 
 def data(tmp_path: Path, **arrays: Array) -> Path:
@@ -109,12 +113,7 @@ def test_the_model_reads_a_resized_picture(opset: int, size: tuple[int, int]) ->
     onnx.checker.check_model(made)
     x = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
     (found,) = session(made).run(None, {"x": x})
-    expected = x
-    for axis, new in ((2, size[0]), (3, size[1])):  # linear between the centres of pixels
-        at = np.clip((np.arange(new) + 0.5) * 64 / new - 0.5, 0, 63)
-        low = np.minimum(at.astype(int), 62)
-        part = (at - low).reshape([-1 if k == axis else 1 for k in range(4)])
-        expected = expected.take(low, axis) * (1 - part) + expected.take(low + 1, axis) * part
+    expected = linear(linear(x, 2, size[0]), 3, size[1])
     np.testing.assert_allclose(found, np.maximum(expected, 0), atol=1e-4)
 
 

@@ -294,7 +294,7 @@ class _Search:
         looks = [
             x if x.candidate.bypass in needed or not x.is_taken else replace(x, verdict=SPARED) for x in self.looks
         ]
-        return Choice(subject, np.zeros(subject.bare.solution.count, bool), tuple(looks))
+        return Choice(subject, subject.nothing, tuple(looks))
 
     # -- one model
 
@@ -308,7 +308,7 @@ class _Search:
 
     def _finished(self, subject: Subject) -> tuple[Bools, float]:
         """Channels pruned to the target, repaired: what went, and the damage; infinite where the target cannot be met."""
-        nothing = np.zeros(subject.bare.solution.count, bool)
+        nothing = subject.nothing
         assert subject.against is not None
         target = self._relative(subject)
         try:

@@ -30,7 +30,7 @@ from onnxprune.choose.channels import Decider
 from onnxprune.choose.group_times import GroupTime, Pace, counts_of, saved, time_curves
 from onnxprune.choose.layers import Choice, Look, Sized, chosen, damage_of
 from onnxprune.choose.options import Options
-from onnxprune.choose.resolutions import best_of, coarser, judged_by_own, nothing_of, possible
+from onnxprune.choose.resolutions import best_of, coarser, judged_by_own, possible
 from onnxprune.choose.sensitivity import Trials as Sensed
 from onnxprune.choose.subject import Subject, deciding
 from onnxprune.choose.trials import TOLERANCE, Between, Trial, is_same, least_harm, tried_models
@@ -210,7 +210,7 @@ class Pacer:
             return self._decide(target, self.round_to)
         if self.settings.depth == "only":
             return chosen(self.original, target, self.settings, self.clock, self.sensed)
-        self._decide = self._of(Choice(self.original, nothing_of(self.original)))
+        self._decide = self._of(Choice(self.original, self.original.nothing))
         return self._decide(target, self.round_to)
 
     def _again(self, choice: Choice, target: Budget) -> Choice:
@@ -225,7 +225,7 @@ class Pacer:
         own = self.known if subject is self.original else None
         if own is None:
             own = deciding(subject, latency, self.settings, self.clock, self.sensed)
-        nothing = nothing_of(subject)
+        nothing = subject.nothing
         self._damage = lambda found: own.damage(found.removed) if found.subject is subject else None
 
         def decide(target: Budget, round_to: int) -> Choice:
@@ -238,7 +238,7 @@ class Pacer:
     # -- the rounds
 
     def search(self, is_quantized: bool = False) -> Trial:
-        whole, factor = Choice(self.original, nothing_of(self.original)), 1.0
+        whole, factor = Choice(self.original, self.original.nothing), 1.0
         if is_quantized or self.goal >= self.ms:
             trial = self.measured(whole)
             factor = trial.speed.ratio**-1 if is_quantized else 1.0
@@ -301,15 +301,16 @@ class Pacer:
 
         def tried(resolution: Resolution) -> Choice:
             subject = coarser(self.original, resolution, self.settings, self.clock)
-            self._decide = self._of(Choice(subject, nothing_of(subject)))
+            self._decide = self._of(Choice(subject, subject.nothing))
             trial = self._by_widths(factor)
             if trial is None:
                 raise self._unreachable(min(self.trials, key=lambda t: t.excess), "")
             trials[resolution] = trial
             return judged_by_own(trial.choice, self.original, self.settings, self.clock)
 
-        alone = Choice(self.original, nothing_of(self.original)) if best is None else best.choice
-        alone = alone if best is None else judged_by_own(alone, self.original, self.settings, self.clock)
+        alone = Choice(self.original, self.original.nothing)  # of infinite damage
+        if best is not None:
+            alone = judged_by_own(best.choice, self.original, self.settings, self.clock)
         choice = best_of(alone, found, tried, self.clock)
         self.sizes = choice.sizes, choice.own_size
         if choice.subject.resolution is None:

@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import inf
 
-import numpy as np
-
 from onnxprune.analyse.observe import analysis_of
 from onnxprune.calibrate.calibrate import calibrate
 from onnxprune.calibrate.calibration import Finer
@@ -29,10 +27,10 @@ from onnxprune.choose.options import Options
 from onnxprune.choose.sensitivity import Trials
 from onnxprune.choose.subject import Subject, deciding, with_model
 from onnxprune.clock import Clock
-from onnxprune.cut.resolution import OPSET, Picture, Resolution, opset_of, pictures, resized
+from onnxprune.cut.resolution import OPSET, Picture, Resolution, pictures, resized
 from onnxprune.errors import BadInputError, NothingPrunableError, TargetNotReachableError
 from onnxprune.groups.analysis import Analysis
-from onnxprune.groups.classes import Bools
+from onnxprune.model.branches import opset_of
 from onnxprune.model.patch import inputs_at
 
 CLOSE = 1.15
@@ -60,7 +58,7 @@ def chosen(original: Subject, budget: Budget, settings: Options, clock: Clock, s
         cost = subject.costs.of(budget.cost).total()
         target = Budget(budget.metric, min(1.0, budget.goal(total) / cost))
         if target.amount == 1.0:
-            return judged_by_own(Choice(subject, nothing_of(subject)), original, settings, clock)
+            return judged_by_own(Choice(subject, subject.nothing), original, settings, clock)
         own = deciding(subject, target, settings, clock, sensed)
         made = Choice(subject, own(target), damages=own.damages)
         return judged_by_own(made, original, settings, clock)
@@ -68,16 +66,11 @@ def chosen(original: Subject, budget: Budget, settings: Options, clock: Clock, s
     try:
         alone = Choice(original, decide(budget), damages=decide.damages)
     except (TargetNotReachableError, NothingPrunableError):  # by channels alone
-        choice = best_of(Choice(original, nothing_of(original)), found, tried, clock)
+        choice = best_of(Choice(original, original.nothing), found, tried, clock)
         if choice.subject is original:
             raise
         return choice
     return best_of(judged_by_own(alone, original, settings, clock), found, tried, clock) if found else alone
-
-
-def nothing_of(subject: Subject) -> Bools:
-    """No class removed."""
-    return np.zeros(subject.bare.solution.count, bool)
 
 
 def best_of(alone: Choice, found: Sequence[Resolution], tried: Callable[[Resolution], Choice], clock: Clock) -> Choice:

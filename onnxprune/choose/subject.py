@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx
 
 from onnxprune import runtime
@@ -22,6 +23,7 @@ from onnxprune.clock import Clock
 from onnxprune.cut.bypass import Bypass
 from onnxprune.cut.resolution import Mark, Resolution
 from onnxprune.groups.analysis import Analysis
+from onnxprune.groups.classes import Bools
 from onnxprune.model.graph import view
 from onnxprune.model.importer import import_graph
 from onnxprune.model.patch import inputs_at, with_constants
@@ -57,6 +59,11 @@ class Subject:
     mixed: tuple[str, ...] = ()
     blocks: int = 0
     resolution: Resolution | None = None
+
+    @property
+    def nothing(self) -> Bools:
+        """No class removed."""
+        return np.zeros(self.bare.solution.count, bool)
 
     @property
     def mark(self) -> Mark:

@@ -8,7 +8,6 @@ up to a pooling over all positions. `choose/resolutions.py` finds out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -18,7 +17,7 @@ from onnx import GraphProto, ModelProto, helper, numpy_helper
 
 from onnxprune.cut.bypass import Bypass
 from onnxprune.errors import BadInputError, quoted
-from onnxprune.model.branches import subgraphs
+from onnxprune.model.branches import opset_of, rename, subgraphs
 
 OPSET = 11  # the first whose Resize says where pixels lie
 OPTIONAL = 13  # from this one on Resize may go without a region
@@ -69,11 +68,6 @@ def pictures(proto: ModelProto) -> list[Picture]:
     return found
 
 
-def opset_of(proto: ModelProto) -> int:
-    """Version of ONNX's own operators."""
-    return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
-
-
 def resized(proto: ModelProto, resolution: Resolution) -> ModelProto:
     """A copy whose input is resized before anything reads it; what was said of the sizes inside is left out."""
     picture = next(p for p in pictures(proto) if p.name == resolution.input)
@@ -90,7 +84,7 @@ def resized(proto: ModelProto, resolution: Resolution) -> ModelProto:
         graph.initializer.append(numpy_helper.from_array(np.empty(0, np.float32), region))
     graph.initializer.append(numpy_helper.from_array(scales, f"{name}_scales"))
     for node in graph.node:
-        _read(node, resolution.input, name)
+        rename(node, lambda read: name if read == resolution.input else read)
     how = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
     node = helper.make_node("Resize", [resolution.input, region, f"{name}_scales"], [name], name=name, **how)
     graph.node.insert(0, node)
@@ -107,22 +101,16 @@ def with_coarse(proto: ModelProto, resolution: Resolution) -> ModelProto | None:
         return None
     made = resized(proto, resolution)
     outputs = {o.name for o in proto.graph.output}
-    _rename(made.graph.node, {name: f"{name}__coarse" for name in outputs})
+    for node in made.graph.node:
+        rename(node, lambda name: f"{name}__coarse" if name in outputs else name)
     fine = ModelProto()
     fine.CopyFrom(proto)
     inner = {o for node in proto.graph.node for o in node.output if o} - outputs
-    _rename(fine.graph.node, {name: f"{name}__fine" for name in inner})
     for node in fine.graph.node:
+        rename(node, lambda name: f"{name}__fine" if name in inner else name)
         node.name = f"{node.name}__fine" if node.name else ""
     made.graph.node.extend(fine.graph.node)
     return made
-
-
-def _rename(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:
-    for node in nodes:
-        for ends in (node.input, node.output):
-            for i, name in enumerate(ends):
-                ends[i] = names.get(name, name)
 
 
 def checked_resolution(proto: ModelProto, resolution: Resolution, what: str) -> None:
@@ -145,17 +133,6 @@ def _scale(before: int, after: int) -> np.float32:
     while int(np.floor(np.float32(before) * scale)) < after:
         scale = np.nextafter(scale, np.float32(2))
     return scale
-
-
-def _read(node: onnx.NodeProto, old: str, new: str) -> None:
-    """Let a node, and what lies in it, read another tensor."""
-    for i, name in enumerate(node.input):
-        if name == old:
-            node.input[i] = new
-    for _, graph in subgraphs(node):
-        if old not in {i.name for i in graph.input}:
-            for inner in graph.node:
-                _read(inner, old, new)
 
 
 def _free(graph: GraphProto, name: str) -> str:

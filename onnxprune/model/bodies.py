@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from onnxprune.model.branches import SEPARATOR, copied, rename, subgraphs
+from onnxprune.model.branches import SEPARATOR, copied, opset_of, rename, subgraphs
 from onnxprune.model.constants import tensor_in
 from onnxprune.model.routing import Routing, key_of
 
@@ -53,7 +53,7 @@ def body_of(node: NodeProto) -> GraphProto | None:
 
 def can_watch(proto: ModelProto, node: NodeProto) -> bool:
     """Is it a loop whose steps can be seen?"""
-    version = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 1)
+    version = opset_of(proto)
     return body_of(node) is not None and version >= OPSETS[node.op_type]
 
 

@@ -34,6 +34,11 @@ def captured(graph: GraphProto) -> set[str]:
     return read - inside - {""}
 
 
+def opset_of(proto: ModelProto) -> int:
+    """Version of ONNX's own operators."""
+    return next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+
 def shell(proto: ModelProto) -> ModelProto:
     """The model without its graph."""
     empty = ModelProto(ir_version=proto.ir_version)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from onnxprune.model.branches import SEPARATOR, copied, every_graph
+from onnxprune.model.branches import SEPARATOR, copied, every_graph, opset_of
 from onnxprune.model.schema import schema_of
 
 Array = NDArray[Any]
@@ -58,7 +58,7 @@ def drawn(proto: ModelProto) -> ModelProto:
     if not draws(proto):
         return proto
     copy = seeded(proto)
-    version = next((o.version for o in copy.opset_import if o.domain in ("", "ai.onnx")), 1)
+    version = opset_of(copy)
     for graph in every_graph(copy.graph):
         nodes: list[NodeProto] = []
         for node in graph.node:

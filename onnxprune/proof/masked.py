@@ -25,7 +25,7 @@ from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.maps import Facet, Maps, period, varying
 from onnxprune.groups.observation import Array, Feeds
-from onnxprune.model.branches import SEPARATOR, subgraphs
+from onnxprune.model.branches import SEPARATOR, opset_of, subgraphs
 from onnxprune.model.graph import Node, View, name_of, view
 from onnxprune.model.importer import export_model, import_graph
 from onnxprune.model.loaded import LoadedModel
@@ -62,7 +62,7 @@ def standing_in(proto: onnx.ModelProto, bypasses: Sequence[Bypass]) -> onnx.Mode
     """A copy in which a Where between the two, whose condition is always true, makes every bypassed tensor."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    opset = next((o.version for o in copy.opset_import if o.domain in ("", "ai.onnx")), 1)
+    opset = opset_of(copy)
     _stand_in(copy.graph, "", {b.tensor: b.by for b in bypasses}, opset)
     return copy
 

@@ -22,7 +22,7 @@ from onnxprune.groups.observation import Feeds
 from onnxprune.model.loaded import Model
 from onnxprune.runtime.refusal import first_line, refusal
 from onnxprune.runtime.runner import Calls, here
-from onnxprune.runtime.session import VERSION, session_options, share_arena
+from onnxprune.runtime.session import REMEDY, VERSION, session_options, share_arena
 
 CPU = "CPUExecutionProvider"
 SUFFIX = "ExecutionProvider"
@@ -145,8 +145,7 @@ class OnnxRuntime:
                 return found
             except Exception as error:  # as above
                 raise BadInputError(
-                    f"ONNX Runtime {VERSION} cannot run {what} on {self._short}: {first_line(error)} "
-                    "Give a model that it can run, or inputs that fit (--data, --input-shape)."
+                    f"ONNX Runtime {VERSION} cannot run {what} on {self._short}: {first_line(error)}{REMEDY}"
                 ) from None
 
         return Calls(call)

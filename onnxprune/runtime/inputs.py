@@ -15,13 +15,11 @@ from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Array, Feeds
 from onnxprune.model.loaded import LoadedModel
 from onnxprune.runtime.probe import Probe
-from onnxprune.runtime.session import Session
+from onnxprune.runtime.session import REMEDY, Session
 
 SIZES = (16, 32, 64, 48, 128, 96, 224, 320, 512, 576, 1024, 8, 4, 2, 1)
 MAX_ELEMENTS = 1 << 30
-MAX_TRIED = (
-    1 << 27
-)  # numbers in all shapes together that are tried and fail: seconds, where one by one they would take minutes
+MAX_TRIED = 1 << 27  # numbers in all shapes that are tried in vain: seconds of work
 MAX_GUESSED = 1 << 20  # where ranks are guessed, so that hundreds of shapes are tried
 IMAGE_SIZES = (64, 128, 96, 48, 224, 256, 320, 32, 512, 640, 16, 1)
 RANKS = (2, 3, 4, 1, 5, 0)  # to try where an input declares none, likeliest first
@@ -242,11 +240,7 @@ def find_feeds(
             if all(v.dtype.kind not in "iu" for v in random_feeds(declared, sizes, seed, 2, shapes).values()):
                 break
     hint = "" if shapes else f" Give working shapes with {_way(inputs)} or inputs with --data."
-    said = (
-        str(error).removesuffix(" Give a model that it can run, or inputs that fit (--data, --input-shape).")
-        if hint
-        else error
-    )
+    said = str(error).removesuffix(REMEDY) if hint else error
     raise BadInputError(f"No random input runs through the model. {said}{hint}")
 
 

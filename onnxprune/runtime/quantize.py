@@ -13,7 +13,7 @@ from onnx import ModelProto, numpy_helper
 
 from onnxprune.errors import BadInputError
 from onnxprune.groups.observation import Feeds
-from onnxprune.model.branches import every_graph
+from onnxprune.model.branches import every_graph, opset_of
 from onnxprune.model.interface import cut_feeds, interface_of, marked, unmarked
 from onnxprune.model.loaded import Model
 from onnxprune.model.save import embedded, save_model
@@ -38,7 +38,7 @@ def quantize(model: Model, samples: Sequence[Feeds], what: str = "the model") ->
         def get_next(self) -> Feeds | None:
             return next(self.left, None)
 
-    opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 1)
+    opset = opset_of(proto)
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as temporary, _quiet():
         plain, ready, done = (f"{temporary}/{name}.onnx" for name in ("plain", "ready", "done"))
         try:

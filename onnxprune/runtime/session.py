@@ -19,6 +19,7 @@ from onnxprune.runtime.values import as_arrays
 ort.set_default_logger_severity(4)
 
 VERSION: str = ort.__version__
+REMEDY = " Give a model that it can run, or inputs that fit (--data, --input-shape)."
 # libraries that every session gets; ONNX Runtime itself keeps a loaded library until the process ends
 _custom_ops: list[str] = []
 
@@ -132,10 +133,7 @@ class Session:
         try:
             return list(self._session.run(outputs, feeds))
         except Exception as error:
-            raise BadInputError(
-                f"ONNX Runtime {VERSION} cannot run the model: {first_line(error)} "
-                "Give a model that it can run, or inputs that fit (--data, --input-shape)."
-            ) from None
+            raise BadInputError(f"ONNX Runtime {VERSION} cannot run the model: {first_line(error)}{REMEDY}") from None
 
     def run_whole(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> list[Array]:
         """`run`, with outputs as large as the original's: zeros where positions have left."""
