@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 from onnx import ModelProto, helper
 
@@ -30,6 +31,7 @@ from onnxprune.cli import main
 from onnxprune.clock import Clock, silent
 from onnxprune.cut.resolution import Picture, Resolution, pictures, resized, with_coarse
 from onnxprune.model.load import load
+from onnxprune.training.network import Network
 from tests.made_up_device import Device
 from tests.oracle import Array, net, session
 
@@ -122,7 +124,21 @@ def test_every_size_is_met_exactly() -> None:
 
     for before in (64, 112, 224, 299, 384, 1001):
         for after in range(1, before + 1):
-            assert int(np.floor(np.float32(before) * _scale(before, after))) == after
+            scale = _scale(before, after)  # in the floats of ONNX Runtime, and those of ONNX's shape inference
+            assert int(np.float32(before) * scale) == int(before * float(scale)) == after
+
+
+@pytest.mark.parametrize("size", [(81, 109), (88, 94), (111, 57)])
+def test_shape_inference_and_pytorch_see_the_size_that_onnx_runtime_sees(size: tuple[int, int]) -> None:
+    model = net("g (float[1,3,112,112] x) => (float[1,3,H,W] y) { y = Relu(x) }", opset=17)
+    made = resized(model, Resolution("x", (2, 3), size))
+    inferred = onnx.shape_inference.infer_shapes(made).graph.value_info
+    dims = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in inferred}
+    assert dims[made.graph.node[0].output[0]] == [1, 3, *size]
+    x = np.random.default_rng(0).standard_normal((1, 3, 112, 112)).astype(np.float32)
+    (expected,) = session(made).run(None, {"x": x})
+    found = Network(load(made))({"x": torch.from_numpy(x)})["y"]
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
 
 
 def test_what_lies_in_branches_reads_the_resized_picture_too() -> None:

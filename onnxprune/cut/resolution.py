@@ -128,9 +128,9 @@ def checked_resolution(proto: ModelProto, resolution: Resolution, what: str) -> 
 
 
 def _scale(before: int, after: int) -> np.float32:
-    """after / before, such that 32-bit floats give exactly `after` where they round down."""
+    """after / before, such that `before` times it, rounded down, is `after`: in 32-bit floats (ONNX Runtime) and in 64 bits (ONNX)."""
     scale = np.float32(after / before)
-    while int(np.floor(np.float32(before) * scale)) < after:
+    while min(float(np.float32(before) * scale), before * float(scale)) < after:
         scale = np.nextafter(scale, np.float32(2))
     return scale
 

@@ -83,7 +83,7 @@ def resize(c: Call) -> Tensor:
             raise Unsupported
     else:
         factors = scales.tolist() if scales is not None else []
-        outs = [int(np.floor(x.shape[a] * f)) for a, f in zip(axes, factors, strict=True)]
+        outs = [int(np.float32(x.shape[a]) * np.float32(f)) for a, f in zip(axes, factors, strict=True)]
     for a, out, factor in zip(axes, outs, factors, strict=True):
         if out != x.shape[a] or factor != 1:
             m = torch.from_numpy(matrix(c, out, x.shape[a], factor)).to(x.dtype)
