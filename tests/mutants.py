@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GUARDS = "tests/test_mutation_guards.py"
 PLAN = "tests/test_plan.py"
 RESOLUTION = "tests/test_resolution.py"
+TUNE = "tests/test_tune.py"
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ MUTANTS = (
     Mutant(
         "a pixel lost by rounding",
         "cut/resolution.py",
-        "    while int(np.floor(np.float32(before) * scale)) < after:",
+        "    while min(float(np.float32(before) * scale), before * float(scale)) < after:",
         "    while False:",
         (f"{RESOLUTION}::test_every_size_is_met_exactly",),
     ),
@@ -255,6 +256,27 @@ MUTANTS = (
         "    own = own if decides else aimed",
         "    own = aimed",
         (f"{RESOLUTION}::test_damages_start_at_nothing",),
+    ),
+    Mutant(
+        "a size in 32 bits only",
+        "cut/resolution.py",
+        "while min(float(np.float32(before) * scale), before * float(scale)) < after:",
+        "while float(np.float32(before) * scale) < after:",
+        (f"{RESOLUTION}::test_shape_inference_and_pytorch_see_the_size_that_onnx_runtime_sees",),
+    ),
+    Mutant(
+        "noise that the teacher does not bear",
+        "api/finetuning.py",
+        "if far(self.wanted[:1], [said]) <= most:",
+        "if True:",
+        (f"{TUNE}::test_no_more_noise_than_the_teacher_bears",),
+    ),
+    Mutant(
+        "steps that ruin a start stay as large",
+        "training/loop.py",
+        "schedule = replace(schedule, rate=LESS * schedule.rate)",
+        "pass",
+        (f"{TUNE}::test_steps_that_ruin_a_good_start_are_undone_and_become_smaller",),
     ),
 )
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +25,21 @@ import onnxprune
 from onnxprune import BadInputError, Budget, Plan, VerificationError, prune, verify
 from onnxprune.analyse.feeds import samples_of
 from onnxprune.analyse.sources import Sources
-from onnxprune.api import carry, finetuning
+from onnxprune.api import carry, finetuning, training_data
 from onnxprune.api.finetune import FinetuneResult
+from onnxprune.choose.finetune_options import finetune_options_of
 from onnxprune.cli import main
 from onnxprune.model.branches import showing
 from onnxprune.model.load import load
 from onnxprune.model.loaded import Model
 from onnxprune.report import schema
 from onnxprune.runtime import Session, graph_inputs
+from onnxprune.training import loop
 from onnxprune.training.network import Network
-from onnxprune.training.objective import Objective, candidates, features
+from onnxprune.training.objective import Objective, Target, candidates, features
 from onnxprune.training.samples import calibrated
 from tests.oracle import net
+from tests.test_blocks import ENDS, apart, setting
 from tests.test_schemas import faults
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -341,3 +346,51 @@ def test_without_pytorch_the_extra_is_named_before_anything_is_loaded(tmp_path: 
     for more in (["--tune", "1"], ["--tune-steps", "5"]):
         found = subprocess.run([sys.executable, "-c", code, *call, *more], capture_output=True, text=True, check=False)
         assert found.returncode == 2 and "onnxprune[finetune]" in found.stderr
+
+
+def tuning(teacher: ModelProto, student: ModelProto, seed: int = 0) -> finetuning.Tuning:
+    """A run that has set out, on 64 inputs."""
+    x = np.random.default_rng(seed).standard_normal((64, 8)).astype(np.float32)
+    models, settings = [load(m) for m in (student, teacher)], finetune_options_of({})
+    feeds, _ = training_data.data_of(models[0], [{"x": x}], settings)
+    given = partial(training_data.material_of, models[0], feeds, [{"x": x}], settings)
+    return finetuning.Tuning(*models, given, cut=finetuning.Cut(), settings=settings, progress=lambda text: None)
+
+
+@pytest.mark.parametrize(("gain", "noise"), [(0.5, 0.05), (5.0, 0.0125), (100.0, 0.0)])
+def test_no_more_noise_than_the_teacher_bears(gain: float, noise: float) -> None:
+    """A wave that is so steep that noise moves it anywhere: of noisy inputs the teacher says nothing that it says of clean ones."""
+    text = """g (float[N,8] x) => (float[N,6] y) <float[8,12] a, float gain, float[12,6] b> {
+        u = MatMul(x, a)
+        v = Mul(u, gain)
+        w = Sin(v)
+        y = MatMul(w, b)
+    }"""
+    teacher = net(text)
+    for tensor in teacher.graph.initializer:
+        if tensor.name == "gain":
+            tensor.CopyFrom(numpy_helper.from_array(np.array(gain, np.float32), "gain"))
+    student = ModelProto()
+    student.CopyFrom(teacher)
+    last = next(t for t in student.graph.initializer if t.name == "b")
+    last.CopyFrom(numpy_helper.from_array(np.float32(0.8) * numpy_helper.to_array(last), "b"))
+    assert tuning(teacher, student).augmentation.noise == noise
+
+
+def test_steps_that_ruin_a_good_start_are_undone_and_become_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(schedule: loop.Schedule) -> loop.Trained:
+        network, objective, training, held = setting(0.01)
+
+        def prepare(step: int) -> list[Target]:
+            return [training[step % len(training)]]
+
+        def losses(batch: list[Target]) -> Iterator[torch.Tensor]:
+            yield from (objective(t, network(t.feeds, [*ENDS, "y"])) for t in batch)
+
+        return loop.train(network, prepare, losses, lambda: apart(network, held, "y"), schedule, lambda text: None)
+
+    schedule = loop.Schedule(60, rate=0.5, evaluations=20, patience=0, is_relative=True)
+    found = trained(schedule)
+    assert found.history[0][2] > 10 * found.before and found.after < 0.5 * found.before
+    monkeypatch.setattr(loop, "RISE", float("inf"))
+    assert trained(schedule).after > 0.5 * found.before

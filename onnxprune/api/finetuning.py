@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxprune import runtime
 from onnxprune.api.finetune import FinetuneResult
-from onnxprune.calibrate.damage import METRICS, Outputs
+from onnxprune.calibrate.damage import METRICS, Outputs, divergence
 from onnxprune.calibrate.judging import Judged, judged_by
 from onnxprune.calibrate.metric import load_score
 from onnxprune.choose.finetune_options import FinetuneOptions
@@ -40,6 +40,8 @@ MEMORY = 1 << 30  # bytes of intermediate results in one micro-batch
 RATE, RATE_LOSS = 4e-3, 0.25  # the largest learning rate by default, and the loss from which on it is taken
 REPAIRED_RATE = 4e-3  # in units of each weight's root mean square
 BLOCK_BATCH = 24
+BEARABLE = 0.25  # of what the student loses: so far noise may move the teacher's own answers
+AMOUNTS = 4  # of noise that are tried, each half of the one before
 PORTION = 64  # samples per run when outputs are only compared
 
 
@@ -102,6 +104,7 @@ class Tuning:
             initialise(
                 self.network, self._fed(self.pool.joined(self.pool.bundles(self.training, PORTION)[0])), settings.seed
             )
+        self.augmentation = replace(self.augmentation, noise=self._bearable(self.augmentation.noise))
         self.schedule = Schedule(
             settings.steps,
             settings.rate or (REPAIRED_RATE if cut.is_repaired else self._rate()),
@@ -179,6 +182,25 @@ class Tuning:
         """A good start wants small steps: the rate grows with the root of the loss there."""
         loss = self._judge() if self.score is None else RATE_LOSS
         return RATE * float(np.clip(np.sqrt(max(loss, 0.0) / RATE_LOSS), 0.25, 1.0)) if np.isfinite(loss) else RATE
+
+    def _bearable(self, noise: float) -> float:
+        """So much noise, or a half, a quarter or an eighth of it, that the teacher's answers are about those that it gives without.
+
+        What it says of more than it bears has little to do with what it says of the user's inputs, and the student would learn that.
+        """
+        if not noise or self.teacher is None or self.judging.decides:
+            return noise
+        far = self.judging.by_tensors(divergence)
+        student = self.judging.session(self.student.beside(self.network.export()), threads=self.threads)
+        most = BEARABLE * far(self.wanted[:1], [student(self.shown[0])])
+        for _ in range(AMOUNTS):
+            rng = np.random.default_rng([self.settings.seed, 7])
+            noisy = augmented(self.shown[0], rng, replace(NONE, noise=noise)).feeds
+            said = self.judging.read(self.teacher.run(noisy, self.judging.names))
+            if far(self.wanted[:1], [said]) <= most:
+                return noise
+            noise /= 2
+        return 0.0
 
     def _fed(self, feeds: Feeds) -> Feeds:
         return {n: feeds[n] for n in self.names}

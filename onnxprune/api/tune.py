@@ -152,7 +152,13 @@ def _pace(settings: Options) -> Pace:
 
 
 def _how(settings: Options) -> FinetuneOptions:
-    own = {"features": FEATURES, "seed": settings.seed, "custom_ops": settings.custom_ops, "batch": BATCH}
+    own: dict[str, Any] = {
+        "features": FEATURES,
+        "seed": settings.seed,
+        "custom_ops": settings.custom_ops,
+        "batch": BATCH,
+    }
+    own["patience"] = 0  # a good start is passed late in the schedule, if at all
     if settings.tune is not None:
         own["minutes"] = (1 - BLOCKS) * settings.tune
     return finetune_options_of(own if settings.tune_steps is None else own | {"steps": settings.tune_steps})

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from onnxprune.training.functions.base import Tensor
 from onnxprune.training.network import Network
 
 AHEAD = 3
+RISE = 1.25  # times the held-out loss of a good start
+LESS = 0.25  # of the rate
 SPARSE = 0.05
 SMALL = 1e-3  # a weight counts as at least so large, or what is zero would stay zero
 
@@ -35,7 +37,8 @@ class Schedule:
     """rate: AdamW's largest learning rate, after `warmup` of the steps; it falls to 0 along a cosine. evaluations: how often the held-out
     samples judge. patience: stop after so many of these without a new best (0: never). minutes: stop by then, the schedule
     fitted to it (then the result depends on the machine's speed). clip: largest norm of a step's gradient.
-    is_relative: the rate is in units of the root mean square of each weight.
+    is_relative: the rate is in units of the root mean square of each weight, of a start that is good; steps that take the held-out loss
+    to `RISE` times what it was there are undone, and a quarter as large from then on.
     """
 
     steps: int = 3000
@@ -93,6 +96,7 @@ def train(
     prepare: the batch of a step, made in another thread. losses: its loss in parts (micro-batches), each a scalar that is its share
     of the batch's. judge: the held-out loss of the network as it is.
     """
+    assert checkpoint is None or not schedule.is_relative  # of a rate that falls nothing is kept
     optimizer, parameters = _optimizer(network, schedule)
     masks = zeros(network)
     state = State()
@@ -128,7 +132,11 @@ def train(
             state.seconds = last_judged - begin
             if checkpoint is not None:
                 checkpoint.write(network, optimizer, state)
-            if schedule.patience and _stale(state) >= schedule.patience:
+            if schedule.is_relative and state.history[-1][2] > RISE * state.before:
+                network.load(state.best)
+                schedule = replace(schedule, rate=LESS * schedule.rate)
+                optimizer, parameters = _optimizer(network, schedule)
+            elif schedule.patience and _stale(state) >= schedule.patience:
                 stopped = "no gain on held-out samples"
                 break
     if state.step > max((h[0] for h in state.history), default=since):
