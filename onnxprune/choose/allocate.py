@@ -34,6 +34,7 @@ from onnxprune.groups.grouping import Group
 from onnxprune.groups.units import Ids
 
 MARGIN = 0.05
+INEXACT = "--include-inexact"
 """Share by which measured damages are about uncertain. Swaps that gained 0.03 to 3 % of it cost top-1: tests/benchmarks/allocator.md."""
 
 
@@ -251,12 +252,24 @@ def _unreachable(work: _Work, cost: Cost, budget: Budget, reached: float) -> Tar
     why = f" What is left is held by: {held[0]}" if held else ""
     why += (f" and {len(held) - 1} more pins." if len(held) > 1 else ".") if held else ""
     flag = flag_of(budget.metric) if budget.is_time else f"--{cost.name}"
+    ways = ("Try a larger value", "--round-to 1")[: 1 + (work.round_to > 1)]
     found = TargetNotReachableError(
         f"{flag} {budget.amount:g} cannot be reached: at most down to {reached / total if total else 1.0:.3f} of the "
-        f"original ({reached:.6g} of {total:.6g} {cost.unit}).{why} Try a larger value, --round-to 1 or --include-inexact."
+        f"original ({_told(reached)} of {_told(total)} {cost.unit}).{why} {remedies(work.analysis, *ways)}."
     )
     found.reached = reached
     return found
+
+
+def remedies(analysis: Analysis, *ways: str) -> str:
+    """What to do about a target out of reach: some ways, and to free what is held, where an option does."""
+    more = [INEXACT] if any(INEXACT in p.remedy for g in analysis.groups for p in g.pins) else []
+    return " or ".join([*ways, *more])
+
+
+def _told(amount: float) -> str:
+    """Large numbers in full, small ones with a few digits."""
+    return f"{amount:,.0f}" if amount >= 1000 else f"{amount:.4g}"
 
 
 def _nothing(analysis: Analysis) -> str:

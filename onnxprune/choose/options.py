@@ -174,7 +174,7 @@ class Options:
     resolution: str | None = option(
         None,
         optional(one_of(*RESOLUTIONS)),
-        "Resize the picture inside the model where that loses less than channels alone; what it is fed stays as it is.",
+        "Resize the picture inside the model where that loses less than channels alone, or hardly more; what it is fed stays as it is.",
         cli={"choices": RESOLUTIONS},
         by_default="auto for --macs, --speedup and --latency with --data, else off",
         decided=True,

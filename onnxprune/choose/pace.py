@@ -24,6 +24,7 @@ from statistics import median
 import onnx
 
 from onnxprune import runtime
+from onnxprune.choose.allocate import remedies
 from onnxprune.choose.budget import AUTO, Budget, flag_of
 from onnxprune.choose.challenge import Ask, Expected, challenged
 from onnxprune.choose.channels import Decider
@@ -396,18 +397,17 @@ class Pacer:
         return None
 
     def _unreachable(self, trial: Trial, problem: str) -> TargetNotReachableError:
-        low, high = trial.speed.low, trial.speed.high
-        costs = trial.choice.subject.costs
+        low, high, costs = trial.speed.low, trial.speed.high, trial.choice.subject.costs
         pieces = sorted(costs.of("latency").per_node(trial.choice.removed).items(), key=lambda x: -x[1])
         left = self.timer.fit(trial.total)
         nodes = {n.key: n for n in costs.analysis.view.graph.walk()}
         most = ", ".join(f"{nodes[key]} ({ms / max(left, 1e-12):.0%})" for key, ms in pieces[:NAMED])
+        ways = ("Ask for less", "try --depth auto")[: 1 + (self.settings.depth == "off")]
         held = problem[problem.find("What is left is held by") :].split(" Try ")[0] if "held by" in problem else ""
         return TargetNotReachableError(
             f"{self.flag} cannot be reached: the fastest model found is {trial.speed.ratio:.2f} times as fast as the original "
             f"({low:.2f} to {high:.2f}; {self.ms / trial.speed.ratio:.3g} of {self.ms:.3g} ms, {self.timer.runner.name}). Most of its "
-            f"time is left in {most}.{f' {held}' if held else ''} Ask for less"
-            f"{', try --depth auto' if self.settings.depth == 'off' else ''} or --include-inexact."
+            f"time is left in {most}.{f' {held}' if held else ''} {remedies(costs.analysis, *ways)}."
         )
 
     # -- what is told
