@@ -24,7 +24,6 @@ from statistics import median
 import onnx
 
 from onnxprune import runtime
-from onnxprune.choose.allocate import remedies
 from onnxprune.choose.budget import AUTO, Budget, flag_of
 from onnxprune.choose.challenge import Ask, Expected, challenged
 from onnxprune.choose.channels import Decider
@@ -34,7 +33,7 @@ from onnxprune.choose.options import Options
 from onnxprune.choose.resolutions import best_of, coarser, judged_by_own, possible
 from onnxprune.choose.sensitivity import Trials as Sensed
 from onnxprune.choose.subject import Subject, deciding
-from onnxprune.choose.trials import TOLERANCE, Between, Trial, is_same, least_harm, tried_models
+from onnxprune.choose.trials import TOLERANCE, Between, Trial, is_same, least_harm, tried_models, unreachable
 from onnxprune.clock import Clock
 from onnxprune.cut.resolution import Resolution
 from onnxprune.errors import NothingPrunableError, TargetNotReachableError
@@ -45,7 +44,6 @@ ROUNDS, DECISIONS = 8, 16  # models that are timed, and decisions (which may rep
 REPEATS, SECONDS = 30, 6.0  # of the original and a model in turn
 LOOKS = 6  # decisions with times measured at the widths of the one before
 REMEASURED = 8  # groups, those that save most, whose saving is measured in the whole model
-NAMED = 3  # pieces in a message
 COARSER = "at the same time, a coarser picture does as well"
 NO_LAYERS = "at the same time, a model with all layers loses less"
 NOTICEABLE = 0.01  # change of the expected time by measured ones that is worth another decision
@@ -117,9 +115,7 @@ class Pacer:
         self.in_ms = budget.metric == "latency"
         self.trials: list[Trial] = []
         self.sensed = sensed
-        self.refused: TargetNotReachableError | None = (
-            None  # by the table, where it knew no widths that are fast enough
-        )
+        self.refused: TargetNotReachableError | None = None  # by the table, where it knew no fast enough widths
         self.expected: float | None = None  # milliseconds of the first choice, before whole models corrected the table
         self.known: Decider | None = None  # of the original
         self.looks: tuple[Look, ...] = ()  # at layers
@@ -269,29 +265,37 @@ class Pacer:
         return best
 
     def _by_layers(self, best: Trial | None, factor: float) -> Trial | None:
-        """The best, or a model without some layers that loses less. The table is asked for what it says of the best."""
+        """The best, or a model without some layers that loses less. The table is asked for what it says of the best; once more where
+        it says too little of what goes with layers.
+        """
         ms = self.goal / factor if best is None else self.timer.fit(best.total)
-        found: Trial | None = None
-        for _ in range(1 if best else LOOKS):  # a model that is too slow teaches what the table says of one that is not
-            before = self.subject.mark
+        met, marks = list[tuple[float, Trial, tuple[Look, ...]]](), {self.subject.mark}
+        for _ in range(LOOKS):
             try:
                 choice = chosen(self.original, Budget("latency", ms), self.settings, self.clock, self.sensed)
             except (TargetNotReachableError, NothingPrunableError):
-                return best
+                break
             self.looks = choice.looks
-            if choice.subject.mark == before:
-                return best
+            if choice.subject.mark in marks:
+                break
+            marks.add(choice.subject.mark)
             self._decide = self._of(choice)
             found = self._by_widths(factor)
             if found is not None:
-                break
-        if found is None or best is None:
-            return best or found
-        lost = [damage_of(t.choice, self.original, self.settings, self.clock) for t in (best, found)]
-        if lost[1] <= lost[0]:
+                met.append((self._lost(found), found, choice.looks))
+                ms /= found.excess
+            if best is not None if found is None else found.excess >= 1 - TOLERANCE:
+                break  # else one that is too slow has taught what the table says of one that is not
+        if not met:
+            return best
+        lost, found, self.looks = min(met, key=lambda m: m[0])
+        if best is None or lost <= self._lost(best):
             return found
         self.looks = tuple(replace(x, verdict=NO_LAYERS) if x.is_taken else x for x in self.looks)
         return best
+
+    def _lost(self, trial: Trial) -> float:
+        return damage_of(trial.choice, self.original, self.settings, self.clock)
 
     def _by_resolution(self, best: Trial | None, factor: float) -> Trial | None:
         """The best, or a model that works on a coarser picture and loses no more."""
@@ -397,18 +401,8 @@ class Pacer:
         return None
 
     def _unreachable(self, trial: Trial, problem: str) -> TargetNotReachableError:
-        low, high, costs = trial.speed.low, trial.speed.high, trial.choice.subject.costs
-        pieces = sorted(costs.of("latency").per_node(trial.choice.removed).items(), key=lambda x: -x[1])
-        left = self.timer.fit(trial.total)
-        nodes = {n.key: n for n in costs.analysis.view.graph.walk()}
-        most = ", ".join(f"{nodes[key]} ({ms / max(left, 1e-12):.0%})" for key, ms in pieces[:NAMED])
         ways = ("Ask for less", "try --depth auto")[: 1 + (self.settings.depth == "off")]
-        held = problem[problem.find("What is left is held by") :].split(" Try ")[0] if "held by" in problem else ""
-        return TargetNotReachableError(
-            f"{self.flag} cannot be reached: the fastest model found is {trial.speed.ratio:.2f} times as fast as the original "
-            f"({low:.2f} to {high:.2f}; {self.ms / trial.speed.ratio:.3g} of {self.ms:.3g} ms, {self.timer.runner.name}). Most of its "
-            f"time is left in {most}.{f' {held}' if held else ''} {remedies(costs.analysis, *ways)}."
-        )
+        return unreachable(self.flag, trial, problem, self.ms, self.timer, ways)
 
     # -- what is told
 

@@ -9,14 +9,17 @@ from math import inf
 import numpy as np
 
 from onnxprune import runtime
+from onnxprune.choose.allocate import remedies
 from onnxprune.choose.budget import Budget, flag_of
 from onnxprune.choose.layers import Choice
+from onnxprune.choose.timer import Timer
 from onnxprune.choose.tried import Tried
 from onnxprune.errors import TargetNotReachableError
 
 TOLERANCE = 0.05
 """How much faster than asked a model may be, as a share of the time asked for, before a slower one is looked for."""
 
+NAMED = 3  # pieces in a message
 CLOSE = 0.002  # sums of pieces that differ by less are one
 
 
@@ -94,6 +97,23 @@ def tried_models(trials: Sequence[Trial], best: Trial, macs: int) -> tuple[Tried
             outcome="chosen" if t is best else "not taken" if t.is_fast else "slower",
         )
         for t in sorted(trials, key=lambda t: t.speed.ratio)
+    )
+
+
+def unreachable(
+    flag: str, trial: Trial, problem: str, ms: float, timer: Timer, ways: Sequence[str]
+) -> TargetNotReachableError:
+    """How far it gets, and why. trial: the fastest. problem: what the table said. ms: of the original. ways: what else can be done."""
+    costs = trial.choice.subject.costs
+    pieces = sorted(costs.of("latency").per_node(trial.choice.removed).items(), key=lambda x: -x[1])
+    left = timer.fit(trial.total)
+    nodes = {n.key: n for n in costs.analysis.view.graph.walk()}
+    most = ", ".join(f"{nodes[key]} ({taken / max(left, 1e-12):.0%})" for key, taken in pieces[:NAMED])
+    held = problem[problem.find("What is left is held by") :].split(" Try ")[0] if "held by" in problem else ""
+    return TargetNotReachableError(
+        f"{flag} cannot be reached: the fastest model found is {trial.speed.ratio:.2f} times as fast as the original "
+        f"({trial.speed.low:.2f} to {trial.speed.high:.2f}; {ms / trial.speed.ratio:.3g} of {ms:.3g} ms, {timer.runner.name}). Most of its "
+        f"time is left in {most}.{f' {held}' if held else ''} {remedies(costs.analysis, *ways)}."
     )
 
 
