@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from onnxprune.training.blocks import Pace
 
 FEATURES = 16  # tensors inside that are compared, at most
-BLOCKS = 0.4  # of the time, block by block; what of it is not needed is not used
+BLOCKS = 0.4  # of the time, block by block, at most
 BATCH = 32
 
 
@@ -111,6 +111,8 @@ def tuned_by(
         begin = time.perf_counter()
         blocks, loss = run.blocks(_pace(settings))
         spent = time.perf_counter() - begin
+        if settings.tune is not None:
+            run.schedule = replace(run.schedule, minutes=settings.tune - spent / 60)
         result = run.result()
     new = run.network.changed()
     live = inputs_at(finish(given.bare), dict.fromkeys((*given.places, *new)))  # what nodes read that stay
@@ -160,5 +162,5 @@ def _how(settings: Options) -> FinetuneOptions:
     }
     own["patience"] = 0  # a good start is passed late in the schedule, if at all
     if settings.tune is not None:
-        own["minutes"] = (1 - BLOCKS) * settings.tune
+        own["minutes"] = settings.tune
     return finetune_options_of(own if settings.tune_steps is None else own | {"steps": settings.tune_steps})
