@@ -392,5 +392,8 @@ def test_steps_that_ruin_a_good_start_are_undone_and_become_smaller(monkeypatch:
     schedule = loop.Schedule(60, rate=0.5, evaluations=20, patience=0, is_relative=True)
     found = trained(schedule)
     assert found.history[0][2] > 10 * found.before and found.after < 0.5 * found.before
+    monkeypatch.setattr(loop, "LESS", 1.0)
+    as_large = trained(schedule)
+    assert found.after < 0.5 * as_large.after, (found.after, as_large.after, found.before)
     monkeypatch.setattr(loop, "RISE", float("inf"))
     assert trained(schedule).after > 0.5 * found.before
