@@ -84,6 +84,9 @@ def test_sizes_that_nobody_knows(here: Path) -> None:
 def test_a_target_out_of_reach(here: Path) -> None:
     line = refused(here, 3, "prune", "nets/model.onnx", "-o", "s.onnx", "--macs", "0.0001")
     assert "cannot be reached: at most down to 0." in line and "Try a larger value" in line
+    assert "--include-inexact" not in line  # it would free nothing here, where no norm holds anything
+    held = refused(here, 3, "prune", str(MODELS / "digits_vit.onnx"), "-o", "s.onnx", "--macs", "0.0001")
+    assert held.endswith("Try a larger value or --include-inexact.") and " of 2,384,832 MACs)" in held
 
 
 @pytest.mark.parametrize(

@@ -191,8 +191,7 @@ class Tuning:
         if not noise or self.teacher is None or self.judging.decides:
             return noise
         far = self.judging.by_tensors(divergence)
-        student = self.judging.session(self.student.beside(self.network.export()), threads=self.threads)
-        most = BEARABLE * far(self.wanted[:1], [student(self.shown[0])])
+        most = BEARABLE * far(self.wanted[:1], [self._answers()(self.shown[0])])
         for _ in range(AMOUNTS):
             rng = np.random.default_rng([self.settings.seed, 7])
             noisy = augmented(self.shown[0], rng, replace(NONE, noise=noise)).feeds
@@ -317,9 +316,13 @@ class Tuning:
         whole = replace(self.augmentation, mix=0.0, patch=0.0)  # what a sample is labelled with stays true
         return plain + [{**j, **augmented(self._fed(j), rng, whole).feeds} for j in plain]
 
+    def _answers(self) -> Callable[[Feeds], list[Array]]:
+        """What the network as it is gives, in ONNX Runtime."""
+        return self.judging.session(self.student.beside(self.network.export()), threads=self.threads)
+
     def _judge(self) -> float:
         """The held-out loss of the network as it is, in ONNX Runtime; a score of the user's counts negative."""
-        answers = self.judging.session(self.student.beside(self.network.export()), threads=self.threads)
+        answers = self._answers()
         found = [answers(f) for f in self.shown]
         if self.score is not None:
             score = _scored(self.score, self.judging.outputs, self.judging.of_outputs(found), self.judged)

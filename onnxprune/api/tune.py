@@ -111,7 +111,7 @@ def tuned_by(
         begin = time.perf_counter()
         blocks, loss = run.blocks(_pace(settings))
         spent = time.perf_counter() - begin
-        if settings.tune is not None:
+        if settings.tune is not None:  # what blocks leave
             run.schedule = replace(run.schedule, minutes=settings.tune - spent / 60)
         result = run.result()
     new = run.network.changed()
@@ -154,13 +154,11 @@ def _pace(settings: Options) -> Pace:
 
 
 def _how(settings: Options) -> FinetuneOptions:
-    own: dict[str, Any] = {
+    own = {
         "features": FEATURES,
         "seed": settings.seed,
         "custom_ops": settings.custom_ops,
         "batch": BATCH,
+        "patience": 0,  # a good start is passed late in the schedule, if at all
     }
-    own["patience"] = 0  # a good start is passed late in the schedule, if at all
-    if settings.tune is not None:
-        own["minutes"] = settings.tune
     return finetune_options_of(own if settings.tune_steps is None else own | {"steps": settings.tune_steps})

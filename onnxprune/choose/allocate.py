@@ -32,9 +32,10 @@ from onnxprune.groups.analysis import Analysis
 from onnxprune.groups.classes import Bools
 from onnxprune.groups.grouping import Group
 from onnxprune.groups.units import Ids
+from onnxprune.ops.base import INEXACT_REMEDY
 
-MARGIN = 0.05
 INEXACT = "--include-inexact"
+MARGIN = 0.05
 """Share by which measured damages are about uncertain. Swaps that gained 0.03 to 3 % of it cost top-1: tests/benchmarks/allocator.md."""
 
 
@@ -263,7 +264,7 @@ def _unreachable(work: _Work, cost: Cost, budget: Budget, reached: float) -> Tar
 
 def remedies(analysis: Analysis, *ways: str) -> str:
     """What to do about a target out of reach: some ways, and to free what is held, where an option does."""
-    more = [INEXACT] if any(INEXACT in p.remedy for g in analysis.groups for p in g.pins) else []
+    more = [INEXACT] if any(p.remedy == INEXACT_REMEDY for g in analysis.groups for p in g.pins) else []
     return " or ".join([*ways, *more])
 
 

@@ -269,7 +269,7 @@ class Pacer:
         it says too little of what goes with layers.
         """
         ms = self.goal / factor if best is None else self.timer.fit(best.total)
-        met, marks = list[tuple[float, Trial, tuple[Look, ...]]](), {self.subject.mark}
+        met, marks = list[tuple[Trial, tuple[Look, ...]]](), {self.subject.mark}
         for _ in range(LOOKS):
             try:
                 choice = chosen(self.original, Budget("latency", ms), self.settings, self.clock, self.sensed)
@@ -281,15 +281,20 @@ class Pacer:
             marks.add(choice.subject.mark)
             self._decide = self._of(choice)
             found = self._by_widths(factor)
-            if found is not None:
-                met.append((self._lost(found), found, choice.looks))
-                ms /= found.excess
-            if best is not None if found is None else found.excess >= 1 - TOLERANCE:
-                break  # else one that is too slow has taught what the table says of one that is not
+            if found is None:
+                if best is not None:
+                    break
+                continue  # a model that is too slow teaches what the table says of one that is not
+            met.append((found, choice.looks))
+            if found.excess >= 1 - TOLERANCE:
+                break
+            ms /= found.excess
         if not met:
             return best
-        lost, found, self.looks = min(met, key=lambda m: m[0])
-        if best is None or lost <= self._lost(best):
+        has_rivals = best is not None or len(met) > 1  # else nothing has to be finished and repaired to compare it
+        lost = [self._lost(t) for t, _ in met] if has_rivals else [0.0]
+        found, self.looks = met[lost.index(min(lost))]
+        if best is None or min(lost) <= self._lost(best):
             return found
         self.looks = tuple(replace(x, verdict=NO_LAYERS) if x.is_taken else x for x in self.looks)
         return best

@@ -1,9 +1,10 @@
 """Asked against measured time, and what is lost at equal time: python -m onnxprune.bench speed [--models DIR]... [--only NAME]
 
-For every model and each of 1.3, 1.5 and 2 times: the model of `--speedup`, as it was told and timed again in turn with the original when all is done, and the
-model of a MACs target of which the share is lowered until it is as fast, both on inputs that the pruning has not seen. "Score" is the share of
-those on which the top class is the original's; of the models that `models/fetch.py` has fetched, what `models/scores.py` says. Where the packages of the extra `peers` are there, onnxsim's
-output is timed beside them. Run it on a machine that does nothing else.
+For every model and each of 1.3, 1.5 and 2 times: the model of `--speedup`, as it was told and as it is timed again, in turn with the original,
+when all is done, and the model of a MACs target of which the share is lowered until it is as fast, both on inputs that the pruning has not
+seen. "Score" is the share of those on which the top class is the original's; of the models that `models/fetch.py` has fetched, what
+`models/scores.py` says. Where the packages of the extra `peers` are there, onnxsim's output is timed beside them. Run it on a machine that
+does nothing else.
 """
 
 from __future__ import annotations
