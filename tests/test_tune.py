@@ -136,6 +136,18 @@ def test_minutes_end_it(tmp_path: Path) -> None:
     assert 0.01 <= told.minutes < 1 and result.plan.settings["tune"] == 0.01
 
 
+@pytest.mark.parametrize(("dear", "compared"), [(0.0, 0), (1e9, 1)])
+def test_tensors_inside_are_compared_unless_minutes_are_better_spent(
+    dear: float, compared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetuning, "DEAR", dear)
+    options: dict[str, Any] = {"data": CALIBRATION, "samples": 32, "benchmark": False}
+    told = prune(DIGITS, Budget("macs", 0.3), tune=0.01, **options).report.tuning
+    assert told is not None and bool(told.features) == bool(compared) and (compared or not told.blocks)
+    told = prune(DIGITS, Budget("macs", 0.3), tune_steps=2, **options).report.tuning
+    assert told is not None and told.features  # the same bytes, however fast the machine is
+
+
 GRAPHS = {
     "a weight of two nodes": """g (float[N,6] x) => (float[N,3] y) <float[6,12] w, float[12,12] v, float[3] b, float[12,3] h> {
         a = MatMul(x, w) r = Relu(a) c = MatMul(r, v) s = Relu(c) d = MatMul(s, h) e = Add(d, b)

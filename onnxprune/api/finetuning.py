@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,8 @@ REPAIRED_RATE = 4e-3  # in units of each weight's root mean square
 BLOCK_BATCH = 24
 BEARABLE = 0.25  # of what the student loses: so far noise may move the teacher's own answers
 AMOUNTS = 4  # of noise that are tried, each half of the one before
+DEAR = 1.5  # times as long with tensors inside: then more steps by the outputs alone are the better use of minutes
+TIMED = 3  # parts of batches, of which the fastest counts
 PORTION = 64  # samples per run when outputs are only compared
 
 
@@ -50,13 +53,14 @@ class Cut:
     """What is known of how the student came out of the teacher.
 
     removed: positions that left each tensor, by axis. mixed: tensors whose units are others than the teacher's.
-    at_ends: compare features at ends of blocks. judge: `--judge`.
+    at_ends: compare features at ends of blocks. by_minutes: none, where they make steps much dearer. judge: `--judge`.
     is_repaired: it was fitted to the teacher layer by layer, which large steps would undo: rates go by the size of each weight.
     """
 
     removed: Removed = field(default_factory=dict)
     mixed: Container[str] = frozenset()
     at_ends: bool = False
+    by_minutes: bool = False
     judge: tuple[str, ...] = ()
     is_repaired: bool = False
 
@@ -105,6 +109,8 @@ class Tuning:
                 self.network, self._fed(self.pool.joined(self.pool.bundles(self.training, PORTION)[0])), settings.seed
             )
         self.augmentation = replace(self.augmentation, noise=self._bearable(self.augmentation.noise))
+        if cut.by_minutes and teacher is not None:
+            self.objective, self.teacher = self._affordable(teacher)
         self.schedule = Schedule(
             settings.steps,
             settings.rate or (REPAIRED_RATE if cut.is_repaired else self._rate()),
@@ -200,6 +206,27 @@ class Tuning:
                 return noise
             noise /= 2
         return 0.0
+
+    def _affordable(self, teacher: LoadedModel) -> tuple[Objective, Session | None]:
+        """What is compared, and the session that shows it: the tensors inside as well, where a step with them is not much dearer."""
+        with_features = self.objective, self.teacher
+        if not self.objective.features:
+            return with_features
+        dear = self._seconds()
+        self.objective, self.teacher = replace(self.objective, features=()), self._showing(teacher, [])
+        return with_features if dear < DEAR * self._seconds() else (self.objective, self.teacher)
+
+    def _seconds(self) -> float:
+        """Of one part of a batch: what the teacher says, forward and backward."""
+        taken = []
+        for step in range(TIMED):
+            begin = time.perf_counter()
+            for loss in self._losses(self._targets(step, self.training[: self.micro])):
+                loss.backward()
+            taken.append(time.perf_counter() - begin)
+        for parameter in self.network.parameters.values():
+            parameter.grad = None
+        return min(taken)
 
     def _fed(self, feeds: Feeds) -> Feeds:
         return {n: feeds[n] for n in self.names}

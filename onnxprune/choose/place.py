@@ -86,7 +86,7 @@ class Place:
         optional(whole_number(1)),
         "Samples of a timed run, where the model's batch is dynamic.",
         cli={"type": int},
-        by_default="as in the inputs",
+        by_default="2, as the model is observed",
         commands=TIMED,
     )
     warmup: int = option(

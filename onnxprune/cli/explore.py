@@ -67,7 +67,12 @@ def explore(*, model: Path, report: Path | None, as_json: bool, quiet: bool, **g
 @click.command()
 @click.argument("models", nargs=-1, required=True, type=FILE)
 @options(CompareOptions, "compare")
-@options(Options, "compare", data="Inputs to compare the outputs on.")
+@options(
+    Options,
+    "compare",
+    data="Inputs to compare the outputs on.",
+    metric="A score of yours, MODULE:FUNCTION, of outputs and labels, larger is better; divergence (kl) and agreement are shown anyway.",
+)
 @options(Place, "compare")
 @report_option
 @json_option()

@@ -24,12 +24,13 @@ CLOSE = 0.05  # of an output's scale: products in bfloat16, layer after layer, s
 @dataclass(frozen=True)
 class Elsewhere:
     """Times of both models. differences: largest of each one's outputs there from those on the CPU, relative to the output's scale; None
-    on the CPU itself, and where the engine gives no outputs or the model draws random numbers.
+    on the CPU itself, and where the engine gives no outputs or the model draws random numbers. samples: of a run.
     """
 
     runner: str
     times: tuple[runtime.Times, runtime.Times]
     differences: tuple[float, float] | None
+    samples: int = 1
 
 
 def is_reference(runner: runtime.Runner) -> bool:
@@ -80,7 +81,7 @@ class Stopwatch:
             check_close(runner, before, after)
             times = runtime.in_turn(opened, warmup=0 if runner.warms_up else self.warmup, share=share)
         apart = None if before is None or after is None else (before, after)
-        return Elsewhere(runner.name, (times[0], times[1]), apart)
+        return Elsewhere(runner.name, (times[0], times[1]), apart, runtime.samples_in(models[0].proto, fed))
 
     def latency(self, models: Sequence[Model], feeds: Feeds, names: Sequence[str]) -> list[runtime.Times]:
         """Of models that are made of the first, in turn; their outputs are not looked at."""

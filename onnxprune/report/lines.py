@@ -24,15 +24,19 @@ def summary_rows(report: Report) -> list[tuple[str, str, str, str]]:
     """(what, before, after, kept or ratio)."""
     rows = []
     cost = report.cost
-    for pair, name in ((cost.macs, "MACs"), (cost.params, "parameters"), (cost.bytes, "bytes")):
+    for pair, name in ((cost.macs, f"MACs{_of(cost.samples)}"), (cost.params, "parameters"), (cost.bytes, "bytes")):
         if pair is not None:
             share = f"{pair.after / pair.before:.1%}" if pair.before else "-"
             rows.append((name, f"{pair.before:,}", f"{pair.after:,}", share))
     if report.latency_ms is not None:
         t = report.latency_ms
-        rows.append(("ms per run", f"{t.before:.3f}", f"{t.after:.3f}", _speed(t) + _where(t)))
+        rows.append((f"ms per run{_of(t.samples)}", f"{t.before:.3f}", f"{t.after:.3f}", _speed(t) + _where(t)))
         rows += _apart(t)
     return rows
+
+
+def _of(samples: int) -> str:
+    return f" of {counted(samples, 'sample')}" if samples > 1 else ""
 
 
 def check_line(report: Report) -> str:
@@ -334,6 +338,6 @@ def size_rows(report: SparsityReport) -> list[tuple[str, str, str, str]]:
     rows = [(name, f"{p[0]:,}", f"{p[1]:,}", f"{p[1] / max(p[0], 1):.1%}") for name, p in sizes if p is not None]
     if report.latency_ms is not None:
         t = report.latency_ms
-        rows.append(("ms per run", f"{t.before:.3f}", f"{t.after:.3f}", _speed(t) + _where(t)))
+        rows.append((f"ms per run{_of(t.samples)}", f"{t.before:.3f}", f"{t.after:.3f}", _speed(t) + _where(t)))
         rows += _apart(t)
     return rows

@@ -41,6 +41,7 @@ from onnxprune.report.values import (
     not_judged,
 )
 from onnxprune.report.warnings import missed, warnings
+from onnxprune.runtime import samples_in
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,12 @@ def report_of(outcome: Outcome, plan: Plan, command: Sequence[str] = (), model: 
         groups=tuple(group for group in group_rows(subject.bare, plan) if group.removable),
         declined=declined(subject.bare),
         unknown_operators=tuple(subject.bare.unknown),
-        cost=CostPairs(plan.macs, plan.params, Pair(subject.bare.model.size_bytes, stored_bytes(outcome.model))),
+        cost=CostPairs(
+            plan.macs,
+            plan.params,
+            Pair(subject.bare.model.size_bytes, stored_bytes(outcome.model)),
+            samples_in(subject.bare.model.proto, subject.bare.feeds[0]),
+        ),
         seconds={k: round(v, 3) for k, v in outcome.seconds.items()},
         warnings=tuple(
             warnings(

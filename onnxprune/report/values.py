@@ -62,11 +62,14 @@ class CostPairs:
     macs: multiply-accumulates at the observed batch size.
     params: stored weights.
     bytes: of the file, with external data.
+    samples: the observed batch size. Where a model's batch is dynamic that is 2, as one sample does not tell the batch from other axes of
+        size 1.
     """
 
     macs: Pair[int] | None
     params: Pair[int] | None
     bytes: Pair[int]
+    samples: int = 1
 
 
 @dataclass(frozen=True)
@@ -325,6 +328,7 @@ class Latency:
     runner: where they were timed.
     differences: how far the outputs there are from those on ONNX Runtime's CPU provider, relative to their scale, of the original and of
         the result; left out on that provider, and where the runner gives no outputs.
+    samples: of a run.
     """
 
     before: float
@@ -335,6 +339,7 @@ class Latency:
     spread: tuple[tuple[float, ...], ...]
     runner: str
     differences: tuple[float, ...] | None = None
+    samples: int = 1
 
     @staticmethod
     def of(found: Elsewhere) -> Latency:
@@ -351,4 +356,5 @@ class Latency:
             spread=spread,
             runner=found.runner,
             differences=found.differences,
+            samples=found.samples,
         )

@@ -10,6 +10,7 @@ from onnxprune.report.page.parts import Fact, Section, Tone, command, markup, no
 from onnxprune.report.page.text import milliseconds, percent
 from onnxprune.report.values import Latency
 from onnxprune.runtime import Speedup
+from onnxprune.words import counted
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -17,12 +18,17 @@ if TYPE_CHECKING:
 FIRST = 4  # warnings that are seen at once
 
 
-def cost_fact(name: str, pair: Pair[int], words: Callable[[float], str]) -> Fact:
+def cost_fact(name: str, pair: Pair[int], words: Callable[[float], str], note: str = "") -> Fact:
     """words: of a number, with its unit."""
     before, after = pair
     share = after / before if before else 1.0
     tone: Tone = "good" if after < before else "bad" if after > before else "plain"
-    return Fact(name, words(after), f"{words(before)} before", percent(share - 1), tone, share=share)
+    return Fact(name, words(after), f"{words(before)} before", percent(share - 1), tone, note, share)
+
+
+def samples_note(samples: int, after: str = "") -> str:
+    """What numbers of a run are of, where that is not one sample. after: what the note is put behind."""
+    return f"{after}a run is {counted(samples, 'sample')}" if samples > 1 else ""
 
 
 def latency_fact(t: Latency) -> Fact:
@@ -34,6 +40,7 @@ def latency_fact(t: Latency) -> Fact:
     else:
         note = f"{t.speedup:.2f} times as fast ({low:.2f} to {high:.2f} with 95 % confidence)"
         tone = "good" if t.speedup > 1 else "bad"
+    note += samples_note(t.samples, "; ")
     change = percent(t.after / t.before - 1) if t.before else ""
     share = t.after / t.before if t.before else None
     return Fact("Time per run", milliseconds(t.after), f"{milliseconds(t.before)} before", change, tone, note, share)

@@ -13,6 +13,7 @@ from onnxprune.report.page.common import (
     commands,
     cost_fact,
     latency_fact,
+    samples_note,
     seconds_section,
     warnings_section,
     words_after,
@@ -79,7 +80,7 @@ def pruning_sections(report: Report) -> Iterator[Section]:
 def _summary(report: Report) -> Section:
     cost, found = report.cost, []
     if cost.macs is not None:
-        found.append(cost_fact("MACs", cost.macs, amount))
+        found.append(cost_fact("MACs", cost.macs, amount, samples_note(cost.samples)))
     if cost.params is not None:
         found.append(cost_fact("Parameters", cost.params, amount))
     found.append(cost_fact("File", cost.bytes, bytes_of))
