@@ -135,6 +135,14 @@ FAMILIES: dict[str, Callable[[], onnx.ModelProto]] = {
         y = Resize <mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor"> (j, , up) }""",
         w=(3, 2, 1, 1),
     ),
+    "resize antialias": lambda: model(
+        """opset18 (float[N,2,9,9] x) => (float[N,a,b,c] y) <int64[2] two = {7, 4}, float[2] up = {0.5, 0.6}> { h = Conv (x, w)
+        i = Resize <mode = "linear", antialias = 1, axes = [2,3]> (h, , , two)
+        j = Resize <mode = "cubic", antialias = 1, axes = [2,3], exclude_outside = 1> (h, , up)
+        k = Resize <mode = "cubic", antialias = 1, axes = [2,3]> (i, , , five)
+        l = Resize <mode = "linear", antialias = 1, axes = [2,3]> (j, , , five) y = Add (k, l) }""",
+        w=(3, 2, 1, 1), five=np.array([3, 3]),
+    ),
     "activations": lambda: model(
         """opset20 (float[N,4] x) => (float[N,4] y) { h = MatMul (x, w) a = Gelu (h) b = HardSwish (h) c = Elu (h) d = Selu (h)
         e = Softplus (h) f = PRelu (h, slope) g = Sigmoid (h) i = Erf (h) j = Mish (h) k = LeakyRelu (h)
@@ -221,6 +229,21 @@ def test_outputs_and_gradients(family: str) -> None:
     }
     by_gradient, by_difference = slope(Network(loaded, torch.float64), feeds)
     assert by_gradient == pytest.approx(by_difference, rel=SMOOTH, abs=1e-6)
+
+
+def test_a_node_that_runs_in_onnx_runtime_keeps_its_constant_sizes() -> None:
+    """As an input without values, ONNX's shape inference refuses them."""
+    loaded = load(
+        model(
+            """opset18 (float[N,2,9,9] x) => (float[N,a,b,c] y) <int64[2] size = {5, 5}> {
+            i = Resize <mode = "linear", axes = [2,3], keep_aspect_ratio_policy = "not_larger"> (x, , , size) y = Conv (i, w) }""",
+            w=(3, 2, 1, 1),
+        )
+    )
+    network = Network(loaded)
+    assert checking.check(network, find_feeds(loaded)[0]) < 1e-4 and [s.op for s in network.opaque.values()] == [
+        "Resize"
+    ]
 
 
 PREDICTED = {  # voices: durations are rounded to numbers of frames, and no gradient passes that; operators that run in ONNX Runtime

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune.calibrate.stepwise import declared
 from onnxprune.errors import BadInputError, UnsupportedModelError
@@ -210,12 +210,13 @@ class Network:
         names = {n: k for n, k in zip(step.node.input, step.inputs, strict=True) if n} | step.captured
         types = self._element_types()
         feeds = {n: self._array(values[k], types.get(k)) for n, k in names.items()}
+        fixed = {n for n, k in names.items() if k in self.program.constants and np.asarray(feeds[n]).dtype.kind in "iu"}
         if step.key not in self._sessions:
             self._sessions[step.key] = Session(
-                Model(_alone(self.program, step, feeds)), what=f"the node '{step.key}' alone"
+                Model(_alone(self.program, step, feeds, fixed)), what=f"the node '{step.key}' alone"
             )
         try:
-            results = self._sessions[step.key].run(feeds)
+            results = self._sessions[step.key].run({n: v for n, v in feeds.items() if n not in fixed})
         except BadInputError as error:
             raise UnsupportedModelError(
                 f"{step.op} '{step.key}' cannot be evaluated for fine-tuning: {error}"
@@ -255,14 +256,16 @@ class Network:
         return {n: self.tensor(v) if isinstance(v, np.ndarray) else v for n, v in attrs.items()}
 
 
-def _alone(program: Program, step: Step, feeds: Feeds) -> ModelProto:
-    """A model of one node, with everything it reads as inputs."""
+def _alone(program: Program, step: Step, feeds: Feeds, fixed: Container[str]) -> ModelProto:
+    """A model of one node, with everything it reads as inputs. fixed: but for these, such as sizes that shapes follow from."""
     proto = ModelProto()
     proto.CopyFrom(shell(program.model.proto))
     proto.graph.name = "node"
     proto.graph.node.add().CopyFrom(step.node)
     for name, value in feeds.items():
-        if isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
+        if name in fixed:
+            proto.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        elif isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
             proto.graph.input.append(helper.make_tensor_value_info(name, TensorProto.STRING, [None] * value.ndim))
         else:
             proto.graph.input.append(declared(name, value))

@@ -58,7 +58,7 @@ def matrix(c: Call, out: int, size: int, scale: float) -> NDArray[Any]:
         m[rows, np.clip(near, 0, size - 1).astype(int)] = 1
         return m
     if c.attr("antialias", 0) and scale < 1:
-        raise Unsupported
+        return _smoothed(c, x, size, scale)
     first = np.floor(x).astype(int)
     taps = _taps(c, x - first)
     offsets = [0, 1] if taps.shape[1] == 2 else [-1, 0, 1, 2]
@@ -68,6 +68,24 @@ def matrix(c: Call, out: int, size: int, scale: float) -> NDArray[Any]:
         weight = np.where(inside, taps[:, k], 0.0) if c.attr("exclude_outside", 0) else taps[:, k]
         np.add.at(m, (rows, np.clip(where, 0, size - 1)), weight)
     return m / m.sum(axis=1, keepdims=True) if c.attr("exclude_outside", 0) else m
+
+
+def _smoothed(c: Call, x: NDArray[Any], size: int, scale: float) -> NDArray[Any]:
+    """[out, size]: the kernel is as much wider as the picture gets smaller (`antialias`). Beyond an edge is what lies at it."""
+    reach = int(np.ceil(2 / scale)) + 1
+    positions = np.arange(-reach, size + reach)
+    away = np.abs(positions - x[:, None]) * scale
+    if c.attr("mode", "nearest") == "linear":
+        weights = np.maximum(1 - away, 0)
+    else:
+        a = c.attr("cubic_coeff_a", -0.75)
+        outer, inner = ((a * away - 5 * a) * away + 8 * a) * away - 4 * a, ((a + 2) * away - (a + 3)) * away**2 + 1
+        weights = np.where(away <= 1, inner, np.where(away < 2, outer, 0.0))
+    if c.attr("exclude_outside", 0):
+        weights = np.where((positions >= 0) & (positions < size), weights, 0.0)
+    m = np.zeros((len(x), size))
+    np.add.at(m, (slice(None), np.clip(positions, 0, size - 1)), weights / weights.sum(axis=1, keepdims=True))
+    return m
 
 
 def resize(c: Call) -> Tensor:
