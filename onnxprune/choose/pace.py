@@ -2,13 +2,13 @@
 
     table -> decide -> rewrite -> time the whole model, in turn with the original -> correct -> decide -> …
 
-Sums of small graphs are not the time of a model: what runs between them is left out, what loads and stores their ends counts twice. So
-every whole model that is timed teaches the sum (`choose/timer.py`), and the next round aims at what is still missing. Times do not depend
-on weights: nothing is repaired on the way, and scores and damages are measured once.
+Sums of small graphs are not the time of a model: what runs between them is left out, their ends count twice. So every model that is timed
+teaches the sum (`choose/timer.py`), and the next round aims at what is still missing. Times do not depend on weights: nothing is repaired
+on the way, and scores and damages are measured once.
 
-The small graphs do not show everything: a width that suits a layer alone may cost its neighbours, as tensors are laid out in blocks of
-channels from one layer to the next. So the first model has widths that suit blocks (`AUTO`), and others challenge it: any widths, and
-those that a target of multiply-accumulates would take. One that is as fast in the whole model with less damage takes its place.
+A width that suits a layer alone may cost its neighbours, as tensors are laid out in blocks of channels from one layer to the next. So the
+first model has widths that suit blocks (`AUTO`), and others challenge it: any widths, and those that a target of multiply-accumulates
+would take. One that is as fast in the whole model with less damage takes its place.
 
 Layers come last (`--depth auto`): only then it is known what the table leaves out, such as the fixed part of a node, which goes with a
 layer but not with channels. The layers that are worth it at the time that widths were found to need challenge them, finished and repaired.
@@ -47,7 +47,6 @@ REMEASURED = 8  # groups, those that save most, whose saving is measured in the 
 COARSER = "at the same time, a coarser picture does as well"
 NO_LAYERS = "at the same time, a model with all layers loses less"
 NOTICEABLE = 0.01  # change of the expected time by measured ones that is worth another decision
-
 
 Made = Callable[[Choice], onnx.ModelProto]
 """What a choice is written as, but for the values of weights."""
@@ -265,9 +264,7 @@ class Pacer:
         return best
 
     def _by_layers(self, best: Trial | None, factor: float) -> Trial | None:
-        """The best, or a model without some layers that loses less. The table is asked for what it says of the best; once more where
-        it says too little of what goes with layers.
-        """
+        """The best, or a model without some layers that loses less. The table is asked again where it says too little of these."""
         ms = self.goal / factor if best is None else self.timer.fit(best.total)
         met, marks = list[tuple[Trial, tuple[Look, ...]]](), {self.subject.mark}
         for _ in range(LOOKS):
@@ -276,15 +273,18 @@ class Pacer:
             except (TargetNotReachableError, NothingPrunableError):
                 break
             self.looks = choice.looks
-            if choice.subject.mark in marks:
-                break
-            marks.add(choice.subject.mark)
+            if (mark := choice.subject.mark) in marks:
+                if mark == self.original.mark or not met:
+                    break
+                ms /= met[-1][0].excess  # the same layers once more, which are too many
+                continue
+            marks.add(mark)
             self._decide = self._of(choice)
             found = self._by_widths(factor)
-            if found is None:
-                if best is not None:
-                    break
+            if found is None and best is None:
                 continue  # a model that is too slow teaches what the table says of one that is not
+            if found is None:
+                break
             met.append((found, choice.looks))
             if found.excess >= 1 - TOLERANCE:
                 break
