@@ -136,6 +136,7 @@ def report_of(outcome: Outcome, plan: Plan, command: Sequence[str] = (), model: 
                 _kept(plan),
                 outcome.tuning,
                 asked=outcome.settings.samples is not None,
+                scope=outcome.settings.scope,
             )
             + missed(outcome)
         ),

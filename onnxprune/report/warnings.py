@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -12,6 +12,7 @@ from onnxprune import ops
 from onnxprune.analyse.copies import near_copies
 from onnxprune.analyse.samples import Samples
 from onnxprune.analyse.scale import doubts
+from onnxprune.analyse.scope import Scope
 from onnxprune.analyse.sources import GROUPS
 from onnxprune.calibrate.calibration import Calibration
 from onnxprune.choose.budget import FLOOR
@@ -29,7 +30,7 @@ from onnxprune.proof.unsigned import saturates_here
 from onnxprune.repair.fits import Repair
 from onnxprune.report.outcome import Outcome
 from onnxprune.report.values import Tuned
-from onnxprune.runtime import speedup
+from onnxprune.runtime import batch_axes, graph_inputs, speedup
 from onnxprune.words import counted, were
 
 NO_DATA = "no inputs were given, so made-up ones were used; judge the result on your own data, or give some with --data FILE.npz"
@@ -47,6 +48,7 @@ BROAD = 128  # whole numbers up to here and above are taken for unscaled ones
 FAR = 1.0  # divergence from which on a result is called far from the original
 MANY = 0.1  # share of held-out samples that may be near copies
 SPARSE = 0.3  # share of zeros from which on filling them is worth a word
+NAMED = 3  # inputs in one line
 SMALL = 1 << 28  # bytes of a model whose zeros are counted
 
 
@@ -71,10 +73,11 @@ def warnings(
     kept: float = 1.0,
     tuning: Tuned | None = None,
     asked: bool = False,
+    scope: Scope | None = None,
 ) -> list[str]:
     """analysis: of the original. repair, tuning: None where none was asked for. kept: share of the MACs.
 
-    asked: the user said how many samples to use.
+    asked: the user said how many samples to use. scope: with which inputs the model was observed.
     """
     found = [BELOW.format(kept)] if calibration is not None and calibration.made_up and kept < FLOOR - NEAR else []
     found += [f"{text}; what the node touches is kept" for text in analysis.crashed]
@@ -86,6 +89,8 @@ def warnings(
         )
     if calibration is not None and repair is not None:
         found += [*_of_branches(analysis, calibration), *_of_loops(analysis, calibration)]
+    if scope is not None and scope.data is None:
+        found += _of_sizes(analysis, scope.input_shapes)
     if saturates_here(analysis.model.proto):
         found.append(SATURATES)
     if repair is not None:
@@ -109,6 +114,24 @@ def warnings(
     if after > before:
         found.append(f"the file grows from {before:,} to {after:,} bytes")
     return found
+
+
+def _of_sizes(analysis: Analysis, given: Container[str]) -> Iterator[str]:
+    """Of made-up inputs. given: inputs whose shape the user gave."""
+    inputs, feeds = graph_inputs(analysis.model.proto), analysis.feeds[0]
+    batch = batch_axes(inputs)
+    shapes = []
+    for value in inputs:
+        tensor, rows = value.type.tensor_type, batch.get(value.name, [])
+        sizes = enumerate(tensor.shape.dim)
+        is_open = not tensor.HasField("shape") or any(not d.HasField("dim_value") for k, d in sizes if k not in rows)
+        if is_open and value.name not in given:
+            shapes.append(f"'{value.name}' {'x'.join(map(str, feeds[value.name].shape))}")
+    if shapes:
+        yield (
+            f"the model leaves sizes of its inputs open, so they were made up ({', '.join(shapes[:NAMED])}), and multiply-accumulates and "
+            "times are of these; say yours with --input-shape"
+        )
 
 
 def _of_distance(repair: Repair, tuning: Tuned | None) -> Iterator[str]:

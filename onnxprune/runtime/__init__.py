@@ -1,7 +1,7 @@
 """ONNX Runtime, and nothing else of the package imports it: sessions, inputs, observation, quantization, latency."""
 
 from onnxprune.runtime.alone import Alone, alone
-from onnxprune.runtime.batches import check_batch, samples_in, with_batch
+from onnxprune.runtime.batches import batch_axes, check_batch, samples_in, with_batch
 from onnxprune.runtime.engine import OnnxRuntime, providers
 from onnxprune.runtime.inputs import declared_batch, find_feeds, graph_inputs, rescaled, vary
 from onnxprune.runtime.places import runner_of
@@ -38,6 +38,7 @@ __all__ = [
     "Speedup",
     "Times",
     "alone",
+    "batch_axes",
     "block",
     "check_batch",
     "checked",
