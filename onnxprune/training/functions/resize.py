@@ -84,7 +84,7 @@ def _smoothed(c: Call, x: NDArray[Any], size: int, scale: float) -> NDArray[Any]
     if c.attr("exclude_outside", 0):
         weights = np.where((positions >= 0) & (positions < size), weights, 0.0)
     m = np.zeros((len(x), size))
-    np.add.at(m, (slice(None), np.clip(positions, 0, size - 1)), weights / weights.sum(axis=1, keepdims=True))
+    np.add.at(m.T, np.clip(positions, 0, size - 1), (weights / weights.sum(axis=1, keepdims=True)).T)
     return m
 
 
