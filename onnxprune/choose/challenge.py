@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 from onnxprune.choose.layers import Choice
 from onnxprune.choose.trials import Trial
 
-CHALLENGES, HALVINGS = 5, 6  # whole models of one kind that are timed to beat the best, and steps to the first one
+CHALLENGES, HALVINGS = 5, 8  # whole models of one kind that are timed to beat the best, and steps to the first one
 BETTER = 0.98  # of the damage of the best: what the first of them must promise
 
 Ask: TypeAlias = Callable[[float], Choice]

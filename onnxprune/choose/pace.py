@@ -28,7 +28,7 @@ from onnxprune.choose.budget import AUTO, Budget, flag_of
 from onnxprune.choose.challenge import Ask, Expected, challenged
 from onnxprune.choose.channels import Decider
 from onnxprune.choose.group_times import GroupTime, Pace, counts_of, saved, time_curves
-from onnxprune.choose.layers import Choice, Look, Sized, chosen, damage_of
+from onnxprune.choose.layers import CLEAR, Choice, Look, Sized, chosen, damage_of
 from onnxprune.choose.options import Options
 from onnxprune.choose.resolutions import best_of, coarser, judged_by_own, possible
 from onnxprune.choose.sensitivity import Trials as Sensed
@@ -291,8 +291,7 @@ class Pacer:
             ms /= found.excess
         if not met:
             return best
-        has_rivals = best is not None or len(met) > 1  # else nothing has to be finished and repaired to compare it
-        lost = [self._lost(t) for t, _ in met] if has_rivals else [0.0]
+        lost = [self._lost(t) for t, _ in met] if best is not None or len(met) > 1 else [0.0]  # nothing to compare with
         found, self.looks = met[lost.index(min(lost))]
         if best is None or min(lost) <= self._lost(best):
             return found
@@ -300,7 +299,9 @@ class Pacer:
         return best
 
     def _lost(self, trial: Trial) -> float:
-        return damage_of(trial.choice, self.original, self.settings, self.clock)
+        """Of the finished model; one that is faster than asked has to lose clearly less."""
+        lost = damage_of(trial.choice, self.original, self.settings, self.clock)
+        return lost if trial.excess >= 1 - TOLERANCE else lost / CLEAR
 
     def _by_resolution(self, best: Trial | None, factor: float) -> Trial | None:
         """The best, or a model that works on a coarser picture and loses no more."""
