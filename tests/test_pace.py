@@ -21,10 +21,13 @@ import onnxprune
 from onnxprune import BadInputError, Budget, TargetNotReachableError, runtime
 from onnxprune.analyse.observe import analysis_of
 from onnxprune.analyse.scope import Scope
+from onnxprune.choose import layers, pace
 from onnxprune.choose.costs import CostModel
 from onnxprune.choose.kept_times import KeptTimes, all_kept, clear
+from onnxprune.choose.layers import Choice
 from onnxprune.choose.pieces import pieces_of
 from onnxprune.choose.small_graph import Cutter
+from onnxprune.choose.subject import Subject
 from onnxprune.choose.timer import Timer
 from onnxprune.cli import main
 from onnxprune.cut.rewrite import rewrite
@@ -362,6 +365,26 @@ def test_layers_go_without_being_asked_where_widths_save_too_little() -> None:
     result = onnxprune.prune(DIGITS, Budget("speedup", 1.3), **how)
     assert result.plan.bypassed and ratio(result, Starting(), DIGITS) >= 1.3
     assert result.report.pace.measured == pytest.approx(ratio(result, Starting(), DIGITS), rel=1e-3)
+
+
+def test_layers_come_back_as_long_as_that_loses_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table does not know what goes with a node, so that more layers go than have to."""
+    taken: list[int] = []
+
+    def too_many(original: Subject, budget: Budget, *rest: Any) -> Choice:
+        choice = layers.chosen(original, replace(budget, amount=0.75 * budget.amount), *rest)
+        taken.append(len(choice.subject.bypasses))
+        return choice
+
+    how: dict[str, Any] = {"runner": Starting(), "data": DATA, "samples": 48, "check": False, "mix": False}
+    monkeypatch.setattr(pace, "chosen", too_many)
+    result = onnxprune.prune(DIGITS, Budget("speedup", 1.15), **how)
+    assert 0 < len(result.plan.bypassed) < max(taken) and ratio(result, Starting(), DIGITS) >= 1.15
+    said = [d.reason for d in result.report.depth.declined]
+    assert said.count("the model is fast enough with it") == max(taken) - len(result.plan.bypassed)
+    monkeypatch.setattr(pace, "without_last", lambda *arguments: None)
+    worse = onnxprune.prune(DIGITS, Budget("speedup", 1.15), **how)
+    assert worse.report.repair.damage.after > result.report.repair.damage.after
 
 
 def test_layers_that_lose_more_than_widths_stay() -> None:

@@ -57,7 +57,7 @@ FITTED = 64  # ... on so many samples
 TRIAL_MACS, LOOK_MACS = 3e9, 3e9  # fewer of both for models with more MACs per sample than this over them
 TIE = 0.02  # damages that differ by less are equal: fewer layers are faster
 CLEAR = 0.8  # of the damage of the channels alone
-TAKEN, SPARED = "bypassed", "a later one made it needless"
+TAKEN, SPARED, BACK = "bypassed", "a later one made it needless", "the model is fast enough with it"
 OVERSHOOT = 0.05  # of the cost
 NEGLIGIBLE = 1e-5  # damage of a node that saves nothing but may go
 
@@ -215,6 +215,16 @@ def judged_whole(
     except BadInputError:
         return replace(choice, damage=inf)
     return replace(choice, damage=damage if np.isfinite(damage) else inf, mended=made)
+
+
+def without_last(choice: Choice, original: Subject, settings: Options, clock: Clock) -> Choice | None:
+    """With the layer back that went last, and all channels; None where it is the only one."""
+    *taken, last = choice.subject.bypasses
+    if not taken:
+        return None
+    subject = reduced(original, taken, settings, clock)
+    looks = [replace(x, verdict=BACK) if x.is_taken and x.candidate.bypass == last else x for x in choice.looks]
+    return replace(choice, subject=subject, removed=subject.nothing, looks=tuple(looks))
 
 
 class _Search:

@@ -11,14 +11,16 @@ first model has widths that suit blocks (`AUTO`), and others challenge it: any w
 would take. One that is as fast in the whole model with less damage takes its place.
 
 Layers come last (`--depth auto`): only then it is known what the table leaves out, such as the fixed part of a node, which goes with a
-layer but not with channels. The layers that are worth it at the time that widths were found to need challenge them, finished and repaired.
+layer but not with channels. The layers that are worth it at the time that widths were found to need challenge them, finished and repaired,
+and so does the same model with one after the other of these layers back and fewer channels instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from statistics import median
 
 import onnx
@@ -27,8 +29,8 @@ from onnxprune import runtime
 from onnxprune.choose.budget import AUTO, Budget, flag_of
 from onnxprune.choose.challenge import Ask, Expected, challenged
 from onnxprune.choose.channels import Decider
-from onnxprune.choose.group_times import GroupTime, Pace, counts_of, saved, time_curves
-from onnxprune.choose.layers import CLEAR, Choice, Look, Sized, chosen, damage_of
+from onnxprune.choose.group_times import Pace, savings, time_curves
+from onnxprune.choose.layers import CLEAR, Choice, Look, Sized, chosen, damage_of, without_last
 from onnxprune.choose.options import Options
 from onnxprune.choose.resolutions import best_of, coarser, judged_by_own, possible
 from onnxprune.choose.sensitivity import Trials as Sensed
@@ -43,7 +45,6 @@ AIM = 0.98  # of the time asked for
 ROUNDS, DECISIONS = 8, 16  # models that are timed, and decisions (which may repeat one), at most
 REPEATS, SECONDS = 30, 6.0  # of the original and a model in turn
 LOOKS = 6  # decisions with times measured at the widths of the one before
-REMEASURED = 8  # groups, those that save most, whose saving is measured in the whole model
 COARSER = "at the same time, a coarser picture does as well"
 NO_LAYERS = "at the same time, a model with all layers loses less"
 NOTICEABLE = 0.01  # change of the expected time by measured ones that is worth another decision
@@ -197,7 +198,10 @@ class Pacer:
             after = choice.subject.costs.of("latency").total(choice.removed)
             if abs(after - before) <= NOTICEABLE * before:
                 break
-            choice = self._again(choice, target)
+            if (
+                self._decide is not None
+            ):  # the layers that were chosen first stay chosen: trying others means repairing whole models
+                choice = self._decide(target, self.round_to)
         return choice
 
     def _first(self, target: Budget) -> Choice:
@@ -208,10 +212,6 @@ class Pacer:
             return chosen(self.original, target, self.settings, self.clock, self.sensed)
         self._decide = self._of(Choice(self.original, self.original.nothing))
         return self._decide(target, self.round_to)
-
-    def _again(self, choice: Choice, target: Budget) -> Choice:
-        """Other widths; the layers that were chosen first stay chosen, as trying others means repairing whole models."""
-        return choice if self._decide is None else self._decide(target, self.round_to)
 
     def _of(self, choice: Choice) -> Callable[[Budget, int], Choice]:
         subject = self.subject = choice.subject
@@ -264,39 +264,42 @@ class Pacer:
         return best
 
     def _by_layers(self, best: Trial | None, factor: float) -> Trial | None:
-        """The best, or a model without some layers that loses less. The table is asked again where it says too little of these."""
+        """The best, or a model without some layers that loses less. The last ones come back, as long as that loses less or they saved too
+        much: the table does not know all that goes with them.
+        """
         ms = self.goal / factor if best is None else self.timer.fit(best.total)
-        met, marks = list[tuple[Trial, tuple[Look, ...]]](), {self.subject.mark}
-        for _ in range(LOOKS):
+        met, lost, marks = list[tuple[Trial, tuple[Look, ...]]](), list[float](), {self.subject.mark}
+        choice, found = None, None
+        for _ in range(LOOKS):  # a model that is too slow teaches what the table says of one that is not
             try:
                 choice = chosen(self.original, Budget("latency", ms), self.settings, self.clock, self.sensed)
             except (TargetNotReachableError, NothingPrunableError):
                 break
             self.looks = choice.looks
-            if (mark := choice.subject.mark) in marks:
-                if mark == self.original.mark or not met:
-                    break
-                ms /= met[-1][0].excess  # the same layers once more, which are too many
-                continue
-            marks.add(mark)
-            self._decide = self._of(choice)
-            found = self._by_widths(factor)
-            if found is None and best is None:
-                continue  # a model that is too slow teaches what the table says of one that is not
-            if found is None:
+            if choice.subject.mark in marks:
                 break
+            marks.add(choice.subject.mark)
+            found = self._without_layers(choice, factor)
+            if found is not None or best is not None:
+                break
+        while choice is not None and found is not None and len(met) < LOOKS:
             met.append((found, choice.looks))
-            if found.excess >= 1 - TOLERANCE:
+            lost.append(self._lost(found))
+            if found.excess >= 1 - TOLERANCE and lost[-1] > min(lost):
                 break
-            ms /= found.excess
+            choice = without_last(choice, self.original, self.settings, self.clock)
+            found = None if choice is None else self._without_layers(choice, factor)
         if not met:
             return best
-        lost = [self._lost(t) for t, _ in met] if best is not None or len(met) > 1 else [0.0]  # nothing to compare with
         found, self.looks = met[lost.index(min(lost))]
         if best is None or min(lost) <= self._lost(best):
             return found
         self.looks = tuple(replace(x, verdict=NO_LAYERS) if x.is_taken else x for x in self.looks)
         return best
+
+    def _without_layers(self, choice: Choice, factor: float) -> Trial | None:
+        self._decide = self._of(choice)
+        return self._by_widths(factor)
 
     def _lost(self, trial: Trial) -> float:
         """Of the finished model; one that is faster than asked has to lose clearly less."""
@@ -413,6 +416,7 @@ class Pacer:
     # -- what is told
 
     def pace(self, best: Trial) -> Pace:
+        choice, costs, removed = best.choice, best.choice.subject.costs, best.choice.removed
         return Pace(
             asked=round(self.ms / self.goal, 4),
             expected=round(self.ms / max(self.expected or best.expected, 1e-9), 4),
@@ -422,25 +426,9 @@ class Pacer:
             rounds=len(self.trials),
             graphs=(self.timer.measured, self.timer.found),
             seconds=round(self.timer.spent, 3),
-            groups=tuple(self._groups(best)),
-            curves=time_curves(best.choice.subject.costs, best.choice.removed),
+            groups=savings(costs, removed, None if choice.subject.bypasses else partial(self._slower, choice)),
+            curves=time_curves(costs, removed),
         )
-
-    def _groups(self, best: Trial) -> Sequence[GroupTime]:
-        costs, removed = best.choice.subject.costs, best.choice.removed
-        sizes, counts, found = costs.times.sizes, counts_of(costs, removed), saved(costs, removed)
-        ids = [sizes.groups[k].id for k, _ in found]
-        if best.choice.subject.bypasses:
-            return [GroupTime(id, round(ms, 6), None) for id, (_, ms) in zip(ids, found, strict=True)]
-        slower = [
-            self._slower(best.choice, sizes.removed({j: m for j, m in counts.items() if j != k}))
-            for k, _ in found[:REMEASURED]
-        ]
-        measured = [*slower, *[None] * (len(found) - len(slower))]
-        return [
-            GroupTime(id, round(ms, 6), None if m is None else round(m, 6))
-            for id, (_, ms), m in zip(ids, found, measured, strict=True)
-        ]
 
     def _slower(self, choice: Choice, removed: Bools) -> float:
         """Milliseconds by which less removed makes the model slower, timed in turn."""
