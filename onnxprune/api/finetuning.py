@@ -43,7 +43,7 @@ REPAIRED_RATE = 4e-3  # in units of each weight's root mean square
 BLOCK_BATCH = 24
 BEARABLE = 0.25  # of what the student loses: so far noise may move the teacher's own answers
 AMOUNTS = 4  # of noise that are tried, each half of the one before
-DEAR = 1.5  # times as long with tensors inside: then more steps by the outputs alone are the better use of minutes
+DEAR = 1.2  # times as long with tensors inside: then more steps by the outputs alone are the better use of minutes
 TIMED = 3  # parts of batches, of which the fastest counts
 PORTION = 64  # samples per run when outputs are only compared
 
