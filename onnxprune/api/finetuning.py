@@ -212,9 +212,9 @@ class Tuning:
         with_features = self.objective, self.teacher
         if not self.objective.features:
             return with_features
-        dear = self._seconds()
+        seconds = self._seconds()
         self.objective, self.teacher = replace(self.objective, features=()), self._showing(teacher, [])
-        return with_features if dear < DEAR * self._seconds() else (self.objective, self.teacher)
+        return with_features if seconds < DEAR * self._seconds() else (self.objective, self.teacher)
 
     def _seconds(self) -> float:
         """Of one part of a batch: what the teacher says, forward and backward."""

@@ -198,9 +198,7 @@ class Pacer:
             after = choice.subject.costs.of("latency").total(choice.removed)
             if abs(after - before) <= NOTICEABLE * before:
                 break
-            if (
-                self._decide is not None
-            ):  # the layers that were chosen first stay chosen: trying others means repairing whole models
+            if self._decide is not None:  # layers that were chosen stay so: to try others, whole models are repaired
                 choice = self._decide(target, self.round_to)
         return choice
 

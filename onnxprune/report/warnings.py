@@ -125,7 +125,7 @@ def _of_sizes(analysis: Analysis, given: Container[str]) -> Iterator[str]:
         tensor, rows = value.type.tensor_type, batch.get(value.name, [])
         sizes = enumerate(tensor.shape.dim)
         is_open = not tensor.HasField("shape") or any(not d.HasField("dim_value") for k, d in sizes if k not in rows)
-        if is_open and value.name not in given:
+        if is_open and value.type.HasField("tensor_type") and value.name not in given:
             shapes.append(f"'{value.name}' {'x'.join(map(str, feeds[value.name].shape))}")
     if shapes:
         yield (
