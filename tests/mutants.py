@@ -19,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 GUARDS = "tests/test_mutation_guards.py"
+PACE = "tests/test_pace.py"
 PLAN = "tests/test_plan.py"
 RESOLUTION = "tests/test_resolution.py"
 TUNE = "tests/test_tune.py"
@@ -270,6 +271,20 @@ MUTANTS = (
         "if far(self.wanted[:1], [said]) <= most:",
         "if True:",
         (f"{TUNE}::test_no_more_noise_than_the_teacher_bears",),
+    ),
+    Mutant(
+        "no layer comes back",
+        "choose/pace.py",
+        "            if found.excess >= 1 - TOLERANCE and lost[-1] > min(lost):",
+        "            if found.excess <= 1:",
+        (f"{PACE}::test_layers_come_back_as_long_as_that_loses_less",),
+    ),
+    Mutant(
+        "sizes of a node that runs alone are inputs",
+        "training/network.py",
+        "        fixed = {n for n, k in names.items()",
+        "        fixed = set() and {n for n, k in names.items()",
+        ("tests/test_finetune.py::test_a_node_that_runs_in_onnx_runtime_keeps_its_constant_sizes",),
     ),
     Mutant(
         "steps that ruin a start stay as large",

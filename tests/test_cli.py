@@ -154,7 +154,12 @@ def test_quiet_is_silent_and_verbose_says_more(here: Path) -> None:
 def test_reports_for_people_and_machines(here: Path) -> None:
     assert run("prune", "m.onnx", "-o", "s.onnx", "--ratio", "0.5", "--report", "r.md", "-q").exit_code == 0
     text = Path("r.md").read_text()
-    assert text.startswith("# ") and "| MACs of 2 samples |" in text and "masked original" in text and "## Declined" in text
+    assert (
+        text.startswith("# ")
+        and "| MACs of 2 samples |" in text
+        and "masked original" in text
+        and "## Declined" in text
+    )
     assert run("prune", "m.onnx", "-o", "s.onnx", "--ratio", "0.5", "--report", "r.json", "-q").exit_code == 0
     assert json.loads(Path("r.json").read_text())["target"] == {"ratio": 0.5}
     assert ".md or .json" in refused(here, 2, "prune", "m.onnx", "-o", "t.onnx", "--ratio", "0.5", "--report", "r.txt")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -134,6 +135,16 @@ def test_minutes_end_it(tmp_path: Path) -> None:
     told = result.report.tuning
     assert told is not None and told.stopped == "out of time" and told.steps < 3000
     assert 0.01 <= told.minutes < 1 and result.plan.settings["tune"] == 0.01
+
+
+def test_blocks_that_take_all_minutes_leave_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(self: finetuning.Tuning, pace: Any) -> tuple[int, float]:
+        time.sleep(0.7)
+        return 0, self._judge()
+
+    monkeypatch.setattr(finetuning.Tuning, "blocks", slow)
+    told = prune(DIGITS, Budget("macs", 0.3), data=CALIBRATION, samples=32, tune=0.01, benchmark=False).report.tuning
+    assert told is not None and told.stopped == "out of time" and told.steps == 0
 
 
 @pytest.mark.parametrize(("dear", "compared"), [(0.0, 0), (1e9, 1)])
