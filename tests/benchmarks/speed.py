@@ -141,7 +141,11 @@ def simplified(model: Any) -> onnx.ModelProto | None:
         import onnxsim
     except ImportError:
         return None
-    return onnxsim.simplify(load(model).proto)[0]
+    try:
+        return onnxsim.simplify(load(model).proto)[0]
+    except Exception as problem:  # it gives up on models with branches, with errors of several kinds
+        print(f"onnxsim: {type(problem).__name__}", file=sys.stderr)
+        return None
 
 
 def kept(result: onnxprune.PruneResult) -> str:
