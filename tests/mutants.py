@@ -275,7 +275,7 @@ MUTANTS = (
     Mutant(
         "no layer comes back",
         "choose/pace.py",
-        "            if found.excess >= 1 - TOLERANCE and lost[-1] > min(lost):",
+        "            if found.excess >= 1 - TOLERANCE and lost > min(m[0] for m in met):",
         "            if found.excess <= 1:",
         (f"{PACE}::test_layers_come_back_as_long_as_that_loses_less",),
     ),

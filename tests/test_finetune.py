@@ -241,9 +241,8 @@ def test_a_node_that_runs_in_onnx_runtime_keeps_its_constant_sizes() -> None:
         )
     )
     network = Network(loaded)
-    assert checking.check(network, find_feeds(loaded)[0]) < 1e-4 and [s.op for s in network.opaque.values()] == [
-        "Resize"
-    ]
+    assert checking.check(network, find_feeds(loaded)[0]) < 1e-4
+    assert [s.op for s in network.opaque.values()] == ["Resize"]
 
 
 PREDICTED = {  # voices: durations are rounded to numbers of frames, and no gradient passes that; operators that run in ONNX Runtime

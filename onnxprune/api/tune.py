@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 FEATURES = 16  # tensors inside that are compared, at most
 BLOCKS = 0.4  # of the time, block by block, at most
 BATCH = 32
-NOTHING = 1e-6  # minutes: no step
 
 
 Places: TypeAlias = tuple[tuple[str, int], ...]
@@ -114,7 +113,7 @@ def tuned_by(
         blocks, loss = run.blocks(_pace(settings))
         spent = time.perf_counter() - begin
         if settings.tune is not None:  # what blocks leave
-            run.schedule = replace(run.schedule, minutes=max(settings.tune - spent / 60, NOTHING))
+            run.schedule = replace(run.schedule, minutes=settings.tune - spent / 60)
         result = run.result()
     new = run.network.changed()
     live = inputs_at(finish(given.bare), dict.fromkeys((*given.places, *new)))  # what nodes read that stay

@@ -266,7 +266,7 @@ class Pacer:
         much: the table does not know all that goes with them.
         """
         ms = self.goal / factor if best is None else self.timer.fit(best.total)
-        met, lost, marks = list[tuple[Trial, tuple[Look, ...]]](), list[float](), {self.subject.mark}
+        met, marks = list[tuple[float, Trial, tuple[Look, ...]]](), {self.subject.mark}
         choice, found = None, None
         for _ in range(LOOKS):  # a model that is too slow teaches what the table says of one that is not
             try:
@@ -277,25 +277,26 @@ class Pacer:
             if choice.subject.mark in marks:
                 break
             marks.add(choice.subject.mark)
-            found = self._without_layers(choice, factor)
+            found = self._with_widths(choice, factor)
             if found is not None or best is not None:
                 break
         while choice is not None and found is not None and len(met) < LOOKS:
-            met.append((found, choice.looks))
-            lost.append(self._lost(found))
-            if found.excess >= 1 - TOLERANCE and lost[-1] > min(lost):
+            lost = self._lost(found)
+            met.append((lost, found, choice.looks))
+            if found.excess >= 1 - TOLERANCE and lost > min(m[0] for m in met):
                 break
             choice = without_last(choice, self.original, self.settings, self.clock)
-            found = None if choice is None else self._without_layers(choice, factor)
+            found = None if choice is None else self._with_widths(choice, factor)
         if not met:
             return best
-        found, self.looks = met[lost.index(min(lost))]
-        if best is None or min(lost) <= self._lost(best):
+        lost, found, self.looks = min(met, key=lambda m: m[0])
+        if best is None or lost <= self._lost(best):
             return found
         self.looks = tuple(replace(x, verdict=NO_LAYERS) if x.is_taken else x for x in self.looks)
         return best
 
-    def _without_layers(self, choice: Choice, factor: float) -> Trial | None:
+    def _with_widths(self, choice: Choice, factor: float) -> Trial | None:
+        """What is left of a choice, as fast as asked; None where no widths are."""
         self._decide = self._of(choice)
         return self._by_widths(factor)
 
@@ -313,8 +314,7 @@ class Pacer:
 
         def tried(resolution: Resolution) -> Choice:
             subject = coarser(self.original, resolution, self.settings, self.clock)
-            self._decide = self._of(Choice(subject, subject.nothing))
-            trial = self._by_widths(factor)
+            trial = self._with_widths(Choice(subject, subject.nothing), factor)
             if trial is None:
                 raise self._unreachable(min(self.trials, key=lambda t: t.excess), "")
             trials[resolution] = trial

@@ -28,11 +28,14 @@ def summary_rows(report: Report) -> list[tuple[str, str, str, str]]:
         if pair is not None:
             share = f"{pair.after / pair.before:.1%}" if pair.before else "-"
             rows.append((name, f"{pair.before:,}", f"{pair.after:,}", share))
-    if report.latency_ms is not None:
-        t = report.latency_ms
-        rows.append((f"ms per run{_of(t.samples)}", f"{t.before:.3f}", f"{t.after:.3f}", _speed(t) + _where(t)))
-        rows += _apart(t)
-    return rows
+    return rows + _time_rows(report.latency_ms)
+
+
+def _time_rows(t: Latency | None) -> list[tuple[str, str, str, str]]:
+    if t is None:
+        return []
+    row = (f"ms per run{_of(t.samples)}", f"{t.before:.3f}", f"{t.after:.3f}", _speed(t) + _where(t))
+    return [row, *_apart(t)]
 
 
 def _of(samples: int) -> str:
@@ -336,8 +339,4 @@ def size_rows(report: SparsityReport) -> list[tuple[str, str, str, str]]:
     """(what, before, after, ratio)."""
     sizes = (("bytes", report.bytes.file), ("bytes, zipped", report.bytes.compressed))
     rows = [(name, f"{p[0]:,}", f"{p[1]:,}", f"{p[1] / max(p[0], 1):.1%}") for name, p in sizes if p is not None]
-    if report.latency_ms is not None:
-        t = report.latency_ms
-        rows.append((f"ms per run{_of(t.samples)}", f"{t.before:.3f}", f"{t.after:.3f}", _speed(t) + _where(t)))
-        rows += _apart(t)
-    return rows
+    return rows + _time_rows(report.latency_ms)

@@ -48,7 +48,7 @@ BROAD = 128  # whole numbers up to here and above are taken for unscaled ones
 FAR = 1.0  # divergence from which on a result is called far from the original
 MANY = 0.1  # share of held-out samples that may be near copies
 SPARSE = 0.3  # share of zeros from which on filling them is worth a word
-NAMED = 3  # inputs in one line
+NAMED = 3  # inputs or layers in one line
 SMALL = 1 << 28  # bytes of a model whose zeros are counted
 
 
@@ -97,7 +97,7 @@ def warnings(
         if not repair.fits and is_quantized(analysis.model.proto.graph):
             found.append("no layer could be fitted, as the weights are integer codes; prune before quantizing")
         if repair.unpaired:
-            names = ", ".join(f"'{x}'" for x in repair.unpaired[:3])
+            names = ", ".join(f"'{x}'" for x in repair.unpaired[:NAMED])
             found.append(
                 f"{were(len(repair.unpaired), 'layer')} not fitted ({names}): values decide which rows they see, and in the pruned model "
                 "these are others"

@@ -36,7 +36,8 @@ SMALL = 1e-3  # a weight counts as at least so large, or what is zero would stay
 class Schedule:
     """rate: AdamW's largest learning rate, after `warmup` of the steps; it falls to 0 along a cosine. evaluations: how often the held-out
     samples judge. patience: stop after so many of these without a new best (0: never). minutes: stop by then, the schedule
-    fitted to it (then the result depends on the machine's speed). clip: largest norm of a step's gradient.
+    fitted to it (then the result depends on the machine's speed); where none are left, no step is made.
+    clip: largest norm of a step's gradient.
     is_relative: the rate is in units of the root mean square of each weight, of a start that is good; steps that take the held-out loss
     to `RISE` times what it was there are undone, and a quarter as large from then on.
     """
@@ -164,7 +165,9 @@ def _ahead(prepare: Callable[[int], Any], start: int) -> Iterator[Any]:
 def _share(schedule: Schedule, step: int, seconds: float) -> float:
     """How much of the run is over."""
     by_steps = step / max(schedule.steps, 1)
-    return max(by_steps, seconds / (60 * schedule.minutes)) if schedule.minutes else by_steps
+    if schedule.minutes is None:
+        return by_steps
+    return max(by_steps, seconds / (60 * schedule.minutes)) if schedule.minutes > 0 else 1.0
 
 
 def _optimizer(network: Network, schedule: Schedule) -> tuple[Any, list[Tensor]]:

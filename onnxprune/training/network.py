@@ -210,7 +210,8 @@ class Network:
         names = {n: k for n, k in zip(step.node.input, step.inputs, strict=True) if n} | step.captured
         types = self._element_types()
         feeds = {n: self._array(values[k], types.get(k)) for n, k in names.items()}
-        fixed = {n for n, k in names.items() if k in self.program.constants and np.asarray(feeds[n]).dtype.kind in "iu"}
+        constants = self.program.constants
+        fixed = {n for n, k in names.items() if k in constants and constants[k].dtype.kind in "iu"}
         if step.key not in self._sessions:
             self._sessions[step.key] = Session(
                 Model(_alone(self.program, step, feeds, fixed)), what=f"the node '{step.key}' alone"
